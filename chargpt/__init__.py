@@ -1,0 +1,1 @@
+"""Train and sample character-level GPTs."""

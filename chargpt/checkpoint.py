@@ -1,0 +1,81 @@
+"""From a checkpoint file to a model and its tokenizer, without Lightning."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chargpt.errors import UserError
+from chargpt.tokenizer import CharTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from chargpt.model import GPT, Bigram
+
+
+def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
+    """The checkpoint to sample from.
+
+    Args:
+        run_or_file: a checkpoint, or a run's folder: its best checkpoint, or its last where none was scored yet.
+            None stands for the newest run.
+        outputs: where to look for the newest run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if run_or_file is None:
+        found = [*Path(outputs).rglob("checkpoints/best.ckpt"), *Path(outputs).rglob("checkpoints/last.ckpt")]
+        if not found:
+            raise UserError(f"no run to sample from in {outputs}/: train one with python train.py, or name it: --ckpt")
+        run_or_file = max(found, key=lambda file: file.stat().st_mtime).parent.parent
+    path = Path(run_or_file)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"no such checkpoint or run: {path}")
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
+
+
+def load_checkpoint(
+    path: str | os.PathLike, device: "str | torch.device" = "cpu"
+) -> "tuple[GPT | Bigram, CharTokenizer]":
+    """The model in eval mode, and the tokenizer that it was trained with.
+
+    The file is read as data (`weights_only=True`): it cannot run code.
+
+    Args:
+        path: a checkpoint that `train.py` wrote, or a run's folder.
+        device: where the model goes.
+
+    Raises:
+        UserError: the file is missing, damaged or not a checkpoint of chargpt.
+    """
+    import torch  # here, so that sample.py can name a missing file without waiting for it
+
+    from chargpt.model import build_model
+
+    path = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what torch.load raises for a damaged or foreign file depends on the damage
+        raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
+    try:
+        if not isinstance(checkpoint, dict):
+            raise TypeError("a checkpoint is a dict")
+        settings = checkpoint["hyper_parameters"]
+        tokenizer = CharTokenizer(settings["characters"])
+        config = dict(settings["model"])
+        weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
+    with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
+        model = build_model(config, tokenizer.vocab_size)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit its settings: {config}") from error
+    return model.to(device).eval(), tokenizer

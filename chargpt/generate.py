@@ -1,0 +1,101 @@
+"""Text from a model: read the prompt once, then one character at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from chargpt.errors import UserError
+
+
+def next_token(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the next characters.
+
+    Args:
+        logits: (B, vocab_size).
+        temperature: divides the logits; 0 takes the most likely character.
+        top_k: draw among the k most likely characters only, and whatever ties with the k-th.
+        top_p: draw only among characters such that all more likely ones together have a probability below top_p
+            (nucleus sampling, Holtzman et al. 2020).
+        generator: the source of randomness.
+
+    Returns:
+        (B,) ids.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    probs = logits.softmax(-1)  # (B, vocab_size)
+    if top_p is not None:
+        ranked = probs.sort(-1, descending=True).values
+        before = ranked.cumsum(-1) - ranked  # the probability of all that stand before
+        least = ranked.masked_fill(before >= top_p, float("inf")).amin(-1, keepdim=True)
+        probs = probs.masked_fill(probs < least, 0.0)
+    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse what `generate` cannot do.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be 0 (always the most likely character) or more; got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k must be at least 1; got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1; got {top_p}")
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Continue a text, one character at a time; the context is the last `block_size` characters, as in the lecture.
+
+    While the text fits into the window, the keys and values of earlier characters come from a cache. Beyond it every
+    character moves to another position, which changes them all, so the window is read anew for each character.
+
+    Args:
+        model: a `GPT` or `Bigram` in eval mode.
+        idx: (B, T) ids of the text so far, T >= 1.
+        max_new_tokens: characters to generate.
+        temperature, top_k, top_p, generator: see `next_token`.
+
+    Yields:
+        (B,) ids, `max_new_tokens` times.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    context = unread = idx[:, -model.block_size :]  # (B, T)
+    cache = model.new_cache(len(idx))
+    for _ in range(max_new_tokens):
+        if context.shape[1] <= model.block_size:
+            logits = model(unread, cache)
+        else:
+            context = context[:, -model.block_size :]
+            logits = model(context)
+        token = next_token(logits[:, -1], temperature, top_k, top_p, generator)
+        yield token
+        unread = token[:, None]  # (B, 1)
+        context = torch.cat((context, unread), dim=1)

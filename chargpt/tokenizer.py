@@ -1,0 +1,57 @@
+"""Characters to ids and back."""
+
+import itertools
+from collections.abc import Iterable
+
+from chargpt.errors import UserError
+
+
+class UnknownCharacterError(UserError):
+    """A text has characters that the vocabulary lacks; `characters` holds them, each once, in order of appearance."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in characters[:8])
+        more = f" and {len(characters) - 8} more" if len(characters) > 8 else ""
+        super().__init__(f"characters outside the vocabulary: {shown}{more}")
+
+
+class CharTokenizer:
+    """A vocabulary of single characters (Unicode code points); the id of a character is its place in the vocabulary.
+
+    Args:
+        characters: the vocabulary, each character once, in order of code point.
+
+    Raises:
+        UserError: the characters are none, repeated or out of order.
+    """
+
+    def __init__(self, characters: str):
+        if not characters or any(a >= b for a, b in itertools.pairwise(characters)):
+            raise UserError("a vocabulary is one or more distinct characters in order of code point")
+        self.characters = characters
+        self._ids = {char: i for i, char in enumerate(characters)}
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """The sorted distinct characters of a text, as in the lecture."""
+        return cls("".join(sorted(set(text))))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
+        """The ids of a text, one a character.
+
+        Raises:
+            UnknownCharacterError: the text has characters outside the vocabulary and `skip_unknown` is false.
+        """
+        unknown = "".join(char for char in dict.fromkeys(text) if char not in self._ids)
+        if unknown and not skip_unknown:
+            raise UnknownCharacterError(unknown)
+        return [self._ids[char] for char in text if char in self._ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
+        return "".join(self.characters[i] for i in ids)

@@ -1,0 +1,92 @@
+"""Every file below conf/ composes, and what it describes can be built."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, composed
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from chargpt.config import check_keys, folder_name
+from chargpt.data import CharDataModule
+from chargpt.errors import UserError
+from chargpt.module import CharLM
+from chargpt.trainer import build_callbacks, build_trainer
+
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml") if file.stem != "base")
+
+
+@pytest.mark.parametrize("option", ["seed=1", *OPTIONS])
+def test_composes_and_builds(option, tmp_path):
+    extra = ["data.path=x.txt"] if option == "data=file" else []
+    settings = OmegaConf.to_container(composed(option, *extra, f"run_dir={tmp_path}"), resolve=True)
+    data = CharDataModule(**settings["data"])
+    assert data.block_size == settings["model"]["block_size"]
+    CharLM(settings["model"], settings["optimizer"], "abc", "a text")
+    build_trainer(settings["trainer"], build_callbacks(settings["callbacks"]))
+
+
+def test_all_files_are_tried():
+    files = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").rglob("*.yaml")}
+    assert files - set(OPTIONS) == {"conf=train", "data=base"}
+
+
+def test_defaults_are_the_lectures():
+    cfg = composed("run_dir=x")
+    model = {"name": "gpt", "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+    assert cfg.model == model
+    assert (cfg.data.batch_size, cfg.optimizer.lr, cfg.trainer.max_steps, cfg.seed) == (64, 3e-4, 5000, 1337)
+    assert (cfg.trainer.val_check_interval, cfg.trainer.devices, cfg.trainer.accelerator) == (500, 1, "auto")
+    assert cfg.data.fallback == "pydocs"
+
+
+def test_sizes_are_said_once():
+    """`vocab_size` comes from the text; `block_size` has a value in the model alone, and is interpolated elsewhere."""
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        text = file.read_text()
+        assert "vocab_size" not in text
+        if file.parent.name not in ("model", "experiment"):
+            assert re.findall(r"block_size: (.*)", text) in ([], ["${model.block_size}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.n_layr=2", "n_layr"),
+        ("trainer.devcies=2", "devcies"),
+        ("model=gtp", "gtp"),
+        ("model.n_layer=two", "two.*could not be converted to Integer"),
+        ("model.dropout=some", "some.*could not be converted to Float"),
+        ("data.batch_size=1.5", "1.5.*could not be converted to Integer"),
+    ],
+)
+def test_hydra_refuses(override, message):
+    with pytest.raises(HydraException) as error:
+        composed(override, "run_dir=x")
+    assert re.search(message, f"{error.value} {error.value.__cause__}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.n_layr=2", r"unknown key model\.n_layr; did you mean model\.n_layer\?"),
+        ("+data.bacth_size=2", r"unknown key data\.bacth_size; did you mean data\.batch_size\?"),
+        ("+optimizer.momentum=2", r"unknown key optimizer\.momentum \(there are betas, lr,"),
+        ("+colour=red", "unknown key colour"),
+    ],
+)
+def test_keys_added_with_a_plus_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        check_keys(composed(override, "run_dir=x"))
+    check_keys(composed("+trainer.deterministic=true", "+callbacks.mine._target_=x", "run_dir=x"))
+
+
+def test_folder_names():
+    assert folder_name("model.n_layer=2,optimizer.lr=0.001") == "model.n_layer=2,optimizer.lr=0.001"
+    assert folder_name("data.path=../../etc/passwd") == "data.path=.._.._etc_passwd"
+    assert folder_name("data.path=文.txt") == "data.path=文.txt"
+    assert folder_name("") == "defaults"
+    long = [folder_name("道" * 200 + str(n)) for n in (1, 2)]
+    assert all(len(name.encode()) <= 150 and Path(name).name == name for name in long)
+    assert long[0] != long[1]

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import UserError
+from chargpt.generate import generate, next_token
+from chargpt.model import GPT, Bigram
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    return GPT(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2).double().eval()
+
+
+def lecture_generate(model, idx, steps, generator):
+    """The lecture's loop: crop, read all, draw."""
+    for _ in range(steps):
+        probs = model(idx[:, -model.block_size :])[:, -1].float().softmax(-1)
+        idx = torch.cat((idx, torch.multinomial(probs, 1, generator=generator)), 1)
+    return idx[:, -steps:]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 20])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_lectures_text_within_and_past_the_window(gpt, length, batch):
+    idx = torch.randint(11, (batch, length), generator=torch.Generator().manual_seed(1))
+    ours = torch.stack(list(generate(gpt, idx, 30, generator=torch.Generator().manual_seed(2))), 1)
+    assert torch.equal(ours, lecture_generate(gpt, idx, 30, torch.Generator().manual_seed(2)))
+
+
+def test_bigram_generates():
+    model = Bigram(vocab_size=11, block_size=4)
+    ours = torch.stack(list(generate(model, torch.tensor([[3]]), 20, generator=torch.Generator().manual_seed(2))), 1)
+    assert torch.equal(ours, lecture_generate(model, torch.tensor([[3]]), 20, torch.Generator().manual_seed(2)))
+
+
+def test_temperature_zero_is_argmax(gpt):
+    idx = torch.tensor([[1, 2, 3]])
+    for token in generate(gpt, idx, 12, temperature=0):
+        assert token == gpt(idx[:, -8:])[:, -1].argmax(-1)
+        idx = torch.cat((idx, token[:, None]), 1)
+
+
+def support(logits, **choice):
+    """The characters that can be drawn at all."""
+    many = torch.tensor([logits]).repeat(4000, 1)
+    return set(next_token(many, generator=torch.Generator().manual_seed(0), **choice).tolist())
+
+
+def test_filters_keep_what_they_say():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().tolist()
+    assert support(logits) == {0, 1, 2, 3}
+    assert support(logits, top_k=2) == {0, 1}
+    assert support(logits, top_k=9) == {0, 1, 2, 3}
+    assert support(logits, top_p=0.35) == {0}
+    assert support(logits, top_p=0.5) == {0, 1}
+    assert support(logits, top_p=1.0) == {0, 1, 2, 3}
+    assert support(logits, top_k=3, top_p=0.7) == {0, 1}  # of the three, 0 and 1 have 4/9 and 3/9
+    assert support([1.0, 1.0, 1.0, 0.0], top_k=2) == {0, 1, 2}  # ties with the second
+    assert support([1.0, 1.0, 1.0, 0.0], top_p=0.1) == {0, 1, 2}
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=8), st.integers(1, 8), st.floats(0.05, 1.0))
+def test_filters_follow_their_definition(logits, k, p):
+    """Ties are common among so few values."""
+    probs = torch.tensor(logits, dtype=torch.float).softmax(-1).tolist()
+    drawn = support([float(x) for x in logits], top_k=k)
+    assert all(sum(other > logits[i] for other in logits) < k for i in drawn)
+    drawn = support([float(x) for x in logits], top_p=p)
+    assert all(sum(other for other in probs if other > probs[i]) < p + 1e-6 for i in drawn)
+    assert probs.index(max(probs)) in drawn
+
+
+def test_temperature_sharpens():
+    many = torch.tensor([[1.0, 0.0]]).repeat(20_000, 1)
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = next_token(many, temperature, generator=torch.Generator().manual_seed(0))
+        expected = torch.tensor([1.0 / temperature, 0.0]).softmax(-1)[0].item()
+        assert (drawn == 0).float().mean().item() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ],
+)
+def test_out_of_range(gpt, bad, message):
+    with pytest.raises(UserError, match=message):
+        next(generate(gpt, torch.tensor([[1]]), **{"max_new_tokens": 3} | bad))

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import UserError
+from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
+
+# Chinese, emoji with modifiers, combining characters, right-to-left and astral text
+SAMPLES = ["道可道，非常道。", "👩🏽‍🚀🇳🇴🫠", "e\u0301 ≠ é", "שָׁלוֹם", "𝔸𝕓𝕔", "\r\n\t \ufeff"]
+
+
+@given(st.text(alphabet=st.characters(), min_size=1))
+def test_round_trip(text):
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_every_script_survives(text):
+    tokenizer = CharTokenizer.from_text("".join(SAMPLES))
+    assert tokenizer.decode(torch.tensor(tokenizer.encode(text)).tolist()) == text
+
+
+def test_ids_follow_code_points():
+    tokenizer = CharTokenizer.from_text("hello, world")
+    assert tokenizer.characters == " ,dehlorw"
+    assert tokenizer.encode("heh") == [4, 3, 4]
+    assert tokenizer.decode(torch.tensor([4, 3, 4])) == "heh"
+
+
+def test_unknown_characters_are_named_once():
+    with pytest.raises(UnknownCharacterError, match=r"'é' \(U\+00E9\), '€' \(U\+20AC\)") as error:
+        CharTokenizer("ab").encode("aéb€é")
+    assert error.value.characters == "é€"
+    assert CharTokenizer("ab").encode("aéb€é", skip_unknown=True) == [0, 1]
+
+
+@pytest.mark.parametrize("characters", ["", "ba", "aa"])
+def test_no_vocabulary(characters):
+    with pytest.raises(UserError):
+        CharTokenizer(characters)
