@@ -18,7 +18,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from chargpt.errors import UserError
 from chargpt.generate import generate
 from chargpt.module import CharLM
-from chargpt.trainer import STEP_COUNTS
 
 log = logging.getLogger(__name__)
 
@@ -143,16 +142,24 @@ class RunRecord(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: CharLM) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
-            config = OmegaConf.to_yaml(OmegaConf.create(self.settings))
-            trainer.logger.experiment.add_text("config", _verbatim(config), trainer.global_step)
+            text = f"# trained on {module.hparams.corpus}\n{OmegaConf.to_yaml(OmegaConf.create(self.settings))}"
+            trainer.logger.experiment.add_text("config", _verbatim(text), trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: CharLM) -> None:
         if isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking and not self._recorded:
             # The tab shows only metrics that were named together with the hyper-parameters.
             best = trainer.callback_metrics["val/best_loss"]
-            hparams = {name: self.settings[name] for name in ("seed", "data", "model", "optimizer")}
-            hparams["trainer"] = {name: self.settings["trainer"][name] for name in STEP_COUNTS}
+            hparams = {
+                "text": module.hparams.corpus,
+                "seed": self.settings["seed"],
+                "model": self.settings["model"],
+                "optimizer": self.settings["optimizer"],
+                "batch_size": self.settings["data"]["batch_size"],
+                "max_steps": trainer.max_steps,
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+                "precision": trainer.precision,
+            }
             trainer.logger.log_hyperparams(hparams, {"val/best_loss": best}, step=trainer.global_step)
             self._recorded = True
 

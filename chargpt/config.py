@@ -103,9 +103,9 @@ def did_you_mean(key: str, known: Iterable[str], prefix: str) -> str:
 def folder_name(overrides: str) -> str:
     """One folder's name for a job's overrides: no separators in it, and no longer than file systems allow."""
     name = re.sub(r"[^\w.,=+-]", "_", overrides).strip(".") or "defaults"
-    if len(name.encode()) <= 150:
+    if len(name.encode()) <= 200:
         return name
-    return f"{name.encode()[:140].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name.encode()[:190].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class CheckOutputFolder(Callback):

@@ -81,7 +81,7 @@ def load_corpus(source: str, path: str | None = None, fallback: str | None = Non
 
 _SUPPLY = (
     f"connect to the network, or set CHARGPT_DATA_DIR to a folder that holds {SHAKESPEARE_FILE}"
-    f" ({SHAKESPEARE_URL}), or train on a text of your own with data=file data.path=..."
+    f" ({SHAKESPEARE_URL}), or train on a text of your own: data=file data.path=my.txt"
 )
 
 
@@ -132,7 +132,7 @@ def _shakespeare() -> Path:
                 known_hash=SHAKESPEARE_SHA256,
                 fname=file.name,
                 path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=True, timeout=5),
+                downloader=pooch.HTTPDownloader(progressbar=True, timeout=(3, 10)),
             )
         except Exception as error:  # a look-up, a connection, a proxy, a folder, a hash: each fails in a way of its own
             raise _NoShakespeareError(

@@ -88,5 +88,5 @@ def test_folder_names():
     assert folder_name("data.path=文.txt") == "data.path=文.txt"
     assert folder_name("") == "defaults"
     long = [folder_name("道" * 200 + str(n)) for n in (1, 2)]
-    assert all(len(name.encode()) <= 150 and Path(name).name == name for name in long)
+    assert all(len(name.encode()) <= 200 and Path(name).name == name for name in long)
     assert long[0] != long[1]
