@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chargpt.attention import KVCache, causal_attention
+from chargpt.dropout import Dropout
 from chargpt.errors import UserError
 
 
@@ -23,7 +24,7 @@ class MultiHeadAttention(nn.Module):
         self.n_head = n_head
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_load_state_dict_pre_hook(self._fuse_heads)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None = None) -> Tensor:
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
             nn.Linear(n_embd, 4 * n_embd),
             nn.ReLU(),
             nn.Linear(4 * n_embd, n_embd),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:

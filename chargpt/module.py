@@ -14,6 +14,7 @@ from chargpt.data import Batch
 from chargpt.errors import UserError
 from chargpt.model import build_model
 
+CPU_PART = 4096  # characters
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -52,7 +53,10 @@ class CharLM(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        loss = self.loss(self.net(inputs), targets)
+        # Sequences do not touch one another, so a CPU takes them in parts: what a layer writes is still in the cache
+        # when the next one reads it. Other devices take all at once.
+        parts = inputs.split(max(1, CPU_PART // inputs.shape[1])) if inputs.device.type == "cpu" else [inputs]
+        loss = self.loss(torch.cat([self.net(part) for part in parts]), targets)
         if self.should_log:
             self.log_dict({"train/loss": loss.detach(), "step": float(self.global_step + 1)})
         return loss

@@ -67,7 +67,10 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
 
 
 def best_precision(accelerator: str) -> str:
-    """`bf16-mixed` where the hardware has bf16 matrix units, otherwise `32-true`.
+    """`bf16-mixed` where the hardware multiplies bf16 matrices faster than others, otherwise `32-true`.
+
+    That is CUDA with bf16, and x86 with AMX or AVX512-BF16 (measured on a Zen 5 without AMX: a training step of the
+    default model takes a third of the time).
 
     Args:
         accelerator: as the Trainer takes it.
@@ -75,7 +78,8 @@ def best_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
-        bf16 = torch.cpu.get_capabilities().get("amx_bf16", False)
+        capabilities = torch.cpu.get_capabilities()
+        bf16 = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
     else:
         bf16 = False
     return "bf16-mixed" if bf16 else "32-true"

@@ -10,7 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from chargpt.config import register
+
 ROOT = Path(__file__).parents[1]
+register()
 TINY = [
     "data=file",
     "model.n_layer=2",

@@ -109,11 +109,21 @@ def test_dropout_acts_in_training_only(gpt, idx):
     assert not torch.equal(gpt(idx), gpt(idx))
 
 
-def test_dropout_sits_in_three_places(idx):
-    """Dropping nearly everything in a branch leaves that branch's bias or nothing: only the embeddings get through."""
-    gpt = GPT(**SIZES, dropout=0.999999).double().train()
+def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
+    """Dropping all that can be dropped leaves nothing of either half of a block: only the embeddings get through."""
+    monkeypatch.setattr("chargpt.dropout.random_bytes", lambda *shape: torch.full(shape, 255, dtype=torch.uint8))
+    gpt.train()
     plain = gpt.lm_head(gpt.ln_f(gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight))
     torch.testing.assert_close(gpt(idx), plain)
+
+    for block in gpt.blocks:  # the third place: the attention weights; what remains is the projection's bias
+        block.sa.dropout.forward = block.ffwd.net[3].forward = lambda x: x
+    monkeypatch.setattr("chargpt.attention.random_bytes", lambda *shape: torch.full(shape, 255, dtype=torch.uint8))
+    x = gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight
+    for block in gpt.blocks:
+        x = x + block.sa.proj.bias
+        x = x + block.ffwd.net[2](block.ffwd.net[0](block.ln2(x)).relu())
+    torch.testing.assert_close(gpt(idx), gpt.lm_head(gpt.ln_f(x)))
 
 
 @pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 1, 5], [1, 11]])

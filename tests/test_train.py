@@ -237,7 +237,10 @@ def test_help_and_job_are_quick_to_show():
 @pytest.mark.slow
 @pytest.mark.skipif("CHARGPT_DATA_DIR" not in os.environ, reason="needs the real text, in CHARGPT_DATA_DIR")
 def test_the_cpu_experiment_keeps_its_promise(tmp_path):
-    done = run_script("train.py", "experiment=cpu", "data.fallback=null", f"hydra.run.dir={tmp_path}/run", timeout=600)
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    done = run_script(
+        "train.py", "experiment=cpu", "data.fallback=null", f"hydra.run.dir={tmp_path}/run", timeout=600, env=threads
+    )
     assert done.returncode == 0, done.stderr
     loss, seconds = re.search(r"Best validation loss ([\d.]+) .* in (\d+) s", done.stderr).groups()
     print(f"experiment=cpu: val loss {loss} in {seconds} s")

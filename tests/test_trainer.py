@@ -66,11 +66,19 @@ def test_what_is_refused(override, message):
         build(override)
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_precision_on_cpus(monkeypatch, amx):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": False, "avx512_bf16": False}, "32-true"),
+        ({}, "32-true"),
+    ],
+)
+def test_precision_on_cpus(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert best_precision("cpu") == best_precision("auto") == ("bf16-mixed" if amx else "32-true")
+    assert best_precision("cpu") == best_precision("auto") == expected
 
 
 @pytest.mark.parametrize("bf16", [True, False])
