@@ -10,7 +10,7 @@ from typing import TextIO
 
 from chargpt.checkpoint import find_checkpoint
 from chargpt.errors import UserError
-from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
+from chargpt.tokenizer import UnknownCharacterError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest characters only")
     parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that add up to P only")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (1)")
+    parser.add_argument(
+        "--window",
+        choices=("exact", "stride"),
+        default="exact",
+        help="past the window: the lecture's way, or a fast one",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
     parser.add_argument("--stop", type=utf8, metavar="TEXT", help="end before the first TEXT that is written")
     parser.add_argument("--out", metavar="FILE", help="write there, not to the terminal")
@@ -67,8 +73,6 @@ def sample(arguments: argparse.Namespace) -> None:
     # What can be refused without torch is refused before it loads.
     path = find_checkpoint(arguments.ckpt)
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
-    if arguments.num_samples < 1:
-        raise UserError(f"num_samples must be at least 1; got {arguments.num_samples}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"seed must be at least 0 and below 2**63; got {arguments.seed}")
 
@@ -78,7 +82,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from chargpt.generate import check_sampling, generate
 
     choice = (arguments.temperature, arguments.top_k, arguments.top_p)
-    check_sampling(arguments.max_new_tokens, *choice)
+    sizes = {"num_samples": arguments.num_samples, "window": arguments.window}
+    check_sampling(arguments.max_new_tokens, *choice, **sizes)
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     try:
@@ -94,13 +99,13 @@ def sample(arguments: argparse.Namespace) -> None:
 
     with ExitStack() as stack:
         out = sys.stdout if arguments.out is None else stack.enter_context(open_output(arguments.out))
-        for n in range(arguments.num_samples):
+        ids = torch.tensor([start], device=device)
+        tokens = generate(model, ids, arguments.max_new_tokens, *choice, generator, **sizes)
+        for n, characters in enumerate(side_by_side(map(torch.Tensor.tolist, tokens), arguments.num_samples)):
             if arguments.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {arguments.num_samples} ---\n")
             out.write(tokenizer.decode(prompt_ids))
-            ids = torch.tensor([start], device=device)
-            tokens = generate(model, ids, arguments.max_new_tokens, *choice, generator)
-            for text in until(arguments.stop, decoded(tokens, tokenizer)):
+            for text in until(arguments.stop, map(tokenizer.decode, characters)):
                 out.write(text)
                 out.flush()
             out.write("\n")
@@ -136,9 +141,20 @@ def pick_device(name: str) -> "torch.device":  # noqa: F821
         raise UserError(f"cannot use the device {name}: {str(error).splitlines()[0]}") from error
 
 
-def decoded(tokens: Iterator["torch.Tensor"], tokenizer: CharTokenizer) -> Iterator[str]:  # noqa: F821
-    """Each (1,) tensor of ids as a character."""
-    return (tokenizer.decode(token.tolist()) for token in tokens)
+def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[list[int]]]:
+    """The columns of rows one after the other, the first while the rows still come: texts are written all at once, and
+    the first is shown as it grows."""
+    seen: list[list[int]] = []
+
+    def first() -> Iterator[list[int]]:
+        for row in rows:
+            seen.append(row)
+            yield row[:1]
+
+    yield first()
+    seen.extend(rows)  # where the first text was stopped before its end
+    for column in range(1, columns):
+        yield iter([row[column : column + 1] for row in seen])
 
 
 def until(stop: str | None, characters: Iterator[str]) -> Iterator[str]:

@@ -111,6 +111,12 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0  # characters read so far; `GPT.forward` advances it
 
+    def expand(self, batch_size: int) -> None:
+        """From one sequence to `batch_size` that begin with it."""
+        if batch_size > 1:
+            self.keys = self.keys.repeat(1, batch_size, 1, 1, 1)
+            self.values = self.values.repeat(1, batch_size, 1, 1, 1)
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the next characters' keys and values, (B, n_head, T, head_size) each, and return all up to them."""
         end = self.length + k.shape[-2]

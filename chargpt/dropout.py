@@ -1,9 +1,9 @@
 """Dropout that costs a CPU little.
 
-PyTorch's own draws one random number for each element, which takes a CPU longer than the multiplications around it. Here
-an element's fate hangs on one random byte, and 8 of them come from one draw: about 15 times less time. The keep
-probability is therefore a multiple of 1/256 (0.2 becomes 51/256), and what is kept is scaled by its
-exact inverse, so expectations stay as they are.
+PyTorch's own draws one random number for each element, which takes a CPU longer than the multiplications around it.
+Here an element hangs on one random byte, and a draw gives eight of those: about 15 times less work. The keep
+probability is therefore a multiple of 1/256 (0.2 becomes 51/256), and what is kept is scaled by its exact inverse, so
+expectations stay as they are.
 """
 
 import torch

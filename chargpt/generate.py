@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from chargpt.errors import UserError
 
+WINDOWS = ("exact", "stride")
+
 
 def next_token(
     logits: Tensor,
@@ -43,7 +45,14 @@ def next_token(
     return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_sampling(
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_samples: int = 1,
+    window: str = "exact",
+) -> None:
     """Refuse what `generate` cannot do.
 
     Raises:
@@ -57,6 +66,10 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, t
         raise UserError(f"top_k must be at least 1; got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1; got {top_p}")
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1; got {num_samples}")
+    if window not in WINDOWS:
+        raise UserError(f"window must be one of {', '.join(WINDOWS)}; got {window!r}")
 
 
 @torch.inference_mode()
@@ -68,34 +81,55 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    *,
+    num_samples: int = 1,
+    window: str = "exact",
 ) -> Iterator[Tensor]:
-    """Continue a text, one character at a time; the context is the last `block_size` characters, as in the lecture.
+    """Continue a text, one character at a time, in one or several ways side by side.
 
-    While the text fits into the window, the keys and values of earlier characters come from a cache. Beyond it every
-    character moves to another position, which changes them all, so the window is read anew for each character.
+    While the text fits into the model's window of `block_size` characters, the keys and values of earlier characters
+    come from a cache. Beyond it every character moves to another position, which changes them all. What then happens
+    is `window`:
+
+    - `exact`: the last `block_size` characters are read anew for each one written: the lecture's semantics.
+    - `stride`: each time the window is full, its last half is read anew and the window fills up again. The context is
+      between half a window and a whole one, so the text follows another distribution; it comes several times faster.
 
     Args:
         model: a `GPT` or `Bigram` in eval mode.
-        idx: (B, T) ids of the text so far, T >= 1.
+        idx: (1, T) ids of the text so far, T >= 1; it is read once for all samples.
         max_new_tokens: characters to generate.
         temperature, top_k, top_p, generator: see `next_token`.
+        num_samples: continuations (N).
+        window: `exact` or `stride`.
 
     Yields:
-        (B,) ids, `max_new_tokens` times.
+        (N,) ids, `max_new_tokens` times.
 
     Raises:
         UserError: a value is out of range.
     """
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
-    context = unread = idx[:, -model.block_size :]  # (B, T)
-    cache = model.new_cache(len(idx))
-    for _ in range(max_new_tokens):
-        if context.shape[1] <= model.block_size:
-            logits = model(unread, cache)
-        else:
-            context = context[:, -model.block_size :]
-            logits = model(context)
-        token = next_token(logits[:, -1], temperature, top_k, top_p, generator)
+    check_sampling(max_new_tokens, temperature, top_k, top_p, num_samples, window)
+    block_size = model.block_size
+    context = idx[:, -block_size:]  # (1, T)
+    cache = model.new_cache(1)
+    logits = model(context, cache)[:, -1].expand(num_samples, -1)  # (N, vocab_size)
+    context = context.expand(num_samples, -1)  # (N, T)
+    if cache is not None:
+        cache.expand(num_samples)
+    for remaining in reversed(range(max_new_tokens)):
+        token = next_token(logits, temperature, top_k, top_p, generator)  # (N,)
         yield token
-        unread = token[:, None]  # (B, 1)
+        if not remaining:
+            return
+        unread = token[:, None]  # (N, 1)
         context = torch.cat((context, unread), dim=1)
+        if context.shape[1] > block_size:
+            if window == "exact":
+                context = context[:, -block_size:]
+                cache = None
+            else:
+                context = context[:, -max(1, block_size // 2) :]
+                cache = model.new_cache(num_samples)
+            unread = context
+        logits = model(unread, cache)[:, -1]

@@ -23,11 +23,43 @@ def lecture_generate(model, idx, steps, generator):
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 20])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_lectures_text_within_and_past_the_window(gpt, length, batch):
-    idx = torch.randint(11, (batch, length), generator=torch.Generator().manual_seed(1))
-    ours = torch.stack(list(generate(gpt, idx, 30, generator=torch.Generator().manual_seed(2))), 1)
-    assert torch.equal(ours, lecture_generate(gpt, idx, 30, torch.Generator().manual_seed(2)))
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_lectures_text_within_and_past_the_window(gpt, length, samples):
+    """One prefill for all samples gives what reading the prompt for each would."""
+    idx = torch.randint(11, (1, length), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    ours = torch.stack(list(generate(gpt, idx, 30, generator=generator, num_samples=samples)), 1)
+    expected = lecture_generate(gpt, idx.expand(samples, -1), 30, torch.Generator().manual_seed(2))
+    assert torch.equal(ours, expected)
+
+
+def test_logits_within_the_window_are_the_uncached_ones(gpt, monkeypatch):
+    """At every position, in float64."""
+    seen = []
+    monkeypatch.setattr("chargpt.generate.next_token", lambda logits, *_: seen.append(logits) or logits.argmax(-1))
+    text = [1, *torch.stack(list(generate(gpt, torch.tensor([[1]]), 8)), 1)[0].tolist()]
+    for length, logits in enumerate(seen, 1):
+        torch.testing.assert_close(logits, gpt(torch.tensor([text[:length]]))[:, -1], rtol=1e-10, atol=1e-12)
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("length", [1, 8, 20])
+def test_stride_reads_half_a_window_anew(gpt, length):
+    idx = torch.randint(11, (1, length), generator=torch.Generator().manual_seed(1))
+    ours = torch.stack(list(generate(gpt, idx, 30, generator=torch.Generator().manual_seed(2), window="stride")), 1)
+    context, generator, expected = idx[:, -8:], torch.Generator().manual_seed(2), []
+    for _ in range(30):
+        if context.shape[1] > 8:
+            context = context[:, -4:]
+        token = next_token(gpt(context)[:, -1], generator=generator)
+        expected.append(token)
+        context = torch.cat((context, token[:, None]), 1)
+    assert torch.equal(ours, torch.stack(expected, 1))
+
+
+def test_stride_on_the_smallest_window():
+    gpt = GPT(vocab_size=5, block_size=1, n_layer=1, n_head=1, n_embd=4, dropout=0.0).eval()
+    assert len(list(generate(gpt, torch.tensor([[1]]), 9, window="stride"))) == 9
 
 
 def test_bigram_generates():
@@ -90,6 +122,8 @@ def test_temperature_sharpens():
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"window": "stirde"}, "window must be one of exact, stride; got 'stirde'"),
     ],
 )
 def test_out_of_range(gpt, bad, message):

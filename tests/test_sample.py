@@ -60,6 +60,21 @@ def test_several_samples(quick):
     assert len(set(parts)) == 4
 
 
+def test_a_stopped_text_leaves_the_others_alone(quick):
+    arguments = ("--num-samples", "3", "--max-new-tokens", "40", "--seed", "1")
+    whole = re.split(r"--- sample \d of 3 ---\n", quick(*arguments)[1])[1:]
+    stop = whole[0][5:9]
+    cut = re.split(r"--- sample \d of 3 ---\n", quick(*arguments, "--stop", stop)[1])[1:]
+    assert cut == [text[: text.index(stop)] + "\n" if stop in text else text for text in whole]
+    assert len(cut[0]) < len(whole[0])
+
+
+def test_stride(quick):
+    exact, stride = (quick("--seed", "1", "--max-new-tokens", "100", "--window", w)[1] for w in ("exact", "stride"))
+    assert exact[:15] == stride[:15]  # within the window of 16 there is no difference
+    assert len(exact) == len(stride)
+
+
 def test_prompt_from_file_and_standard_input(tiny_run, tmp_path):
     (tmp_path / "prompt.txt").write_text("3 green")
     by_file = run(tiny_run, "--prompt-file", str(tmp_path / "prompt.txt"), "--max-new-tokens", "9", "--seed", "1")
