@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import sys
 import time
 import warnings
@@ -14,22 +15,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt import config
 from chargpt.errors import UserError
+from chargpt.resume import Resumption, check_resumption, load_state, point_to_run, resumed_config, store_config
 
 log = logging.getLogger("train")
 config.register()
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     """Train as the configuration says.
 
     Args:
         cfg: what `conf/train.yaml` composes.
+        resumption: the state of training to go on from.
 
     Returns:
         The best validation loss, in nats a character.
 
     Raises:
         UserError: the configuration or the text cannot be used.
+        NonFiniteError: the loss is no longer a number.
     """
     # Imported here, so that composing, --help and Hydra's own errors do not wait for them.
     from lightning.pytorch import seed_everything
@@ -56,20 +60,33 @@ def train(cfg: DictConfig) -> float:
     data = CharDataModule(**settings["data"])
     data.setup()
     corpus = data.corpus
-    module = CharLM(settings["model"], settings["optimizer"], corpus.tokenizer.characters, corpus.name)
+    text = {"name": corpus.name, "sha256": corpus.sha256}
+    module = CharLM(settings["model"], settings["optimizer"], corpus.tokenizer.characters, text)
+    if resumption is not None:
+        check_resumption(resumption, module)
+        if isinstance(settings["trainer"].get("logger"), dict):  # curves go on where the saved state stands
+            settings["trainer"]["logger"]["purge_step"] = resumption.step + 1
     callbacks = [RunRecord(settings), *build_callbacks(settings["callbacks"])]
     trainer = build_trainer(settings["trainer"], callbacks)
+    if resumption is not None and resumption.step >= trainer.max_steps:
+        log.info(
+            f"{run_dir} is finished: {resumption.step} steps. To go on, say trainer.max_steps= with a larger number."
+        )
+        return resumption.best
     if rank_zero_only.rank == 0:
-        _claim(run_dir)
+        if resumption is None:
+            _claim(run_dir)
+        else:
+            store_config(cfg, run_dir)
 
     parameters = sum(parameter.numel() for parameter in module.net.parameters())
     log.info(
         f"Text: {corpus.name}, {len(corpus.ids):,} characters, {corpus.tokenizer.vocab_size:,} of them distinct\n"
         f"Model: {settings['model']['name']}, {parameters:,} parameters, on {trainer.strategy.root_device}"
         f" in {trainer.precision}\n"
-        f"Run: {run_dir}"
+        f"Run: {run_dir}" + (f", from step {resumption.step}" if resumption else "")
     )
-    trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=resumption and resumption.checkpoint, weights_only=True)
     best = float(trainer.callback_metrics.get("val/best_loss", "inf"))
     log.info(
         f"\nBest validation loss {best:.4f} (nats a character, on {corpus.name}),"
@@ -101,28 +118,54 @@ _failed: list[str] = []  # the jobs of a sweep that did not end well
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep: there a job that fails leaves its reason in its own log, and the rest go on."""
+    resumption = None
     try:
-        return train(cfg)
-    except UserError as error:
-        log.error(f"error: {error}")
-        status = 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if cfg.resume:
+            run = Path(cfg.resume)
+            cfg = resumed_config(run, HydraConfig.get().overrides.task)
+            resumption = load_state(run)
+        return train(cfg, resumption)
+    except Exception as error:
+        ending = _ending(error, cfg.run_dir)
+        if ending is None and HydraConfig.get().mode != RunMode.MULTIRUN:
             raise
-        log.error(f"error: {config.output_folder_error(cfg.run_dir, error)}")
-        status = 2
-    except Exception:
+        if ending is None:
+            log.exception("error: this job failed")
+        else:
+            log.error(f"error: {ending[0]}")
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            raise
-        log.exception("error: this job failed")
-        status = 1
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        sys.exit(status)
+            sys.exit(ending[1])
     _failed.append(str(_short(cfg.run_dir)))
     return float("inf")
 
 
+def _ending(error: Exception, run_dir: str) -> tuple[str, int] | None:
+    """What to say and the status to exit with, for an error that needs no traceback."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return config.output_folder_error(run_dir, error), 2
+    if type(error).__name__ == "NonFiniteError":
+        return (
+            f"{error}; what was saved before is in {_short(run_dir)}/checkpoints. A lower optimizer.lr, a longer"
+            " optimizer.warmup_steps, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
+        ), 1
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        return (
+            "out of memory: a smaller data.batch_size needs less, with trainer.accumulate_grad_batches= to make up for"
+            " it, or a smaller model.block_size, or trainer.precision=bf16-mixed"
+        ), 1
+    return None
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        sys.argv[1:] = point_to_run(sys.argv[1:])
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before or after training; during it, the run saves first
+        sys.exit(130)
     if _failed:
         sys.exit(f"error: {len(_failed)} of the sweep's jobs failed: {', '.join(_failed)}")

@@ -3,21 +3,20 @@
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from chargpt.errors import UserError
 from chargpt.generate import generate
 from chargpt.module import CharLM
+from chargpt.saving import NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,24 @@ class ValidateAtEnd(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True
+
+
+class StopOnNonFinite(Callback):
+    """Ends the run with `NonFiniteError` when the loss is no longer a number.
+
+    On a CPU every step is looked at, elsewhere those that are logged, since each look makes the device finish its work.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, module: CharLM, outputs: dict[str, torch.Tensor], *_: Any) -> None:
+        loss = outputs["loss"]
+        looks = loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0
+        if looks and not loss.isfinite():
+            raise NonFiniteError(f"the training loss is {loss.item()} in step {trainer.global_step}")
+
+    def on_validation_end(self, trainer: Trainer, module: CharLM) -> None:
+        loss = trainer.callback_metrics["val/loss"]
+        if not loss.isfinite():
+            raise NonFiniteError(f"the validation loss is {loss.item()} after step {trainer.global_step}")
 
 
 class Throughput(Callback):
@@ -139,10 +156,16 @@ class RunRecord(Callback):
         self.settings = settings
         self._recorded = False
 
+    def state_dict(self) -> dict[str, bool]:
+        return {"recorded": self._recorded}
+
+    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
+        self._recorded = bool(state_dict["recorded"])
+
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: CharLM) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
-            text = f"# trained on {module.hparams.corpus}\n{OmegaConf.to_yaml(OmegaConf.create(self.settings))}"
+            text = f"# trained on {module.hparams.corpus['name']}\n{OmegaConf.to_yaml(OmegaConf.create(self.settings))}"
             trainer.logger.experiment.add_text("config", _verbatim(text), trainer.global_step)
 
     @rank_zero_only
@@ -151,7 +174,7 @@ class RunRecord(Callback):
             # The tab shows only metrics that were named together with the hyper-parameters.
             best = trainer.callback_metrics["val/best_loss"]
             hparams = {
-                "text": module.hparams.corpus,
+                "text": module.hparams.corpus["name"],
                 "seed": self.settings["seed"],
                 "model": self.settings["model"],
                 "optimizer": self.settings["optimizer"],
@@ -192,26 +215,3 @@ class TextSamples(Callback):
 def _verbatim(text: str) -> str:
     """Markdown that shows the text as it stands."""
     return "    " + text.replace("\n", "\n    ")
-
-
-class LastCheckpoint(Checkpoint):
-    """Saves the state of training as `last.ckpt`, every `every_n_steps` optimizer steps and after the last one.
-
-    It has its own clock: the checkpoint of the best score no longer changes once a run overfits.
-    """
-
-    def __init__(self, dirpath: str, every_n_steps: int):
-        if every_n_steps < 1:
-            raise UserError(f"callbacks.last_checkpoint.every_n_steps must be at least 1; got {every_n_steps}")
-        self.path = Path(dirpath, "last.ckpt")
-        self.every_n_steps = every_n_steps
-        self._saved = 0
-
-    def on_train_start(self, trainer: Trainer, module: CharLM) -> None:
-        self._saved = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step > self._saved and (step % self.every_n_steps == 0 or step >= trainer.max_steps > 0):
-            trainer.save_checkpoint(self.path)
-            self._saved = step

@@ -1,8 +1,9 @@
 """From a checkpoint file to a model and its tokenizer, without Lightning."""
 
 import os
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError
 from chargpt.tokenizer import CharTokenizer
@@ -60,18 +61,20 @@ def load_checkpoint(
 
     path = find_checkpoint(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what torch.load raises for a damaged or foreign file depends on the damage
+        check_archive(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged or foreign file raises depends on the damage
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
-        if not isinstance(checkpoint, dict):
-            raise TypeError("a checkpoint is a dict")
         settings = checkpoint["hyper_parameters"]
         tokenizer = CharTokenizer(settings["characters"])
         config = dict(settings["model"])
         weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        sizes_agree = _sizes_agree(config, tokenizer.vocab_size, {name: tuple(v.shape) for name, v in weights.items()})
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
+    if not sizes_agree:
+        raise UserError(f"the weights in {path} do not fit its settings: {config}")
     with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
         model = build_model(config, tokenizer.vocab_size)
     try:
@@ -79,3 +82,36 @@ def load_checkpoint(
     except RuntimeError as error:
         raise UserError(f"the weights in {path} do not fit its settings: {config}") from error
     return model.to(device).eval(), tokenizer
+
+
+def check_archive(path: Path) -> None:
+    """Refuse what `torch.load` would not notice: bytes that changed, and an archive that grows when it is read
+    (`torch.save` compresses nothing, so that is another's work).
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: the file is that, or no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("larger than its file")
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+def _sizes_agree(config: dict[str, Any], vocab_size: int, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the sizes that a checkpoint claims are those of the weights that it holds.
+
+    Asked before a model is built, since a claim of a billion layers costs nothing to write.
+    """
+    table = shapes["token_embedding_table.weight"]
+    if config["name"] != "gpt":
+        return table == (vocab_size, vocab_size)
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    positions = shapes["position_embedding_table.weight"]
+    sizes = [config[name] for name in ("block_size", "n_embd", "n_layer", "n_head")]
+    return (
+        all(type(size) is int for size in sizes)
+        and table == (vocab_size, config["n_embd"])
+        and positions == (config["block_size"], config["n_embd"])
+        and len(layers) == config["n_layer"]
+    )

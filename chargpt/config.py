@@ -62,6 +62,7 @@ class OptimizerConfig:
 class TrainConfig:
     seed: int
     run_dir: str
+    resume: str | None
     data: DataConfig
     model: Any  # GPTConfig or BigramConfig
     optimizer: OptimizerConfig
@@ -69,14 +70,18 @@ class TrainConfig:
     callbacks: dict[str, Any]
 
 
+MODEL_CONFIGS = {"gpt": GPTConfig, "bigram": BigramConfig}
+
+
 def register() -> None:
     """Make the shapes known to Hydra, as the group `schema`, and the resolver that names a sweep's folders."""
     store = ConfigStore.instance()
     for name, node in (("train", TrainConfig), ("data", DataConfig), ("optimizer", OptimizerConfig)):
         store.store(group="schema", name=name, node=node)
-    for name, node in (("gpt", GPTConfig), ("bigram", BigramConfig)):
+    for name, node in MODEL_CONFIGS.items():
         store.store(group="schema/model", name=name, node=node)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("unless", lambda condition, value: None if condition else value, replace=True)
 
 
 def check_keys(cfg: DictConfig, prefix: str = "") -> None:

@@ -31,13 +31,13 @@ class CharLM(LightningModule):
         model: the model's name and sizes; see `chargpt.model.build_model`.
         optimizer: lr, weight_decay, betas, schedule, warmup_steps and min_lr_factor; see `configure_optimizers`.
         characters: the vocabulary, in order of id.
-        corpus: what the model is trained on, for people.
+        corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text.
 
     Raises:
         UserError: a value is out of range.
     """
 
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], characters: str, corpus: str):
+    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], characters: str, corpus: dict[str, str]):
         super().__init__()
         self.save_hyperparameters(logger=False)
         _check_optimizer(**optimizer)
@@ -91,7 +91,8 @@ class CharLM(LightningModule):
             "step": float(self.global_step),
         }
         if not self.trainer.sanity_checking:
-            metrics["val/best_loss"] = self.best_val_loss(loss)
+            self.best_val_loss.update(loss)
+            metrics["val/best_loss"] = self.best_val_loss.compute()
         self.log_dict(metrics)
         self.val_loss.reset()
         self.val_accuracy.reset()

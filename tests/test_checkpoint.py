@@ -20,7 +20,7 @@ def test_load(tiny_run, text_file):
 def test_a_checkpoint_is_plain_data_and_complete(tiny_run, name, text_file):
     checkpoint = torch.load(tiny_run / "checkpoints" / name, weights_only=True)
     settings = checkpoint["hyper_parameters"]
-    assert settings["corpus"] == str(text_file)
+    assert settings["corpus"]["name"] == str(text_file)
     assert settings["model"] | {"dropout": 0.2} == {
         "name": "gpt", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2,
     }  # fmt: skip

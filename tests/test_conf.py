@@ -23,7 +23,7 @@ def test_composes_and_builds(option, tmp_path):
     settings = OmegaConf.to_container(composed(option, *extra, f"run_dir={tmp_path}"), resolve=True)
     data = CharDataModule(**settings["data"])
     assert data.block_size == settings["model"]["block_size"]
-    CharLM(settings["model"], settings["optimizer"], "abc", "a text")
+    CharLM(settings["model"], settings["optimizer"], "abc", {"name": "a text", "sha256": ""})
     build_trainer(settings["trainer"], build_callbacks(settings["callbacks"]))
 
 

@@ -17,7 +17,7 @@ OPTIMIZER = {
 
 
 def module(max_steps=100, **optimizer):
-    lm = CharLM(MODEL, OPTIMIZER | optimizer, "abc", "a text")
+    lm = CharLM(MODEL, OPTIMIZER | optimizer, "abc", {"name": "a text", "sha256": ""})
     lm._trainer = SimpleNamespace(max_steps=max_steps)
     return lm
 

@@ -1,0 +1,317 @@
+"""What befalls real runs: signals, kills, full disks, poisoned weights, and checkpoints from strangers."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, composed, run_script
+from test_resume import STEPS, assert_same, state
+
+from chargpt.checkpoint import load_checkpoint
+from chargpt.errors import UserError
+from chargpt.resume import load_state
+from chargpt.saving import NonFiniteError
+from train import train
+
+HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
+
+
+def launch(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process, text):
+    """Read the process's messages up to the one that has `text`."""
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"ended without {text!r}: {seen}")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(signum, status, tiny, tmp_path):
+    run = launch(*tiny, "trainer.max_steps=1000000", "trainer.val_check_interval=50", f"hydra.run.dir={tmp_path}/run")
+    wait_for(run, "val loss")
+    run.send_signal(signum)
+    rest = run.communicate(timeout=60)[1]
+    assert run.returncode == status, rest
+    assert f"To go on: python train.py resume={tmp_path}/run" in rest
+    assert "Traceback" not in rest
+    step = int(re.search(r"Stopped after step (\d+)", rest)[1])
+    assert load_state(tmp_path / "run").step == step
+
+
+def test_a_second_signal_stops_now(tiny, tmp_path):
+    """Both come in the validation after step 3, from two callbacks."""
+    stop = "{_target_: faults.SignalAt, steps: [3], signum: 2, when: on_validation_batch_start}"
+    twice = [f"+callbacks.stop={stop}", f"+callbacks.again={stop}"]
+    done = run_script("train.py", *tiny, *twice, f"hydra.run.dir={tmp_path}/run", **HARM)
+    assert done.returncode == 130, done.stderr
+    assert "Stopped after" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_ends_a_sweep(tiny, tmp_path):
+    stop = ["+callbacks.stop._target_=faults.SignalAt", "+callbacks.stop.steps=[2]"]
+    done = run_script("train.py", "-m", *tiny, *stop, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}", **HARM)
+    assert done.returncode == 143, done.stderr
+    assert len(list(tmp_path.glob("*/checkpoints"))) == 1
+    assert len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 1
+
+
+def test_slurm_signal(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    stop = ["+callbacks.stop._target_=faults.SignalAt", "+callbacks.stop.steps=[2]"]
+    with pytest.raises(SystemExit) as end:
+        train(composed(*tiny, *stop, f"+callbacks.stop.signum={int(signal.SIGUSR1)}", f"run_dir={tmp_path}"))
+    assert end.value.code == 143
+    assert state(tmp_path)["global_step"] == 3
+    assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None)  # handlers are put back
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tiny, tmp_path):
+    harm = ["+callbacks.harm._target_=faults.Poison", "+callbacks.harm.step=4"]
+    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5"):
+        train(composed(*tiny, *STEPS, *harm, f"run_dir={tmp_path}"))
+    assert state(tmp_path)["global_step"] == 3
+    assert all(value.isfinite().all() for name, value in state(tmp_path)["state_dict"].items() if "net." in name)
+
+
+def test_diverged_run_by_hand(tiny, tmp_path):
+    harm = ["+callbacks.harm._target_=faults.Poison", "+callbacks.harm.step=4"]
+    done = run_script("train.py", *tiny, *harm, f"hydra.run.dir={tmp_path}/run", **HARM)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the training loss is nan in step 5; what was saved before is in ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        ("memory", 1, "error: out of memory: a smaller data.batch_size needs less"),
+        ("disk", 2, "error: cannot write to the output folder .*: No space left on device"),
+        ("bug", 1, ""),
+    ],
+)
+def test_other_ends(error, status, message, tiny, tmp_path):
+    harm = ["+callbacks.harm._target_=faults.Raise", "+callbacks.harm.step=4", f"+callbacks.harm.error={error}"]
+    done = run_script("train.py", *tiny, *STEPS, *harm, f"hydra.run.dir={tmp_path}/run", **HARM)
+    assert done.returncode == status, done.stderr
+    assert ("Traceback" in done.stderr) == (error == "bug")  # a bug of ours keeps its traceback
+    assert re.search(message, done.stderr.splitlines()[-1])
+    assert state(tmp_path / "run")["global_step"] == 3
+
+
+def test_a_bug_in_a_sweep_leaves_its_traceback_in_the_jobs_log(tiny, tmp_path):
+    harm = ["+callbacks.harm._target_=faults.Raise", "+callbacks.harm.step=2,100", "+callbacks.harm.error=bug"]
+    done = run_script("train.py", "-m", *tiny, *harm, f"hydra.sweep.dir={tmp_path}", **HARM)
+    assert done.returncode == 1
+    assert "1 of the sweep's jobs failed" in done.stderr.splitlines()[-1]
+    bad, good = sorted(tmp_path.glob("*/train.log"), key=lambda log: "step=100" in log.parent.name)
+    assert "Traceback" in bad.read_text()
+    assert "KeyError: 'a bug'" in bad.read_text()
+    assert "Best validation loss" in good.read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk, tiny):
+    """Checkpoints grow until none fits: what was saved before stays whole, and one line says why the run ended."""
+    size = ["model.n_embd=32", "model.n_layer=1", "trainer.max_steps=1000", "callbacks.last_checkpoint.every_n_steps=1"]
+    done = run_script("train.py", *tiny, *size, f"hydra.run.dir={small_disk}/run")
+    assert done.returncode == 2, done.stderr
+    assert re.search("error: cannot write to the output folder .*: No space left on device", done.stderr)
+    assert "Traceback" not in done.stderr
+    kept = list((small_disk / "run" / "checkpoints").glob("*.ckpt"))
+    assert kept
+    for file in kept:
+        torch.load(file, weights_only=True)
+    assert not list((small_disk / "run" / "checkpoints").glob(".*"))
+
+
+def test_a_save_that_breaks_off_leaves_the_one_before(tiny, tmp_path, monkeypatch):
+    from lightning.pytorch import Trainer
+
+    whole_save = Trainer.save_checkpoint
+    saves = []
+
+    def save(self, path, *arguments, **options):
+        if Path(path).name == ".last.ckpt.tmp":
+            saves.append(path)
+        if len(saves) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        whole_save(self, path, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    with pytest.raises(OSError, match="No space left"):
+        train(composed(*tiny, *STEPS, f"run_dir={tmp_path}"))
+    assert state(tmp_path)["global_step"] == 3
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+# Checkpoints from strangers
+
+
+class Reduce:
+    def __reduce__(self):
+        return os.mkdir, ("was_here",)
+
+
+class Build:
+    """Runs code through __setstate__ when it is unpickled."""
+
+    def __setstate__(self, state):
+        os.mkdir("was_here")
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+EVILS = {
+    "reduce": lambda good: good | {"x": Reduce()},
+    "build": lambda good: good | {"x": Build()},
+    "hyper-parameters": lambda good: good | {"hyper_parameters": good["hyper_parameters"] | {"corpus": Reduce()}},
+    "callbacks": lambda good: good | {"callbacks": {"x": Reduce()}},
+    "optimizer": lambda good: good | {"optimizer_states": [Build()]},
+}
+
+
+@pytest.mark.parametrize("kind", EVILS)
+def test_pickles_that_run_code_do_not(kind, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        torch.save(EVILS[kind](good), tmp_path / "run" / "checkpoints" / name)
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "run")
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        load_state(tmp_path / "run")
+    assert not (tmp_path / "was_here").exists()
+    torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)  # the attack itself is real
+    assert (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize(
+    "hyper_parameters",
+    [
+        {"_instantiator": "os.system"},
+        {"model": {"_target_": "os.system", "command": "mkdir was_here"}},
+        {"model": {"name": "os.system"}},
+        {"optimizer": {"_target_": "os.system", "command": "mkdir was_here"}},
+    ],
+)
+def test_names_of_code_are_only_names(hyper_parameters, tiny, tiny_run, tmp_path, monkeypatch):
+    """In sampling, and in going on, which compares the settings and makes nothing of them."""
+    monkeypatch.chdir(tmp_path)
+    good = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    good["hyper_parameters"].update(hyper_parameters)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torch.save(good, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    if "model" in hyper_parameters:
+        with pytest.raises(UserError):
+            load_checkpoint(tmp_path / "run")
+    else:
+        load_checkpoint(tmp_path / "run")
+    cfg = composed(*tiny, "trainer.max_steps=9", f"run_dir={tmp_path}/other")
+    if "_instantiator" in hyper_parameters:
+        (tmp_path / "other").mkdir()
+        train(cfg, load_state(tmp_path / "run"))
+    else:
+        with pytest.raises(UserError, match="was trained with another"):
+            train(cfg, load_state(tmp_path / "run"))
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("claim", ["n_layer", "n_embd", "block_size"])
+def test_sizes_are_checked_before_memory_is_taken(claim, tiny_run, tmp_path):
+    good = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
+    good["hyper_parameters"]["model"][claim] = 10**9
+    torch.save(good, tmp_path / "huge.ckpt")
+    started = time.perf_counter()
+    with pytest.raises(UserError, match="do not fit its settings"):
+        load_checkpoint(tmp_path / "huge.ckpt")
+    assert time.perf_counter() - started < 2
+
+
+def test_an_archive_that_grows_is_refused(tiny_run, tmp_path):
+    bomb = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    assert bomb.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(bomb)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_is_noticed_or_harmless(seed, tiny_run, tmp_path):
+    """Anywhere in the file: refused in one line, or (in the padding between records) the same weights."""
+    chance = random.Random(seed)
+    content = bytearray((tiny_run / "checkpoints" / "best.ckpt").read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    (tmp_path / "flipped.ckpt").write_bytes(content)
+    try:
+        model, _ = load_checkpoint(tmp_path / "flipped.ckpt")
+    except UserError:
+        return
+    assert_same(dict(model.state_dict()), dict(load_checkpoint(tiny_run)[0].state_dict()))
+
+
+@pytest.mark.kills
+def test_fifty_kills(tiny, tmp_path):
+    """SIGKILL at random moments, in start-up, steps, saves and validations: the end is bitwise that of a quiet run."""
+    size = [*tiny, "model.n_embd=64", "trainer.max_steps=1500", "trainer.val_check_interval=100", "model.dropout=0.2"]
+    size += ["callbacks.last_checkpoint.every_n_steps=7", "trainer.log_every_n_steps=5"]
+    quiet = launch(*size, f"hydra.run.dir={tmp_path}/quiet")
+    assert quiet.wait(600) == 0, quiet.stderr.read()
+    chance, kills, runs, saved = random.Random(0), 0, 0, []
+    while kills < 50:
+        runs += 1
+        folder = tmp_path / f"run{runs}"
+        start = [*size, f"hydra.run.dir={folder}"]
+        while True:
+            usable = list((folder / "checkpoints").glob("[lp]*.ckpt"))
+            if not usable and folder.exists():
+                shutil.rmtree(folder)  # killed before the first save: it begins anew
+            run = launch(*([f"resume={folder}"] if usable else start))
+            try:
+                run.wait(chance.uniform(0.5, 12))
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
+                kills += 1
+                if (folder / "checkpoints" / "last.ckpt").exists():
+                    saved.append(load_state(folder).step)
+                continue
+            assert run.returncode == 0, run.stderr.read()
+            break
+        a, b = state(tmp_path / "quiet"), state(folder)
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert_same(a[key], b[key], key)
+        print(f"run {runs}: bitwise the same after {kills} kills in all, at steps {saved}")
