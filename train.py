@@ -15,7 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt import config
 from chargpt.errors import UserError
-from chargpt.resume import Resumption, check_resumption, load_state, point_to_run, resumed_config, store_config
+from chargpt.resume import (
+    Resumption,
+    check_resumption,
+    load_state,
+    point_to_run,
+    resumed_config,
+    settle_events,
+    store_config,
+)
 
 log = logging.getLogger("train")
 config.register()
@@ -78,6 +86,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
             _claim(run_dir)
         else:
             store_config(cfg, run_dir)
+            settle_events(run_dir)
 
     parameters = sum(parameter.numel() for parameter in module.net.parameters())
     log.info(

@@ -8,6 +8,7 @@ paths that it names must lie in its folder.
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,18 @@ def store_config(cfg: DictConfig, run: Path) -> None:
     half.parent.mkdir(exist_ok=True)
     OmegaConf.save(cfg, half)
     os.replace(half, run / CONFIG)
+
+
+def settle_events(run: Path) -> None:
+    """Make earlier events sort before those to come, also when the clock has been set back since: TensorBoard reads a
+    run's event files in the order of the second in their names."""
+    files = {file: re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", file.name) for file in run.glob("*tfevents*")}
+    seconds = [int(match[2]) for match in files.values() if match]
+    ahead = max(seconds, default=0) - int(time.time()) + 1
+    if ahead > 0:
+        for file, match in files.items():
+            if match:
+                file.rename(run / f"{match[1]}{int(match[2]) - ahead}{match[3]}")
 
 
 def _stored_config(run: Path) -> DictConfig:

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, composed
 from hydra.errors import HydraException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from chargpt.config import check_keys, folder_name
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError
 from chargpt.module import CharLM
+from chargpt.saving import NonFiniteError
 from chargpt.trainer import build_callbacks, build_trainer
+from train import train
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml") if file.stem != "base")
 
@@ -20,11 +24,11 @@ OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").g
 @pytest.mark.parametrize("option", ["seed=1", *OPTIONS])
 def test_composes_and_builds(option, tmp_path):
     extra = ["data.path=x.txt"] if option == "data=file" else []
-    settings = OmegaConf.to_container(composed(option, *extra, f"run_dir={tmp_path}"), resolve=True)
-    data = CharDataModule(**settings["data"])
-    assert data.block_size == settings["model"]["block_size"]
-    CharLM(settings["model"], settings["optimizer"], "abc", {"name": "a text", "sha256": ""})
-    build_trainer(settings["trainer"], build_callbacks(settings["callbacks"]))
+    chosen = OmegaConf.to_container(composed(option, *extra, f"run_dir={tmp_path}"), resolve=True)
+    data = CharDataModule(**chosen["data"])
+    assert data.block_size == chosen["model"]["block_size"]
+    CharLM(chosen["model"], chosen["optimizer"], "abc", {"name": "a text", "sha256": ""})
+    build_trainer(chosen["trainer"], build_callbacks(chosen["callbacks"]))
 
 
 def test_all_files_are_tried():
@@ -90,3 +94,43 @@ def test_folder_names():
     long = [folder_name("道" * 200 + str(n)) for n in (1, 2)]
     assert all(len(name.encode()) <= 200 and Path(name).name == name for name in long)
     assert long[0] != long[1]
+
+
+INTEGERS = {
+    "model.n_layer": (-1, 3), "model.n_head": (-1, 6), "model.n_embd": (-1, 40), "model.block_size": (-1, 60),
+    "data.batch_size": (-1, 6), "data.num_workers": (-1, 0), "seed": (-2, 2**40), "optimizer.warmup_steps": (-2, 9),
+    "trainer.val_check_interval": (-1, 4), "trainer.log_every_n_steps": (-1, 4), "trainer.max_steps": (-2, 2),
+    "trainer.accumulate_grad_batches": (-1, 3), "callbacks.last_checkpoint.every_n_steps": (-1, 3),
+    "callbacks.text_samples.length": (1, 3),
+}  # fmt: skip
+NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor", "data.val_fraction"]
+WORDS = {
+    "optimizer.schedule": ["constant", "cosine", "linear", "sine"],
+    "trainer.precision": ["auto", "32-true", "bf16-mixed", "half"],
+    "trainer.gradient_clip_val": ["null", "0.5", "-1"],
+    "trainer.accelerator": ["cpu", "tpu9"],
+    "data": ["file", "nothing"],
+}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_override_trains_or_is_refused(tiny, data, tmp_path_factory):
+    """In range or out of it: two steps, or one clear error, and nothing else."""
+    keys = data.draw(st.lists(st.sampled_from([*INTEGERS, *NUMBERS, *WORDS]), unique=True, min_size=1, max_size=3))
+    overrides = []
+    for key in keys:
+        if key in INTEGERS:
+            value = data.draw(st.integers(*INTEGERS[key]))
+        elif key in NUMBERS:
+            value = data.draw(st.floats(-0.5, 1.5) | st.sampled_from([0.0, 1.0, float("nan"), float("inf"), 1e9]))
+        else:
+            value = data.draw(st.sampled_from(WORDS[key]))
+        overrides.append(f"{key}={value}")
+    folder = tmp_path_factory.mktemp("run")
+    try:
+        train(composed(*tiny, "trainer.max_steps=2", f"run_dir={folder}", *overrides))
+    except (UserError, HydraException, NonFiniteError):  # each is told in one line
+        assert not (folder / "checkpoints" / ".last.ckpt.tmp").exists()
+    else:
+        assert (folder / "checkpoints" / "last.ckpt").exists()

@@ -154,6 +154,30 @@ def test_a_full_disk(small_disk, tiny):
     assert not list((small_disk / "run" / "checkpoints").glob(".*"))
 
 
+def test_a_read_only_disk(small_disk, tiny):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = run_script("train.py", *tiny, f"hydra.run.dir={small_disk}/run")
+    assert done.returncode == 2
+    assert re.fullmatch("error: cannot write to the output folder .*: Read-only file system; .*\n", done.stderr)
+
+
+def test_two_runs_at_once_on_an_empty_cache(tiny, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/{n}") for n in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    for run in runs:
+        run.stderr.close()
+    assert_same(state(tmp_path / "0")["state_dict"], state(tmp_path / "1")["state_dict"])
+
+
+def test_two_runs_in_one_folder(tiny, tmp_path):
+    """One of them trains, the other is told."""
+    runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/run") for _ in range(2)]
+    messages = [run.communicate(timeout=120)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], messages
+    assert sum("holds a run already" in message for message in messages) == 1
+
+
 def test_a_save_that_breaks_off_leaves_the_one_before(tiny, tmp_path, monkeypatch):
     from lightning.pytorch import Trainer
 

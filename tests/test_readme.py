@@ -32,7 +32,21 @@ def test_every_command_is_tried():
     assert all(line.startswith(known) for line in LINES)
 
 
-@pytest.mark.parametrize("overrides", [each for each in TRAIN if "-m" not in each], ids=" ".join)
+@pytest.mark.parametrize("arguments", [each for each in TRAIN if "resume=" in " ".join(each)], ids=" ".join)
+def test_resume_commands(arguments, tiny, tmp_path):
+    """In a folder that has an interrupted run of the name that the command gives."""
+    run = tmp_path / "outputs" / "2026-01-31" / "12-00-00"
+    first = run_script("train.py", *tiny, f"hydra.run.dir={run}", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    done = run_script("train.py", *arguments, "trainer.max_steps=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Run: outputs/2026-01-31/12-00-00, from step 6" in done.stderr
+
+
+RUNS = [each for each in TRAIN if "-m" not in each and "resume=" not in " ".join(each)]
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
 def test_train_commands(overrides, tiny, text_file, tmp_path):
     """Each as it stands, made small: sizes and text are replaced, since a test has neither the time nor the network."""
     kept = [each for each in overrides if not each.startswith(("data=", "data.path="))]

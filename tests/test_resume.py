@@ -1,4 +1,5 @@
 import shutil
+import time
 
 import pytest
 import torch
@@ -53,15 +54,7 @@ def assert_same(a, b, path=""):
         assert a == b, path
 
 
-def in_order(folder):
-    """Name event files by the order they were written in: their own names have seconds, and runs here take less."""
-    files = sorted(folder.glob("*tfevents*"), key=lambda file: file.stat().st_mtime_ns)
-    for n, file in enumerate(files):
-        file.rename(folder / f"events.out.tfevents.{1_000_000 + n}.ordered")
-
-
 def curves(folder):
-    in_order(folder)
     reader = EventAccumulator(str(folder))
     reader.Reload()
     tags = [tag for tag in reader.Tags()["scalars"] if tag != "chars_per_second"]
@@ -115,6 +108,22 @@ def test_interrupted_is_bitwise_the_same(name, tiny, tmp_path, whole):
         assert best == b["state_dict"]["best_val_loss.min_value"]
     best_weights = [torch.load(f / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for f in (once, often)]
     assert_same(*best_weights)
+
+
+def test_a_clock_that_was_set_back(tiny, tmp_path, whole, monkeypatch):
+    """An hour each time: weights and curves are those of a quiet run."""
+    hours, real = [0], time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * hours[0])
+    stop = ["+callbacks.stop._target_=faults.SignalAt", "+callbacks.stop.steps=[2]"]
+    with pytest.raises(SystemExit):
+        start(tiny, tmp_path, *stop)
+    hours[0] += 1
+    with pytest.raises(SystemExit):
+        resume(tmp_path, "callbacks.stop.steps=[7]")
+    hours[0] += 1
+    resume(tmp_path, "callbacks.stop=null")
+    assert_same(state(whole)["state_dict"], state(tmp_path)["state_dict"])
+    assert curves(whole) == curves(tmp_path)
 
 
 def test_stopped_in_validation(tiny, tmp_path, whole):
