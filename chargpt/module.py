@@ -52,14 +52,19 @@ class CharLM(LightningModule):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, targets = batch
-        # Sequences do not touch one another, so a CPU takes them in parts: what a layer writes is still in the cache
-        # when the next one reads it. Other devices take all at once.
-        parts = inputs.split(max(1, CPU_PART // inputs.shape[1])) if inputs.device.type == "cpu" else [inputs]
-        loss = self.loss(torch.cat([self.net(part) for part in parts]), targets)
+        loss = self.training_loss(*batch)
         if self.should_log:
             self.log_dict({"train/loss": loss.detach(), "step": float(self.global_step + 1)})
         return loss
+
+    def training_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, inputs and targets (B, T).
+
+        Sequences do not touch one another, so a CPU takes them in parts: what a layer writes is then still in the cache
+        when the next one reads it. Other devices take all at once.
+        """
+        parts = inputs.split(max(1, CPU_PART // inputs.shape[1])) if inputs.device.type == "cpu" else [inputs]
+        return self.loss(torch.cat([self.net(part) for part in parts]), targets)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.should_log:

@@ -312,8 +312,8 @@ def test_fifty_kills(tiny, tmp_path):
     """SIGKILL at random moments, in start-up, steps, saves and validations: the end is bitwise that of a quiet run."""
     size = [*tiny, "model.n_embd=64", "trainer.max_steps=1500", "trainer.val_check_interval=100", "model.dropout=0.2"]
     size += ["callbacks.last_checkpoint.every_n_steps=7", "trainer.log_every_n_steps=5"]
-    quiet = launch(*size, f"hydra.run.dir={tmp_path}/quiet")
-    assert quiet.wait(600) == 0, quiet.stderr.read()
+    with launch(*size, f"hydra.run.dir={tmp_path}/quiet") as quiet:
+        assert quiet.wait(600) == 0, quiet.stderr.read()
     chance, kills, runs, saved = random.Random(0), 0, 0, []
     while kills < 50:
         runs += 1
@@ -323,18 +323,17 @@ def test_fifty_kills(tiny, tmp_path):
             usable = list((folder / "checkpoints").glob("[lp]*.ckpt"))
             if not usable and folder.exists():
                 shutil.rmtree(folder)  # killed before the first save: it begins anew
-            run = launch(*([f"resume={folder}"] if usable else start))
-            try:
-                run.wait(chance.uniform(0.5, 12))
-            except subprocess.TimeoutExpired:
-                run.kill()
-                run.wait()
-                kills += 1
-                if (folder / "checkpoints" / "last.ckpt").exists():
-                    saved.append(load_state(folder).step)
-                continue
-            assert run.returncode == 0, run.stderr.read()
-            break
+            with launch(*([f"resume={folder}"] if usable else start)) as run:
+                try:
+                    run.wait(chance.uniform(0.5, 12))
+                except subprocess.TimeoutExpired:
+                    run.kill()
+                    kills += 1
+                else:
+                    assert run.returncode == 0, run.stderr.read()
+                    break
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                saved.append(load_state(folder).step)
         a, b = state(tmp_path / "quiet"), state(folder)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             assert_same(a[key], b[key], key)

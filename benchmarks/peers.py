@@ -1,0 +1,133 @@
+"""The models that ours is measured against: a plain one of our own, and others' where their code is at hand."""
+
+import argparse
+import ast
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.measure import module_from
+from chargpt.model import GPT
+
+SEED = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+
+
+class PlainHead(nn.Module):
+    """One head of causal self-attention, as the lecture's formula has it."""
+
+    def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float):
+        super().__init__()
+        self.key = nn.Linear(n_embd, head_size, bias=False)
+        self.query = nn.Linear(n_embd, head_size, bias=False)
+        self.value = nn.Linear(n_embd, head_size, bias=False)
+        self.register_buffer("tril", torch.ones(block_size, block_size).tril())
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        T = x.shape[1]
+        scores = self.query(x) @ self.key(x).mT / self.key.out_features**0.5  # (B, T, T)
+        weights = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf")).softmax(-1)
+        return self.dropout(weights) @ self.value(x)  # (B, T, head_size)
+
+
+class PlainAttention(nn.Module):
+    """A list of heads."""
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float):
+        super().__init__()
+        self.heads = nn.ModuleList(PlainHead(n_embd, n_embd // n_head, block_size, dropout) for _ in range(n_head))
+        self.proj = nn.Linear(n_embd, n_embd)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.proj(torch.cat([head(x) for head in self.heads], -1)))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float):
+        super().__init__()
+        self.sa = PlainAttention(n_embd, n_head, block_size, dropout)
+        self.ln1, self.ln2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.ffwd = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class PlainGPT(nn.Module):
+    """The lecture's model head by head, with PyTorch's own dropout and a generate that keeps nothing."""
+
+    def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int, dropout: float):
+        super().__init__()
+        self.block_size = block_size
+        self.token_embedding_table = nn.Embedding(vocab_size, n_embd)
+        self.position_embedding_table = nn.Embedding(block_size, n_embd)
+        self.blocks = nn.Sequential(*(PlainBlock(n_embd, n_head, block_size, dropout) for _ in range(n_layer)))
+        self.ln_f = nn.LayerNorm(n_embd)
+        self.lm_head = nn.Linear(n_embd, vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(positions)
+        return self.lm_head(self.ln_f(self.blocks(x)))
+
+
+class WithLoss(nn.Module):
+    """A model that returns logits as one that returns (logits, loss), as nanoGPT's and the lecture's do."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits = self.model(idx)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @torch.inference_mode()
+    def generate(self, idx: Tensor, max_new_tokens: int) -> Tensor:
+        for _ in range(max_new_tokens):
+            logits = self.model(idx[:, -self.model.block_size :])[:, -1]
+            idx = torch.cat((idx, torch.multinomial(logits.softmax(-1), 1)), 1)
+        return idx
+
+
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to measure, too")
+    parser.add_argument("--lecture", type=Path, metavar="FILE", help="the lecture's gpt.py to measure, too")
+
+
+def peers(arguments: argparse.Namespace) -> dict[str, nn.Module]:
+    """The models to measure against, each at the lecture's sizes, on the device."""
+    torch.manual_seed(0)
+    found = {"plain": WithLoss(PlainGPT(**SEED))}
+    if arguments.lecture:
+        found["lecture"] = lecture(arguments.lecture, arguments.device)
+    if arguments.nanogpt:
+        nano = module_from(arguments.nanogpt / "model.py")
+        found["nanoGPT"] = nano.GPT(nano.GPTConfig(**SEED, bias=False))
+    return {name: model.to(arguments.device) for name, model in found.items()}
+
+
+def ours(device: str) -> GPT:
+    torch.manual_seed(0)
+    return GPT(**SEED).to(device)
+
+
+def lecture(file: Path, device: str) -> nn.Module:
+    """The model of the lecture's script: of its statements imports, numbers and classes are run, not the training."""
+    tree = ast.parse(file.read_text())
+    kept = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
+        or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))
+    ]
+    source = f"vocab_size, device = {SEED['vocab_size']}, {device!r}\n{ast.unparse(ast.Module(kept, []))}"
+    return module_from(file, source).GPTLanguageModel()
