@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from tqdm import tqdm
 
 from chargpt.errors import UserError
 from chargpt.tokenizer import CharTokenizer
@@ -166,7 +167,7 @@ def _pydocs() -> Path:
     return file
 
 
-def _pieces(files: list[Path]) -> Iterator[bytes | str]:
+def _pieces(files: list[Path], bar: tqdm) -> Iterator[bytes | str]:
     """The text in pieces of at most `PIECE` bytes: as bytes where a piece is plain ASCII, otherwise decoded.
 
     Raises:
@@ -188,6 +189,7 @@ def _pieces(files: list[Path]) -> Iterator[bytes | str]:
                         yield decoder.decode(piece)
                         offset += pending
                     offset += len(piece)
+                    bar.update(len(piece))
                 offset -= len(decoder.getstate()[0])
                 decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
@@ -200,6 +202,12 @@ def _pieces(files: list[Path]) -> Iterator[bytes | str]:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
+def _bar(what: str, files: list[Path]) -> tqdm:
+    """Bytes read, for a text so long, and a terminal so patient, that one would wonder."""
+    size = sum(file.stat().st_size for file in files if file.exists())
+    return tqdm(desc=what, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False)
+
+
 def _code_points(piece: bytes | str) -> np.ndarray:
     """The piece's code points, shape (characters,)."""
     if isinstance(piece, bytes):
@@ -207,10 +215,10 @@ def _code_points(piece: bytes | str) -> np.ndarray:
     return np.frombuffer(piece.encode("utf-32-le"), np.uint32)
 
 
-def _survey(files: list[Path]) -> tuple[str, str, int]:
+def _survey(files: list[Path], bar: tqdm) -> tuple[str, str, int]:
     """One pass over the text: its SHA-256, its sorted distinct characters and its length in characters."""
     digest, seen, length = hashlib.sha256(), np.zeros(UNICODE, bool), 0
-    for piece in _pieces(files):
+    for piece in _pieces(files, bar):
         digest.update(piece if isinstance(piece, bytes) else piece.encode())
         codes = _code_points(piece)
         seen[codes] = True
@@ -239,7 +247,8 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 
 def _open_encoded(name: str, files: list[Path]) -> Corpus:
     """Reuse the encoded text when it is whole, and write it otherwise."""
-    sha256, characters, length = _survey(files)
+    with _bar("Reading", files) as bar:
+        sha256, characters, length = _survey(files, bar)
     if not length:
         raise UserError(f"{name} is empty: there is no text to train on")
     tokenizer = CharTokenizer(characters)
@@ -252,8 +261,8 @@ def _open_encoded(name: str, files: list[Path]) -> Corpus:
         table = np.zeros(UNICODE, dtype)
         table[[ord(char) for char in characters]] = np.arange(tokenizer.vocab_size)
         digest = hashlib.sha256()
-        with _replacing(ids_file) as out:
-            for piece in _pieces(files):
+        with _replacing(ids_file) as out, _bar("Encoding", files) as bar:
+            for piece in _pieces(files, bar):
                 ids = table[_code_points(piece)]
                 digest.update(ids)
                 out.write(ids)

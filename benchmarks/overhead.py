@@ -1,0 +1,132 @@
+"""What Lightning, logging and the bar cost a step, and how soon things start: `python -m benchmarks.overhead`.
+
+The same model, batches and optimizer, in a bare loop and through `train(cfg)` with its default callbacks and logger.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from benchmarks.measure import hardware, parser, seconds, spread, table
+from chargpt.checkpoint import load_checkpoint
+from chargpt.data import CharDataModule, RandomBlocks
+from chargpt.module import CharLM
+from train import train
+
+SIZES = {
+    "tiny": ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_size=16", "data.batch_size=8"],
+    "experiment=cpu": ["experiment=cpu"],
+    "the lecture's": [],
+}
+
+
+def bare(settings: dict, steps: int, precision: str) -> float:
+    """Seconds a step without Lightning."""
+    data = CharDataModule(**settings["data"])
+    data.setup()
+    torch.manual_seed(settings["seed"])
+    module = CharLM(settings["model"], settings["optimizer"], data.corpus.tokenizer.characters, {})
+    module._trainer = type("Steps", (), {"max_steps": steps})()  # the schedule asks for it
+    optimizer = module.configure_optimizers()["optimizer"]
+    clip = settings["trainer"]["gradient_clip_val"]
+    blocks = RandomBlocks(data.train_ids, data.block_size, data.batch_size, data.seed)
+
+    def loop(first: int, last: int) -> None:
+        for step in range(first, last):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+                loss = module.training_loss(*blocks[step])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(module.net.parameters(), clip)
+            optimizer.step()
+
+    loop(0, 2)
+    return seconds(lambda: loop(2, steps)) / (steps - 2)
+
+
+def through_lightning(cfg, folder: Path) -> float:
+    """Seconds a step as TensorBoard has it, between the first step and the last."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(cfg)
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    rates = [event.value for event in reader.Scalars("chars_per_second")][1:]
+    return cfg.data.batch_size * cfg.data.block_size / statistics.harmonic_mean(rates)
+
+
+def first_output(command: list[str], stream: str) -> float:
+    """Seconds until a command prints its first character on the stream (for train.py: the line of a first step)."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, text=True, **{stream: subprocess.PIPE}) as process:
+        if stream == "stdout":
+            process.stdout.read(1)
+        else:
+            next(line for line in process.stderr if line.startswith("step "))
+        spent = time.perf_counter() - started
+        process.kill()
+    return spent
+
+
+def imports(statement: str) -> float:
+    return seconds(lambda: subprocess.run([sys.executable, "-c", statement], check=True))
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES)[:2])
+    arguments.add_argument("--steps", type=int, default=100, help="steps a round (default 100)")
+    arguments = arguments.parse_args()
+    rows = [["model", "bare, ms a step", "train(cfg), ms a step", "ratio"]]
+    with tempfile.TemporaryDirectory() as folder:
+        for size in arguments.sizes:
+            loops, lightnings = [], []
+            for n in range(arguments.repeats):
+                run = Path(folder, f"{size.replace('=', '_')}{n}")
+                with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
+                    overrides = [
+                        *SIZES[size], "data=pydocs", f"run_dir='{run}'", f"trainer.max_steps={arguments.steps}",
+                        "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "+trainer.limit_val_batches=0",
+                    ]  # fmt: skip
+                    cfg = compose("train", overrides=overrides)
+                lightnings.append(1e3 * through_lightning(cfg, run))
+                settings = OmegaConf.to_container(cfg, resolve=True)
+                loops.append(1e3 * bare(settings, arguments.steps, "bf16-mixed"))
+            ratio = statistics.median(a / b for a, b in zip(lightnings, loops, strict=True))
+            rows.append([size, spread(loops), spread(lightnings), f"{ratio:.2f}x"])
+        print(hardware())
+        print(f"bf16; {arguments.steps} steps, medians of {arguments.repeats} rounds (range)\n")
+        print(table(rows))
+
+        checkpoint = run / "checkpoints" / "last.ckpt"
+        load_checkpoint(checkpoint)
+        step = [sys.executable, "train.py", *SIZES["tiny"], "data=pydocs", "trainer.max_steps=1"]
+        rows = [["start", "seconds", "of the imports alone"]]
+        for name, imported, command, stream in (
+            ("train.py, first step", "import torch, lightning", [*step, f"hydra.run.dir={folder}/{{n}}"], "stderr"),
+            (
+                "sample.py, first character",
+                "import torch",
+                [sys.executable, "sample.py", f"--ckpt={checkpoint}"],
+                "stdout",
+            ),
+        ):
+            needed, spent = [], []
+            for n in range(arguments.repeats):
+                needed.append(imports(imported))
+                spent.append(first_output([part.format(n=n) for part in command], stream))
+            ratio = statistics.median(a / b for a, b in zip(spent, needed, strict=True))
+            rows.append([name, spread(spent), f"{ratio:.2f}x of {statistics.median(needed):.2f} s"])
+        print(f"\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
