@@ -52,7 +52,11 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     from chargpt.module import CharLM
     from chargpt.trainer import build_callbacks, build_trainer
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if rank_zero_only.rank > 0:
+        log.setLevel(logging.WARNING)
+        logging.getLogger("chargpt").setLevel(logging.WARNING)
     # One process makes the batches, in less time than it takes to move them between processes.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # Lightning 2.6 asks torch 2.13 for a type that it still has; nothing here can change that.
@@ -76,6 +80,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
             settings["trainer"]["logger"]["purge_step"] = resumption.step + 1
     callbacks = [RunRecord(settings), *build_callbacks(settings["callbacks"])]
     trainer = build_trainer(settings["trainer"], callbacks)
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("a sweep trains each job on one device: its other processes would each sweep again")
     if resumption is not None and resumption.step >= trainer.max_steps:
         log.info(
             f"{run_dir} is finished: {resumption.step} steps. To go on, say trainer.max_steps= with a larger number."

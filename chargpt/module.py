@@ -98,7 +98,7 @@ class CharLM(LightningModule):
         if not self.trainer.sanity_checking:
             self.best_val_loss.update(loss)
             metrics["val/best_loss"] = self.best_val_loss.compute()
-        self.log_dict(metrics)
+        self.log_dict(metrics, sync_dist=True)
         self.val_loss.reset()
         self.val_accuracy.reset()
 

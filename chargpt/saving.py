@@ -127,8 +127,9 @@ class LastCheckpoint(Checkpoint):
     def _stop_if_saved(self, trainer: Trainer) -> None:
         """End the process; not at once after saving, because Lightning logs a step's metrics after that."""
         if self._stopping:
-            run = self.path.parent.parent
-            log.warning(f"Stopped after step {trainer.global_step}. To go on: python train.py resume={run}")
+            if trainer.is_global_zero:
+                run = self.path.parent.parent
+                log.warning(f"Stopped after step {trainer.global_step}. To go on: python train.py resume={run}")
             raise SystemExit(_status(self._signal or signal.SIGTERM))
 
 

@@ -206,6 +206,20 @@ def test_a_sweep(tiny, tmp_path):
             assert events(job).Scalars("val/best_loss")
 
 
+def test_two_devices(tiny, tmp_path):
+    """Two processes: the validation loss is still that of the whole split, once, and one of them speaks."""
+    done = run_script("train.py", *tiny, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Best validation loss") == 1
+    assert "Warning" not in done.stderr
+    assert "sync_dist" not in done.stderr
+    model, _ = load_checkpoint(tmp_path / "run")
+    assert sum(p.numel() for p in model.parameters()) > 0
+    done = run_script("train.py", "-m", *tiny, "trainer.devices=2", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 1
+    assert "error: a sweep trains each job on one device" in done.stderr
+
+
 def test_bad_input_in_one_line(tiny, tmp_path):
     done = run_script("train.py", *tiny, "model.n_head=3", f"hydra.run.dir={tmp_path}/run")
     assert (done.returncode, done.stdout) == (2, "")
