@@ -72,12 +72,12 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     data = CharDataModule(**settings["data"])
     data.setup()
     corpus = data.corpus
-    text = {"name": corpus.name, "sha256": corpus.sha256}
-    module = CharLM(settings["model"], settings["optimizer"], corpus.tokenizer.characters, text)
     if resumption is not None:
-        check_resumption(resumption, module)
+        check_resumption(resumption, settings, corpus)
         if isinstance(settings["trainer"].get("logger"), dict):  # curves go on where the saved state stands
             settings["trainer"]["logger"]["purge_step"] = resumption.step + 1
+    text = {"name": corpus.name, "sha256": corpus.sha256}
+    module = CharLM(settings["model"], settings["optimizer"], corpus.tokenizer.characters, text)
     callbacks = [RunRecord(settings), *build_callbacks(settings["callbacks"])]
     trainer = build_trainer(settings["trainer"], callbacks)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

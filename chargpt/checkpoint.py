@@ -70,10 +70,10 @@ def load_checkpoint(
         tokenizer = CharTokenizer(settings["characters"])
         config = dict(settings["model"])
         weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-        sizes_agree = _sizes_agree(config, tokenizer.vocab_size, {name: tuple(v.shape) for name, v in weights.items()})
+        agree = sizes_agree(config, tokenizer.vocab_size, weights)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
-    if not sizes_agree:
+    if not agree:
         raise UserError(f"the weights in {path} do not fit its settings: {config}")
     with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
         model = build_model(config, tokenizer.vocab_size)
@@ -98,11 +98,20 @@ def check_archive(path: Path) -> None:
             raise ValueError(f"{name} does not match its checksum")
 
 
-def _sizes_agree(config: dict[str, Any], vocab_size: int, shapes: dict[str, tuple[int, ...]]) -> bool:
+def sizes_agree(config: dict[str, Any], vocab_size: int, weights: "dict[str, torch.Tensor]") -> bool:
     """Whether the sizes that a checkpoint claims are those of the weights that it holds.
 
     Asked before a model is built, since a claim of a billion layers costs nothing to write.
+
+    Args:
+        config: as `chargpt.model.build_model` takes it.
+        vocab_size: distinct characters.
+        weights: the model's state dict.
+
+    Raises:
+        KeyError, TypeError, AttributeError: settings or weights are missing.
     """
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
     table = shapes["token_embedding_table.weight"]
     if config["name"] != "gpt":
         return table == (vocab_size, vocab_size)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -20,10 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.config import MODEL_CONFIGS, TrainConfig
+from chargpt.corpus import Corpus
 from chargpt.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ def _newest_usable(run: Path) -> tuple[Path, dict[str, Any]] | None:
 def _read(file: Path) -> dict[str, Any]:
     import torch
 
-    from chargpt.checkpoint import check_archive
+    from chargpt.checkpoint import check_archive, sizes_agree
 
     check_archive(file)
     checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -125,6 +123,10 @@ def _read(file: Path) -> dict[str, Any]:
         checkpoint[key]
     if type(checkpoint["global_step"]) is not int or type(checkpoint["hyper_parameters"]) is not dict:
         raise TypeError("not a state of training")
+    settings = checkpoint["hyper_parameters"]
+    weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
+    if not sizes_agree(settings["model"], len(settings["characters"]), weights):
+        raise ValueError("the weights do not fit the settings")
     return checkpoint
 
 
@@ -167,17 +169,17 @@ def resumed_config(run: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def check_resumption(resumption: Resumption, module: "LightningModule") -> None:
-    """Refuse a state that is another model's, or was trained on another text.
+def check_resumption(resumption: Resumption, settings: dict[str, Any], corpus: Corpus) -> None:
+    """Refuse a state that is another model's, or was trained on another text, before a model is made.
 
     Raises:
         UserError: it is.
     """
-    saved, now = resumption.hyper_parameters, module.hparams
-    if saved.get("corpus", {}).get("sha256") != now.corpus["sha256"]:
-        raise UserError(f"the text has changed since the run began: {now.corpus['name']}; start a new run for it")
-    for key in ("model", "optimizer", "characters"):
-        if saved.get(key) != now[key]:
+    saved = resumption.hyper_parameters
+    if saved["corpus"].get("sha256") != corpus.sha256:
+        raise UserError(f"the text has changed since the run began: {corpus.name}; start a new run for it")
+    for key in ("model", "optimizer"):
+        if saved.get(key) != settings[key]:
             raise UserError(f"{resumption.checkpoint} was trained with another {key}: {saved.get(key)}")
 
 

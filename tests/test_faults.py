@@ -268,19 +268,26 @@ def test_names_of_code_are_only_names(hyper_parameters, tiny, tiny_run, tmp_path
         (tmp_path / "other").mkdir()
         train(cfg, load_state(tmp_path / "run"))
     else:
-        with pytest.raises(UserError, match="was trained with another"):
+        with pytest.raises(UserError, match=r"was trained with another|no usable checkpoint"):
             train(cfg, load_state(tmp_path / "run"))
     assert not (tmp_path / "was_here").exists()
 
 
 @pytest.mark.parametrize("claim", ["n_layer", "n_embd", "block_size"])
-def test_sizes_are_checked_before_memory_is_taken(claim, tiny_run, tmp_path):
+def test_sizes_are_checked_before_memory_is_taken(claim, tiny, tiny_run, tmp_path):
     good = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
     good["hyper_parameters"]["model"][claim] = 10**9
     torch.save(good, tmp_path / "huge.ckpt")
     started = time.perf_counter()
     with pytest.raises(UserError, match="do not fit its settings"):
         load_checkpoint(tmp_path / "huge.ckpt")
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes((tmp_path / "huge.ckpt").read_bytes())
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        load_state(tmp_path / "run")
+    cfg = composed(*tiny, f"model.{claim}=1000000000", "trainer.max_steps=9", f"run_dir={tmp_path}/other")
+    with pytest.raises(UserError, match=r"trained with another model|needs 1,000,000,001"):
+        train(cfg, load_state(tiny_run))
     assert time.perf_counter() - started < 2
 
 
