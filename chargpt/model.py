@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from chargpt.attention import KVCache, causal_attention
 from chargpt.dropout import Dropout
 from chargpt.errors import UserError
+from chargpt.linear import Linear
 
 
 class MultiHeadAttention(nn.Module):
@@ -22,8 +23,8 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, n_embd: int, n_head: int, dropout: float):
         super().__init__()
         self.n_head = n_head
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
-        self.proj = nn.Linear(n_embd, n_embd)
+        self.qkv = Linear(n_embd, 3 * n_embd, bias=False)
+        self.proj = Linear(n_embd, n_embd)
         self.dropout = Dropout(dropout)
         self.register_load_state_dict_pre_hook(self._fuse_heads)
 
@@ -51,9 +52,9 @@ class FeedForward(nn.Module):
     def __init__(self, n_embd: int, dropout: float):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(n_embd, 4 * n_embd),
+            Linear(n_embd, 4 * n_embd),
             nn.ReLU(),
-            nn.Linear(4 * n_embd, n_embd),
+            Linear(4 * n_embd, n_embd),
             Dropout(dropout),
         )
 
@@ -104,7 +105,7 @@ class GPT(nn.Module):
         self.position_embedding_table = nn.Embedding(block_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(n_embd)
-        self.lm_head = nn.Linear(n_embd, vocab_size)
+        self.lm_head = Linear(n_embd, vocab_size)
         self.apply(self._init_weights)
 
     @staticmethod
