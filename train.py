@@ -66,8 +66,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     run_dir = _short(cfg.run_dir)
     config.check_keys(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    if settings["seed"] < 0:
-        raise UserError(f"seed must be at least 0; got {settings['seed']}")
+    if not 0 <= settings["seed"] < 2**32:
+        raise UserError(f"seed must be at least 0 and below 2**32; got {settings['seed']}")
     seed_everything(settings["seed"], workers=True, verbose=False)
     data = CharDataModule(**settings["data"])
     data.setup()

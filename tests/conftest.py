@@ -25,6 +25,7 @@ TINY = [
     "trainer.val_check_interval=3",
     "trainer.log_every_n_steps=2",
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",  # the same on every machine; what chooses it has tests of its own
     "callbacks.text_samples.length=8",
 ]
 

@@ -17,7 +17,6 @@ STEPS = [
     "trainer.val_check_interval=4",
     "trainer.log_every_n_steps=1",
     "callbacks.last_checkpoint.every_n_steps=3",
-    "trainer.precision=32-true",
 ]
 
 

@@ -153,6 +153,7 @@ def test_a_folder_holds_one_run(tiny, tiny_run):
         ("model.block_size=100000", "needs 100,001"),
         ("model.n_head=3", "divisible"),
         ("seed=-1", "seed must be"),
+        ("seed=4294967296", "seed must be"),
         ("+trainer.devcies=2", "did you mean"),
         ("+colour=red", "unknown key"),
         ("optimizer.lr=-1", "optimizer.lr"),
