@@ -52,16 +52,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     from chargpt.module import CharLM
     from chargpt.trainer import build_callbacks, build_trainer
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if rank_zero_only.rank > 0:
-        log.setLevel(logging.WARNING)
-        logging.getLogger("chargpt").setLevel(logging.WARNING)
-    # One process makes the batches, in less time than it takes to move them between processes.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # Lightning 2.6 asks torch 2.13 for a type that it still has; nothing here can change that.
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
-
+    _quieten(is_first=rank_zero_only.rank == 0)
     started = time.perf_counter()
     run_dir = _short(cfg.run_dir)
     config.check_keys(cfg)
@@ -111,6 +102,16 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         f"See curves:  tensorboard --logdir {run_dir}"
     )
     return best
+
+
+def _quieten(*, is_first: bool) -> None:
+    """Leave the word to what a person wants to know, and to the first of several processes."""
+    for name in ("lightning.pytorch", "lightning.fabric", *([] if is_first else ["train", "chargpt"])):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # One process makes the batches, in less time than it takes to move them between processes.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Lightning 2.6 asks torch 2.13 for a type that it still has; nothing here can change that.
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
 
 
 def _short(folder: str) -> Path:
