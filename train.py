@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import config
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.resume import (
     Resumption,
     check_resumption,
@@ -161,7 +161,7 @@ def _ending(error: Exception, run_dir: str) -> tuple[str, int] | None:
         return str(error), 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return config.output_folder_error(run_dir, error), 2
-    if type(error).__name__ == "NonFiniteError":
+    if isinstance(error, NonFiniteError):
         return (
             f"{error}; what was saved before is in {_short(run_dir)}/checkpoints. A lower optimizer.lr, a longer"
             " optimizer.warmup_steps, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"

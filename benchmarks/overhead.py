@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
-from chargpt.checkpoint import load_checkpoint
 from chargpt.data import CharDataModule, RandomBlocks
 from chargpt.module import CharLM
 from train import train
@@ -107,7 +106,6 @@ def main() -> None:
         print(table(rows))
 
         checkpoint = run / "checkpoints" / "last.ckpt"
-        load_checkpoint(checkpoint)
         step = [sys.executable, "train.py", *SIZES["tiny"], "data=pydocs", "trainer.max_steps=1"]
         rows = [["start", "seconds", "of the imports alone"]]
         for name, imported, command, stream in (

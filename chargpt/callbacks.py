@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from chargpt.errors import NonFiniteError
 from chargpt.generate import generate
 from chargpt.module import CharLM
-from chargpt.saving import NonFiniteError
 
 log = logging.getLogger(__name__)
 

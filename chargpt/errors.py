@@ -1,4 +1,4 @@
-"""The one error that a person can mend."""
+"""The errors that people are told of in one line."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     `train.py` and `sample.py` show it as one line, without a traceback, and exit with status 2.
     """
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the weights are no longer finite: going on, or saving, would be of no use."""

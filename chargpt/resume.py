@@ -32,7 +32,7 @@ FIXED = (  # changing these would not go on with the run: weights, optimizer sta
     "model", "optimizer", "seed", "run_dir", "data.seed", "data.batch_size", "data.block_size", "data.val_fraction",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
-PATHS = ("dirpath", "save_dir", "default_root_dir", "weights_save_path", "root_dir", "run_dir")
+PATHS = ("dirpath", "save_dir", "default_root_dir", "root_dir", "run_dir")
 
 
 @dataclass(frozen=True)

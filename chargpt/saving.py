@@ -16,14 +16,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.module import CharLM
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the weights are no longer finite: going on, or saving, would be of no use."""
 
 
 class BestCheckpoint(Checkpoint):

@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 
 from chargpt.config import check_keys, folder_name
 from chargpt.data import CharDataModule
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.module import CharLM
-from chargpt.saving import NonFiniteError
 from chargpt.trainer import build_callbacks, build_trainer
 from train import train
 

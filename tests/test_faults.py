@@ -17,9 +17,8 @@ from conftest import ROOT, composed, run_script
 from test_resume import STEPS, assert_same, state
 
 from chargpt.checkpoint import load_checkpoint
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.resume import load_state
-from chargpt.saving import NonFiniteError
 from train import train
 
 HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}

@@ -174,7 +174,7 @@ def test_a_run_by_hand(tiny, tmp_path):
     assert done.stdout == ""
     for pattern in (
         r"Text: .*verse\.txt, [\d,]+ characters, \d+ of them distinct",
-        r"Model: gpt, [\d,]+ parameters, on cpu in 32-true|bf16",
+        r"Model: gpt, [\d,]+ parameters, on cpu in 32-true",
         r"step 3/6, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 00:\d\d left",
         r"Best validation loss \d\.\d{4} \(nats a character, on .*verse\.txt\), 6 steps in \d+ s",
         rf"Checkpoint:  {tmp_path}/run/checkpoints/best\.ckpt",
