@@ -9,94 +9,106 @@ from torch.nn import functional as F
 
 from chargpt.dropout import kept_values, random_bytes
 
-SCORES_AT_ONCE = 3 << 19  # attention scores a CPU works on at a time: 3 MiB of bf16, which its caches hold
+ROWS = 64  # queries a CPU works on at a time: each such block ends at its own last key, and its scores stay in cache
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Each query attends to the keys at its own position and before; the last query stands at the last key.
-
-    softmax(q k^T / sqrt(head_size)) v, with dropout on the attention weights.
+def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """Each character attends to itself and those before: softmax(q k^T / sqrt(head_size)) v.
 
     Args:
-        q: (B, n_head, T, head_size).
-        k, v: (B, n_head, S, head_size) with S >= T: the S - T keys more are those of earlier characters.
+        qkv: (3, B, n_head, T, head_size): queries, keys and values.
         dropout: probability that an attention weight is dropped; on a CPU in steps of 1/256, see `chargpt.dropout`.
 
     Returns:
         (B, n_head, T, head_size).
     """
-    B, n_head, T, _ = q.shape
-    S = k.shape[-2]
-    if T == S:
-        # PyTorch's fused kernel has no dropout on CPUs, and does not use their bf16 units to the full.
-        if q.device.type == "cpu" and torch.is_grad_enabled() and (dropout > 0 or q.dtype == torch.bfloat16):
-            noise = random_bytes(B * n_head, T, T) if dropout > 0 else None
-            return CPUAttention.apply(q, k, v, noise, kept_values(dropout))
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # PyTorch's fused kernel has no dropout on CPUs, and does not use their bf16 units to the full.
+    if qkv.device.type == "cpu" and torch.is_grad_enabled() and (dropout > 0 or qkv.dtype == torch.bfloat16):
+        _, B, n_head, T, _ = qkv.shape
+        noise = [random_bytes(B * n_head, end - start, end) for start, end in _blocks(T)] if dropout > 0 else None
+        return CPUAttention.apply(qkv, noise, kept_values(dropout))
+    q, k, v = qkv
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+def _blocks(T: int) -> list[tuple[int, int]]:
+    """Where each block of queries starts and ends."""
+    return [(start, min(start + ROWS, T)) for start in range(0, T, ROWS)]
 
 
 class CPUAttention(torch.autograd.Function):
-    """The formula written out for training on CPUs, a few sequences at a time so that all stays in cache.
+    """The formula written out for training on CPUs, in blocks of queries that see no key behind their last one.
 
-    `noise`, (B * n_head, T, T) uint8 or None, decides what is dropped: a weight stays where its byte is below `kept`,
-    and is scaled by 256 / kept. The attention weights (as they were before dropout) and the noise are saved for the
-    backward pass. The scale is applied to the values, which are fewer than the weights.
+    `noise`, for each block (B * n_head, queries, keys) uint8, or None, decides what is dropped: a weight stays where
+    its byte is below `kept`, and is scaled by 256 / kept. The attention weights (as they were before dropout) and the
+    noise are kept for the backward pass. Scales are applied to the smaller side of a product: head_size, not keys.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, noise: Tensor | None, kept: int) -> Tensor:
-        B, n_head, T, head_size = q.shape
-        weights = q.new_empty(B * n_head, T, T)
-        out = q.new_empty(B, T, n_head, head_size)
-        future = q.new_full((T, T), float("-inf")).triu_(1)
-        for part, heads, dropped in _parts(q):
-            Q, K, V = (x[part].reshape(-1, T, head_size) for x in (q, k, v))  # (heads, T, head_size)
-            W = weights[heads]
-            torch.baddbmm(future, Q, K.transpose(1, 2), alpha=head_size**-0.5, out=W)
+    def forward(ctx: Any, qkv: Tensor, noise: list[Tensor] | None, kept: int) -> Tensor:
+        _, B, n_head, T, head_size = qkv.shape
+        Q, K, V = (x.reshape(-1, T, head_size) for x in qkv)  # (B * n_head, T, head_size)
+        out = qkv.new_empty(B, T, n_head, head_size)
+        future = qkv.new_full((ROWS, ROWS), float("-inf")).triu_(1)
+        weights = []
+        for n, (start, end) in enumerate(_blocks(T)):
+            W = torch.bmm(Q[:, start:end] * head_size**-0.5, K[:, :end].transpose(1, 2))  # (B * n_head, queries, keys)
+            W[:, :, start:] += future[: end - start, : end - start]
             torch.softmax(W, -1, out=W)
+            weights.append(W)
             if noise is not None:
-                torch.lt(noise[heads], kept, out=dropped)
-                W, V = dropped.mul_(W), V * (256 / kept)
-            out[part] = torch.bmm(W, V).view(-1, n_head, T, head_size).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, weights, noise)
-        ctx.kept = kept
+                W = _stays(noise[n], kept, W).mul_(W)
+            found = torch.bmm(W, V[:, :end]).mul_(256 / kept)
+            out[:, start:end] = found.view(B, n_head, -1, head_size).transpose(1, 2)
+        ctx.save_for_backward(qkv)
+        ctx.weights, ctx.noise, ctx.kept = weights, noise, kept
         return out.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, noise = ctx.saved_tensors
-        T, head_size = q.shape[-2:]
-        grads = [torch.empty_like(x) for x in (q, k, v)]
-        for part, heads, dropped in _parts(q):
-            Q, K, V, G = (x[part].reshape(-1, T, head_size) for x in (q, k, v, grad))
-            W = weights[heads]
-            if noise is None:
-                D = torch.bmm(G, V.transpose(1, 2))  # gradient of the weights
-                used = W
-            else:
-                torch.lt(noise[heads], ctx.kept, out=dropped)
-                G = G * (256 / ctx.kept)
-                D = torch.bmm(G, V.transpose(1, 2)).mul_(dropped)
-                used = dropped.mul_(W)
-            # The scores' gradient; -inf scores have weight 0, so the future's is 0.
-            D = torch._softmax_backward_data(D, W, -1, W.dtype).mul_(head_size**-0.5)
-            products = (torch.bmm(D, K), torch.bmm(D.transpose(1, 2), Q), torch.bmm(used.transpose(1, 2), G))
-            for whole, product in zip(grads, products, strict=True):
-                whole[part] = product.view_as(whole[part])
-        return *grads, None, None
+        (qkv,) = ctx.saved_tensors
+        _, B, n_head, T, head_size = qkv.shape
+        Q, K, V, G = (x.reshape(-1, T, head_size) for x in (*qkv, grad))
+        dK, dV = torch.zeros_like(K), torch.zeros_like(V)
+        grads = qkv.new_empty(B, T, 3, n_head, head_size).permute(2, 0, 3, 1, 4)  # of q, k and v
+        for n, (start, end) in enumerate(_blocks(T)):
+            W = used = ctx.weights[n]
+            q, g = Q[:, start:end] * head_size**-0.5, G[:, start:end] * (256 / ctx.kept)
+            D = torch.bmm(g, V[:, :end].transpose(1, 2))  # the gradient of the weights
+            if ctx.noise is not None:
+                used = _stays(ctx.noise[n], ctx.kept, W)
+                D.mul_(used)
+                used.mul_(W)
+            D = torch._softmax_backward_data(D, W, -1, W.dtype)  # of the scores; 0 in the future, where weights are 0
+            dQ = torch.bmm(D, K[:, :end]).mul_(head_size**-0.5)
+            grads[0, :, :, start:end] = dQ.view(B, n_head, -1, head_size)
+            dK[:, :end] += torch.bmm(D.transpose(1, 2), q)
+            dV[:, :end] += torch.bmm(used.transpose(1, 2), g)
+        grads[1], grads[2] = (x.view(B, n_head, T, head_size) for x in (dK, dV))
+        return grads, None, None
 
 
-def _parts(q: Tensor):
-    """Slices of the sequences and of all their heads, with scratch space for the scores of one slice."""
-    B, n_head, T, _ = q.shape
-    step = min(B, max(1, SCORES_AT_ONCE // (n_head * T * T)))
-    scratch = q.new_empty(step * n_head, T, T)
-    for start in range(0, B, step):
-        stop = min(start + step, B)
-        yield slice(start, stop), slice(start * n_head, stop * n_head), scratch[: (stop - start) * n_head]
+def _stays(noise: Tensor, kept: int, like: Tensor) -> Tensor:
+    """1 where a weight stays, 0 where it is dropped, in numbers of `like`'s type: booleans would multiply slowly."""
+    return torch.lt(noise, kept, out=torch.empty_like(like))
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last T of S characters attend to all up to themselves.
+
+    Args:
+        q: (B, n_head, T, head_size).
+        k, v: (B, n_head, S, head_size).
+
+    Returns:
+        (B, n_head, T, head_size).
+    """
+    T, S = q.shape[-2], k.shape[-2]
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class KVCache:

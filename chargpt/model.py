@@ -7,7 +7,7 @@ comments: B sequences a batch, T characters of context, C = n_embd channels.
 import torch
 from torch import Tensor, nn
 
-from chargpt.attention import KVCache, causal_attention
+from chargpt.attention import KVCache, cached_attention, causal_attention
 from chargpt.dropout import Dropout
 from chargpt.errors import UserError
 from chargpt.linear import Linear
@@ -30,10 +30,12 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, n_head, T, hs)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        out = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, hs)
+        if cache is None:
+            out = causal_attention(qkv, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
+        else:
+            q, k, v = qkv
+            out = cached_attention(q, *cache.extend(layer, k, v))  # (B, n_head, T, hs)
         return self.dropout(self.proj(out.transpose(1, 2).reshape(B, T, C)))  # (B, T, C)
 
     @staticmethod
@@ -59,7 +61,8 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)  # (B, T, C)
+        up, _, down, dropout = self.net  # the ReLU goes with what stands before it
+        return dropout(down(up(x, relu=True)))  # (B, T, C)
 
 
 class Block(nn.Module):

@@ -64,7 +64,15 @@ class CharLM(LightningModule):
         when the next one reads it. Other devices take all at once.
         """
         parts = inputs.split(max(1, CPU_PART // inputs.shape[1])) if inputs.device.type == "cpu" else [inputs]
-        return self.loss(torch.cat([self.net(part) for part in parts]), targets)
+        if len(parts) == 1:
+            return self.loss(self.net(inputs), targets)
+        weights = {}
+        if torch.is_autocast_enabled("cpu"):  # converted here once, instead of in each part
+            dtype = torch.get_autocast_dtype("cpu")
+            linears = ((name, m) for name, m in self.net.named_modules() if isinstance(m, nn.Linear))
+            weights = {f"{name}.weight": linear.weight.to(dtype) for name, linear in linears}
+        logits = [torch.func.functional_call(self.net, weights, (part,)) for part in parts]
+        return self.loss(torch.cat(logits), targets)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.should_log:
