@@ -119,19 +119,17 @@ class KVCache:
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype):
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        n_layer, *one = shape
+        self.layers = [torch.zeros(2, *one, device=device, dtype=dtype) for _ in range(n_layer)]  # keys and values
         self.length = 0  # characters read so far; `GPT.forward` advances it
 
     def expand(self, batch_size: int) -> None:
         """From one sequence to `batch_size` that begin with it."""
         if batch_size > 1:
-            self.keys = self.keys.repeat(1, batch_size, 1, 1, 1)
-            self.values = self.values.repeat(1, batch_size, 1, 1, 1)
+            self.layers = [layer.repeat(1, batch_size, 1, 1, 1) for layer in self.layers]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the next characters' keys and values, (B, n_head, T, head_size) each, and return all up to them."""
-        end = self.length + k.shape[-2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def extend(self, layer: int, kv: Tensor) -> Tensor:
+        """Write the next characters' keys and values, (2, B, n_head, T, head_size), and return all up to them."""
+        end = self.length + kv.shape[-2]
+        self.layers[layer][:, :, :, self.length : end] = kv
+        return self.layers[layer][:, :, :, :end]

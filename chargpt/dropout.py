@@ -27,7 +27,9 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`, except that training on a CPU draws bytes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu":
+        if not self.training or self.p == 0:
+            return x
+        if not x.is_cpu:
             return super().forward(x)
         kept = kept_values(self.p)
         mask = torch.empty_like(x, requires_grad=False)

@@ -113,8 +113,8 @@ def generate(
     block_size = model.block_size
     context = idx[:, -block_size:]  # (1, T)
     cache = model.new_cache(1)
-    logits = model(context, cache)[:, -1].expand(num_samples, -1)  # (N, vocab_size)
-    context = context.expand(num_samples, -1)  # (N, T)
+    logits = model(context, cache, last=True)[:, -1].expand(num_samples, -1)  # (N, vocab_size)
+    text = list(context.expand(num_samples, -1).split(1, dim=1))  # of (N, 1)
     if cache is not None:
         cache.expand(num_samples)
     for remaining in reversed(range(max_new_tokens)):
@@ -123,13 +123,13 @@ def generate(
         if not remaining:
             return
         unread = token[:, None]  # (N, 1)
-        context = torch.cat((context, unread), dim=1)
-        if context.shape[1] > block_size:
+        text.append(unread)
+        if len(text) > block_size:
             if window == "exact":
-                context = context[:, -block_size:]
+                text = text[-block_size:]
                 cache = None
             else:
-                context = context[:, -max(1, block_size // 2) :]
+                text = text[-max(1, block_size // 2) :]
                 cache = model.new_cache(num_samples)
-            unread = context
-        logits = model(unread, cache)[:, -1]
+            unread = torch.cat(text, dim=1)
+        logits = model(unread, cache, last=True)[:, -1]

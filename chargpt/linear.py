@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 onednn = torch.ops.mkldnn._linear_pointwise  # (x, weight, bias, "none" or "relu", [], ""): what torch.compile calls
+ONEDNN_TYPES = set()
+if torch.backends.mkldnn.is_available():
+    ONEDNN_TYPES.add(torch.float32)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        ONEDNN_TYPES.add(torch.bfloat16)
 
 
 class Linear(nn.Linear):
@@ -19,13 +24,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         weight, bias = self.weight, self.bias
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
-        if x.device.type == "cpu" and _onednn_has(x.dtype):
-            if torch.is_grad_enabled():
-                return CPULinear.apply(x, weight, bias, relu)
-            return onednn(x, weight, bias, "relu" if relu else "none", [], "")
+        if x.is_cpu:
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+            if x.dtype in ONEDNN_TYPES:
+                if torch.is_grad_enabled():
+                    return CPULinear.apply(x, weight, bias, relu)
+                return onednn(x, weight, bias, "relu" if relu else "none", [], "")
         out = nn.functional.linear(x, weight, bias)
         return out.relu() if relu else out
 
@@ -60,9 +66,3 @@ class CPULinear(torch.autograd.Function):
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a b, by oneDNN also in fp32, in which `a @ b` would be MKL's."""
     return onednn(a, b.t(), None, "none", [], "") if a.dtype == torch.float32 else a @ b
-
-
-def _onednn_has(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

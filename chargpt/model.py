@@ -28,15 +28,17 @@ class MultiHeadAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.register_load_state_dict_pre_hook(self._fuse_heads)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None, last: bool = False) -> Tensor:
+        """(B, T, C) to the same, or with `last` to (B, 1, C): what the last character found."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, hs)
-        if cache is None:
+        if cache is None and not last:
             out = causal_attention(qkv, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
         else:
-            q, k, v = qkv
-            out = cached_attention(q, *cache.extend(layer, k, v))  # (B, n_head, T, hs)
-        return self.dropout(self.proj(out.transpose(1, 2).reshape(B, T, C)))  # (B, T, C)
+            q = qkv[0, :, :, -1:] if last else qkv[0]
+            k, v = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
+            out = cached_attention(q, k, v)  # (B, n_head, T or 1, hs)
+        return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))  # (B, T or 1, C)
 
     @staticmethod
     def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_) -> None:
@@ -75,9 +77,11 @@ class Block(nn.Module):
         self.ln1 = nn.LayerNorm(n_embd)
         self.ln2 = nn.LayerNorm(n_embd)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None) -> Tensor:
-        x = x + self.sa(self.ln1(x), layer, cache)  # (B, T, C)
-        return x + self.ffwd(self.ln2(x))  # (B, T, C)
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None, last: bool = False) -> Tensor:
+        """(B, T, C) to the same, or with `last` to the last character's (B, 1, C)."""
+        found = self.sa(self.ln1(x), layer, cache, last)
+        x = (x[:, -1:] if last else x) + found
+        return x + self.ffwd(self.ln2(x))
 
 
 class GPT(nn.Module):
@@ -124,15 +128,16 @@ class GPT(nn.Module):
         shape = (len(self.blocks), batch_size, self.n_head, self.block_size, weight.shape[1] // self.n_head)
         return KVCache(shape, weight.device, weight.dtype)
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, idx: Tensor, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits of the character after each one of `idx`.
 
         Args:
             idx: (B, T) ids.
             cache: what `new_cache` gave; then `idx` continues the characters read with that cache before.
+            last: give those after the last one only; for use without dropout. Saves most of the last block.
 
         Returns:
-            (B, T, vocab_size).
+            (B, T, vocab_size), or (B, 1, vocab_size).
 
         Raises:
             UserError: the context would be longer than block_size.
@@ -143,10 +148,10 @@ class GPT(nn.Module):
             raise UserError(f"a context of {end} characters is longer than block_size={self.block_size}")
         x = self.token_embedding_table(idx) + self.position_embedding_table.weight[past:end]  # (B, T, C) + (T, C)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache)  # (B, T, C)
+            x = block(x, layer, cache, last and layer == len(self.blocks) - 1)  # (B, T, C), at the end perhaps (B, 1, C)
         if cache is not None:
             cache.length = end
-        return self.lm_head(self.ln_f(x))  # (B, T, vocab_size)
+        return self.lm_head(self.ln_f(x))
 
 
 class Bigram(nn.Module):
@@ -166,9 +171,9 @@ class Bigram(nn.Module):
     def new_cache(self, batch_size: int) -> None:
         """Nothing: the table needs no memory of earlier characters."""
 
-    def forward(self, idx: Tensor, cache: None = None) -> Tensor:
-        """Logits of the character after each one of `idx`: (B, T) ids to (B, T, vocab_size)."""
-        return self.token_embedding_table(idx)
+    def forward(self, idx: Tensor, cache: None = None, last: bool = False) -> Tensor:
+        """Logits of the character after each one of `idx`, or the last: (B, T) ids to (B, T or 1, vocab_size)."""
+        return self.token_embedding_table(idx[:, -1:] if last else idx)
 
 
 MODELS: dict[str, type[GPT] | type[Bigram]] = {"gpt": GPT, "bigram": Bigram}
