@@ -48,6 +48,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     from lightning.pytorch.utilities import rank_zero_only
 
     from chargpt.callbacks import RunRecord
+    from chargpt.compiling import compile_model
     from chargpt.data import CharDataModule
     from chargpt.module import CharLM
     from chargpt.trainer import build_callbacks, build_trainer
@@ -78,6 +79,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
             f"{run_dir} is finished: {resumption.step} steps. To go on, say trainer.max_steps= with a larger number."
         )
         return resumption.best
+    steps = trainer.max_steps - (resumption.step if resumption else 0)
+    compiled = compile_model(module.net, settings["compile"], trainer.strategy.root_device, steps)
     if rank_zero_only.rank == 0:
         if resumption is None:
             _claim(run_dir)
@@ -89,7 +92,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     log.info(
         f"Text: {corpus.name}, {len(corpus.ids):,} characters, {corpus.tokenizer.vocab_size:,} of them distinct\n"
         f"Model: {settings['model']['name']}, {parameters:,} parameters, on {trainer.strategy.root_device}"
-        f" in {trainer.precision}\n"
+        f" in {trainer.precision}{', compiled' if compiled else ''}\n"
         f"Run: {run_dir}" + (f", from step {resumption.step}" if resumption else "")
     )
     trainer.fit(module, data, ckpt_path=resumption and resumption.checkpoint, weights_only=True)

@@ -23,7 +23,8 @@ def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
         (B, n_head, T, head_size).
     """
     # PyTorch's fused kernel has no dropout on CPUs, and does not use their bf16 units to the full.
-    if qkv.device.type == "cpu" and torch.is_grad_enabled() and (dropout > 0 or qkv.dtype == torch.bfloat16):
+    trains_on_cpu = qkv.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if trains_on_cpu and (dropout > 0 or qkv.dtype == torch.bfloat16):
         _, B, n_head, T, _ = qkv.shape
         noise = [random_bytes(B * n_head, end - start, end) for start, end in _blocks(T)] if dropout > 0 else None
         return CPUAttention.apply(qkv, noise, kept_values(dropout))

@@ -201,6 +201,7 @@ class TextSamples(Callback):
         self.length = length
 
     @rank_zero_only
+    @torch.compiler.set_stance("force_eager")  # every length of a text would be compiled
     def on_validation_end(self, trainer: Trainer, module: CharLM) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
             return

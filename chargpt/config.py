@@ -68,6 +68,7 @@ class TrainConfig:
     optimizer: OptimizerConfig
     trainer: dict[str, Any]  # Lightning checks these two
     callbacks: dict[str, Any]
+    compile: Any = "auto"  # the configuration of a run from before this key has none
 
 
 MODEL_CONFIGS = {"gpt": GPTConfig, "bigram": BigramConfig}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 
-@torch.compiler.disable  # the compiler cannot follow one tensor seen as two types
 def random_bytes(*shape: int) -> Tensor:
     """Uniform random bytes, uint8, from the CPU's default generator: reproducible from the seed."""
     count = torch.Size(shape).numel()
@@ -29,7 +28,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if not x.is_cpu:
+        if not x.is_cpu or torch.compiler.is_compiling():
             return super().forward(x)
         kept = kept_values(self.p)
         mask = torch.empty_like(x, requires_grad=False)

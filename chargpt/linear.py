@@ -24,7 +24,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         weight, bias = self.weight, self.bias
-        if x.is_cpu:
+        if x.is_cpu and not torch.compiler.is_compiling():
             if torch.is_autocast_enabled("cpu"):
                 dtype = torch.get_autocast_dtype("cpu")
                 x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
