@@ -95,20 +95,22 @@ def _stays(noise: Tensor, kept: int, like: Tensor) -> Tensor:
     return torch.lt(noise, kept, out=torch.empty_like(like))
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """The last T of S characters attend to all up to themselves.
 
     Args:
         q: (B, n_head, T, head_size).
         k, v: (B, n_head, S, head_size).
+        mask: instead, what is attended to: true, of a shape that broadcasts to (B, n_head, T, S).
 
     Returns:
         (B, n_head, T, head_size).
     """
     T, S = q.shape[-2], k.shape[-2]
-    if T == S:
+    if mask is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is None and T > 1:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -122,7 +124,16 @@ class KVCache:
     def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype):
         n_layer, *one = shape
         self.layers = [torch.zeros(2, *one, device=device, dtype=dtype) for _ in range(n_layer)]  # keys and values
-        self.length = 0  # characters read so far; `GPT.forward` advances it
+        self.length = 0  # characters read so far
+        self.mask: Tensor | None = None  # for `cached_attention`; None: all that `extend` returns
+
+    def positions(self, T: int) -> slice | Tensor:
+        """Where the next T characters stand."""
+        return slice(self.length, self.length + T)
+
+    def advance(self, T: int) -> None:
+        """All layers have read T characters more."""
+        self.length += T
 
     def expand(self, batch_size: int) -> None:
         """From one sequence to `batch_size` that begin with it."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from chargpt.decode import GraphedDecoder, worth_capturing
 from chargpt.errors import UserError
 
 WINDOWS = ("exact", "stride")
@@ -42,7 +43,8 @@ def next_token(
         before = ranked.cumsum(-1) - ranked  # the probability of all that stand before
         least = ranked.masked_fill(before >= top_p, float("inf")).amin(-1, keepdim=True)
         probs = probs.masked_fill(probs < least, 0.0)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    # What torch.multinomial does to draw once, less its checks, for which the host would wait for the device.
+    return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 
 def check_sampling(
@@ -115,21 +117,28 @@ def generate(
     cache = model.new_cache(1)
     logits = model(context, cache, last=True)[:, -1].expand(num_samples, -1)  # (N, vocab_size)
     text = list(context.expand(num_samples, -1).split(1, dim=1))  # of (N, 1)
+    graph = None
     if cache is not None:
         cache.expand(num_samples)
+        inside = max_new_tokens if window == "stride" else min(max_new_tokens, block_size - len(text))
+        if worth_capturing(idx.device, inside, num_samples):
+            graph = GraphedDecoder(model, cache)
     for remaining in reversed(range(max_new_tokens)):
         token = next_token(logits, temperature, top_k, top_p, generator)  # (N,)
         yield token
         if not remaining:
             return
-        unread = token[:, None]  # (N, 1)
-        text.append(unread)
-        if len(text) > block_size:
-            if window == "exact":
-                text = text[-block_size:]
-                cache = None
-            else:
-                text = text[-max(1, block_size // 2) :]
-                cache = model.new_cache(num_samples)
-            unread = torch.cat(text, dim=1)
-        logits = model(unread, cache, last=True)[:, -1]
+        text.append(token[:, None])
+        if len(text) > block_size and window == "exact":
+            text = text[-block_size:]
+            logits = model(torch.cat(text, dim=1), last=True)[:, -1]
+        elif len(text) > block_size:
+            text = text[-max(1, block_size // 2) :]
+            cache = model.new_cache(num_samples)
+            logits = model(torch.cat(text, dim=1), cache, last=True)[:, -1]
+            if graph is not None:
+                graph.load(cache)
+        elif graph is not None:
+            logits = graph(token)
+        else:
+            logits = model(token[:, None], cache, last=True)[:, -1]

@@ -37,7 +37,7 @@ class MultiHeadAttention(nn.Module):
         else:
             q = qkv[0, :, :, -1:] if last else qkv[0]
             k, v = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
-            out = cached_attention(q, k, v)  # (B, n_head, T or 1, hs)
+            out = cached_attention(q, k, v, cache and cache.mask)  # (B, n_head, T or 1, hs)
         return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))  # (B, T or 1, C)
 
     @staticmethod
@@ -142,15 +142,17 @@ class GPT(nn.Module):
         Raises:
             UserError: the context would be longer than block_size.
         """
-        past = cache.length if cache is not None else 0
-        end = past + idx.shape[1]
+        T = idx.shape[1]
+        end = T if cache is None else cache.length + T
         if end > self.block_size:
             raise UserError(f"a context of {end} characters is longer than block_size={self.block_size}")
-        x = self.token_embedding_table(idx) + self.position_embedding_table.weight[past:end]  # (B, T, C) + (T, C)
+        positions = slice(T) if cache is None else cache.positions(T)
+        x = self.token_embedding_table(idx) + self.position_embedding_table.weight[positions]  # (B, T, C) + (T, C)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache, last and layer == len(self.blocks) - 1)  # (B, T, C), at the end perhaps (B, 1, C)
+            at_end = layer == len(self.blocks) - 1
+            x = block(x, layer, cache, last and at_end)  # (B, T, C), at the end (B, 1, C) with `last`
         if cache is not None:
-            cache.length = end
+            cache.advance(T)
         return self.lm_head(self.ln_f(x))
 
 

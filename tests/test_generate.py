@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chargpt import decode
 from chargpt.errors import UserError
 from chargpt.generate import generate, next_token
 from chargpt.model import GPT, Bigram
@@ -41,6 +42,57 @@ def test_logits_within_the_window_are_the_uncached_ones(gpt, monkeypatch):
     for length, logits in enumerate(seen, 1):
         torch.testing.assert_close(logits, gpt(torch.tensor([text[:length]]))[:, -1], rtol=1e-10, atol=1e-12)
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize("window", ["exact", "stride"])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_step_that_is_captured_on_cuda_is_the_same(gpt, samples, window, monkeypatch):
+    """Here it runs uncaptured, within the window and past it."""
+    idx = torch.tensor([[1, 2, 3]])
+
+    def text():
+        generator = torch.Generator().manual_seed(2)
+        return torch.stack(list(generate(gpt, idx, 30, generator=generator, num_samples=samples, window=window)), 1)
+
+    expected, calls = text(), []
+    step = decode.GraphedDecoder._step
+    monkeypatch.setattr(decode.GraphedDecoder, "_step", lambda self: calls.append(1) or step(self))
+    monkeypatch.setattr("chargpt.generate.worth_capturing", lambda device, characters, samples: True)
+    assert torch.equal(text(), expected)
+    assert len(calls) >= 5
+
+
+def test_its_logits_are_the_uncached_ones_at_every_position(gpt):
+    idx = torch.randint(11, (2, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cache = gpt.new_cache(2)
+        gpt(idx[:, :2], cache)
+        decoder = decode.GraphedDecoder(gpt, cache)
+        for n in range(2, 8):
+            expected = gpt(idx[:, : n + 1])[:, -1]
+            torch.testing.assert_close(decoder(idx[:, n]), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+def test_on_cuda_the_captured_step_writes_the_same_text(monkeypatch):
+    torch.manual_seed(0)
+    gpt = GPT(vocab_size=11, block_size=64, n_layer=2, n_head=2, n_embd=32, dropout=0.0).cuda().eval()
+    idx = torch.zeros(1, 1, dtype=torch.int64, device="cuda")
+
+    def text():
+        return torch.stack(list(generate(gpt, idx, 150, temperature=0, window="stride")), 1)
+
+    captured = text()
+    monkeypatch.setattr("chargpt.generate.worth_capturing", lambda *_: False)
+    assert torch.equal(captured, text())
+
+
+@pytest.mark.parametrize(
+    ("device", "characters", "samples", "expected"),
+    [("cuda", 500, 1, True), ("cuda", 5, 1, False), ("cuda", 500, 10_000, False), ("cpu", 500, 1, False)],
+)
+def test_when_it_is_worth_capturing(device, characters, samples, expected):
+    assert decode.worth_capturing(torch.device(device), characters, samples) is expected
 
 
 @pytest.mark.parametrize("length", [1, 8, 20])
