@@ -2,15 +2,25 @@
 
 import argparse
 import importlib.util
+import multiprocessing
 import platform
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import torch
+
+from chargpt.linear import Linear
+
+Key = TypeVar("Key", bound=Hashable)
+Work = Callable[[], Callable[[], object]]  # makes what is to be timed
 
 
 def hardware() -> str:
@@ -28,9 +38,12 @@ def hardware() -> str:
 
 
 def matrix_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """FLOP/s of the best of several products of square matrices."""
+    """FLOP/s of the best of several products of square matrices, by PyTorch's own choice of library and by oneDNN."""
     a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    return 2 * 2048**3 / min(seconds(lambda: a @ b, device) for _ in range(20))
+    layer = Linear(2048, 2048, bias=False, device=device, dtype=dtype)
+    with torch.no_grad():
+        best = min(seconds(work, device) for _ in range(20) for work in (lambda: a @ b, lambda: layer(a)))
+    return 2 * 2048**3 / best
 
 
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:
@@ -47,19 +60,63 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(
-    contenders: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
-) -> dict[str, list[float]]:
-    """Seconds of each contender in each round. Rounds are interleaved, so that a busy moment of the machine falls on
-    all alike; one round before counts for nothing."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for n in range(repeats + 1):
-        for name, work in contenders.items():
-            spent = seconds(work, device)
-            if n > 0:
-                taken[name].append(spent)
-        print(f"round {n} of {repeats}", file=sys.stderr)
-    return taken
+@dataclass
+class Measured:
+    """What a contender's calls took.
+
+    Attributes:
+        seconds: of each round.
+        megabytes: of memory at most, the GPU's where there is one, otherwise all of the process.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    megabytes: float = 0.0
+
+
+def interleaved(contenders: dict[Key, Work], repeats: int, device: str = "cpu") -> dict[Key, Measured]:
+    """Measure contenders in turn, each in a process of its own, so that none works in memory that another left behind.
+
+    Rounds are interleaved, so that a busy moment of the machine falls on all alike; a first call counts for nothing.
+
+    Args:
+        contenders: each makes its work, in its process, and can be pickled.
+    """
+    measured = {name: Measured() for name in contenders}
+    context = multiprocessing.get_context("spawn")
+    pools = {name: ProcessPoolExecutor(1, context) for name in contenders}
+    try:
+        for name, make in contenders.items():
+            pools[name].submit(_prepare, make, device).result()
+            print(f"prepared {name}", file=sys.stderr)
+        for n in range(repeats):
+            for name, pool in pools.items():
+                spent, measured[name].megabytes = pool.submit(_measure, device).result()
+                measured[name].seconds.append(spent)
+            print(f"round {n + 1} of {repeats}", file=sys.stderr)
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+    return measured
+
+
+def _prepare(make: Work, device: str) -> None:
+    global _work
+    _work = make()
+    seconds(_work, device)
+
+
+def _measure(device: str) -> tuple[float, float]:
+    return seconds(_work, device), peak_memory(device)
+
+
+def peak_memory(device: str) -> float:
+    """MB that this process took at most."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    if Path("/proc/self/status").exists():
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def table(rows: list[list[str]]) -> str:

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
+from chargpt.compiling import compile_model
 from chargpt.data import CharDataModule, RandomBlocks
 from chargpt.module import CharLM
 from train import train
@@ -26,21 +27,24 @@ SIZES = {
 }
 
 
-def bare(settings: dict, steps: int, precision: str) -> float:
-    """Seconds a step without Lightning."""
+def bare(settings: dict, steps: int, device: str) -> float:
+    """Seconds a step without Lightning, in bf16."""
     data = CharDataModule(**settings["data"])
     data.setup()
     torch.manual_seed(settings["seed"])
     module = CharLM(settings["model"], settings["optimizer"], data.corpus.tokenizer.characters, {})
     module._trainer = type("Steps", (), {"max_steps": steps})()  # the schedule asks for it
+    module.to(device)
+    compile_model(module.net, settings["compile"], torch.device(device), steps)
     optimizer = module.configure_optimizers()["optimizer"]
     clip = settings["trainer"]["gradient_clip_val"]
     blocks = RandomBlocks(data.train_ids, data.block_size, data.batch_size, data.seed)
 
     def loop(first: int, last: int) -> None:
         for step in range(first, last):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
-                loss = module.training_loss(*blocks[step])
+            inputs, targets = (ids.to(device, non_blocking=True) for ids in blocks[step])
+            with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+                loss = module.training_loss(inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if clip:
@@ -48,7 +52,7 @@ def bare(settings: dict, steps: int, precision: str) -> float:
             optimizer.step()
 
     loop(0, 2)
-    return seconds(lambda: loop(2, steps)) / (steps - 2)
+    return seconds(lambda: loop(2, steps), device) / (steps - 2)
 
 
 def through_lightning(cfg, folder: Path) -> float:
@@ -81,24 +85,25 @@ def imports(statement: str) -> float:
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES)[:2])
+    arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     arguments.add_argument("--steps", type=int, default=100, help="steps a round (default 100)")
     arguments = arguments.parse_args()
     rows = [["model", "bare, ms a step", "train(cfg), ms a step", "ratio"]]
     with tempfile.TemporaryDirectory() as folder:
-        for size in arguments.sizes:
+        for m, size in enumerate(arguments.sizes):
             loops, lightnings = [], []
             for n in range(arguments.repeats):
-                run = Path(folder, f"{size.replace('=', '_')}{n}")
+                run = Path(folder, f"{m}_{n}")
                 with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
                     overrides = [
-                        *SIZES[size], "data=pydocs", f"run_dir='{run}'", f"trainer.max_steps={arguments.steps}",
-                        "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "+trainer.limit_val_batches=0",
+                        *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
+                        f"trainer.accelerator={arguments.device}", "trainer.precision=bf16-mixed",
+                        f"compile={arguments.device == 'cuda'}", "+trainer.limit_val_batches=0",
                     ]  # fmt: skip
                     cfg = compose("train", overrides=overrides)
                 lightnings.append(1e3 * through_lightning(cfg, run))
                 settings = OmegaConf.to_container(cfg, resolve=True)
-                loops.append(1e3 * bare(settings, arguments.steps, "bf16-mixed"))
+                loops.append(1e3 * bare(settings, arguments.steps, arguments.device))
             ratio = statistics.median(a / b for a, b in zip(lightnings, loops, strict=True))
             rows.append([size, spread(loops), spread(lightnings), f"{ratio:.2f}x"])
         print(hardware())

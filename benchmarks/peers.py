@@ -103,16 +103,23 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lecture", type=Path, metavar="FILE", help="the lecture's gpt.py to measure, too")
 
 
-def peers(arguments: argparse.Namespace) -> dict[str, nn.Module]:
-    """The models to measure against, each at the lecture's sizes, on the device."""
+def peers(arguments: argparse.Namespace) -> list[str]:
+    """The names of those to measure against."""
+    others = {"lecture": arguments.lecture, "nanoGPT": arguments.nanogpt}
+    return ["plain", *(name for name, given in others.items() if given)]
+
+
+def peer(name: str, arguments: argparse.Namespace) -> nn.Module:
+    """The model of that name at the lecture's sizes, on the device."""
     torch.manual_seed(0)
-    found = {"plain": WithLoss(PlainGPT(**SEED))}
-    if arguments.lecture:
-        found["lecture"] = lecture(arguments.lecture, arguments.device)
-    if arguments.nanogpt:
+    if name == "plain":
+        model = WithLoss(PlainGPT(**SEED))
+    elif name == "lecture":
+        model = lecture(arguments.lecture, arguments.device)
+    else:
         nano = module_from(arguments.nanogpt / "model.py")
-        found["nanoGPT"] = nano.GPT(nano.GPTConfig(**SEED, bias=False))
-    return {name: model.to(arguments.device) for name, model in found.items()}
+        model = nano.GPT(nano.GPTConfig(**SEED, bias=False))
+    return model.to(arguments.device)
 
 
 def ours(device: str) -> GPT:

@@ -4,18 +4,20 @@ A step is the lecture's: 64 blocks of 256 characters forward, the loss, backward
 optimizer, without the Trainer (`benchmarks.overhead` measures that).
 """
 
+import argparse
 import contextlib
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
 
 from benchmarks.measure import hardware, interleaved, matrix_peak, parser, spread, table
-from benchmarks.peers import SEED, add_peers, peers
+from benchmarks.peers import SEED, add_peers, ours, peer, peers
+from chargpt.compiling import PAYS_AFTER, compile_model
 from chargpt.module import CharLM
 
-B, T = 64, SEED["block_size"]
+B = 64
 OPTIMIZER = {
     "lr": 3e-4, "weight_decay": 0.01, "betas": [0.9, 0.999],
     "schedule": "constant", "warmup_steps": 0, "min_lr_factor": 0.1,
@@ -31,11 +33,14 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def peer_step(model: nn.Module, device: str, precision: str) -> Callable[[], None]:
-    model.train()
+def peer_step(name: str, arguments: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
+    device = arguments.device
+    model = peer(name, arguments).train()
     fused = {"fused": True} if device == "cuda" else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, **fused)
-    batch = torch.randint(65, (B, T + 1), device=device)
+    if compiled:
+        model.compile()
+    batch = torch.randint(65, (B, SEED["block_size"] + 1), device=device)
 
     def step() -> None:
         with autocast(device, precision):
@@ -47,13 +52,14 @@ def peer_step(model: nn.Module, device: str, precision: str) -> Callable[[], Non
     return step
 
 
-def our_step(device: str, precision: str) -> Callable[[], None]:
+def our_step(device: str, precision: str, sizes: dict = SEED, batch_size: int = B) -> Callable[[], None]:
     torch.manual_seed(0)
-    config = {name: value for name, value in SEED.items() if name != "vocab_size"}
+    config = {name: value for name, value in sizes.items() if name != "vocab_size"}
     module = CharLM({"name": "gpt", **config}, OPTIMIZER, "".join(map(chr, range(65))), {"name": "", "sha256": ""})
     module.to(device).train()
     optimizer = module.configure_optimizers()["optimizer"]
-    batch = torch.randint(65, (B, T + 1), device=device)
+    compile_model(module.net, "auto", torch.device(device), PAYS_AFTER)
+    batch = torch.randint(65, (batch_size, sizes["block_size"] + 1), device=device)
 
     def step() -> None:
         with autocast(device, precision):
@@ -69,27 +75,34 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add_peers(arguments)
     arguments.add_argument("--compile", action="store_true", help="measure the peers compiled, too")
+    arguments.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
     arguments = arguments.parse_args()
     device = arguments.device
-    contenders = {}
-    for precision in ("fp32", "bf16"):
-        for name, model in peers(arguments).items():
-            contenders[name, precision] = peer_step(model, device, precision)
-        if arguments.compile:
-            for name, model in peers(arguments).items():
-                contenders[f"{name} compiled", precision] = peer_step(torch.compile(model), device, precision)
-        contenders["chargpt", precision] = our_step(device, precision)
-    taken = interleaved(contenders, arguments.repeats, device)
+    measured = {}
+    for precision in arguments.precisions:
+        contenders = {}
+        for name in peers(arguments):
+            contenders[name, precision] = partial(peer_step, name, arguments, precision, False)
+            if arguments.compile:
+                contenders[f"{name} compiled", precision] = partial(peer_step, name, arguments, precision, True)
+        contenders["chargpt", precision] = partial(our_step, device, precision)
+        measured |= interleaved(contenders, arguments.repeats, device)
+    taken = {key: found.seconds for key, found in measured.items()}
 
     best = min(statistics.median(times) for (name, _), times in taken.items() if name != "chargpt")
-    parameters = sum(p.numel() for p in peers(arguments)["plain"].parameters())
+    T = SEED["block_size"]
+    parameters = sum(p.numel() for p in ours("cpu").parameters())
     flops = flops_per_step(parameters, SEED["n_layer"], SEED["n_embd"], B * T, T)
     peaks = {"fp32": matrix_peak(torch.float32, device), "bf16": matrix_peak(torch.bfloat16, device)}
-    rows = [["model", "precision", "seconds a step", "characters a second", "against the best peer", "of matrix peak"]]
+    rows = [
+        ["model", "precision", "seconds a step", "characters a second", "of the best peer", "of matrix peak", "GB"],
+    ]  # fmt: skip
     for (name, precision), times in taken.items():
         median = statistics.median(times)
         share = flops / median / peaks[precision]
-        rows.append([name, precision, spread(times), f"{B * T / median:,.0f}", f"{best / median:.2f}x", f"{share:.0%}"])
+        memory = measured[name, precision].megabytes / 1e3
+        speed = [f"{B * T / median:,.0f}", f"{best / median:.2f}x", f"{share:.0%}", f"{memory:.1f}"]
+        rows.append([name, precision, spread(times, digits=3), *speed])
     print(hardware())
     print(f"{B} x {T} characters, dropout {SEED['dropout']}; medians of {arguments.repeats} interleaved rounds (range)")
     print(f"matrix peak: fp32 {peaks['fp32'] / 1e9:,.0f}, bf16 {peaks['bf16'] / 1e9:,.0f} GFLOP/s\n")

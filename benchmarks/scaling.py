@@ -1,0 +1,80 @@
+"""How characters a second and memory in training grow with each size: `python -m benchmarks.scaling --plot FILE`.
+
+One size at a time is varied around the lecture's. A step is that of `benchmarks.training`.
+"""
+
+import statistics
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measure import Measured, hardware, interleaved, parser, spread, table
+from benchmarks.peers import SEED
+from benchmarks.training import B, our_step
+
+VARIED = {
+    "n_layer": (1, 3, 6, 12),
+    "n_embd": (96, 192, 384, 768),
+    "block_size": (64, 128, 256, 512),
+    "batch_size": (8, 16, 32, 64),
+}
+
+
+def sizes(name: str, value: int) -> tuple[dict[str, float], int]:
+    """The model's sizes and the batch's, all the lecture's but one."""
+    return (SEED, value) if name == "batch_size" else (SEED | {name: value}, B)
+
+
+def rates(name: str, value: int, measured: Measured) -> list[float]:
+    """Characters a second in each round."""
+    model, batch_size = sizes(name, value)
+    return [batch_size * model["block_size"] / spent for spent in measured.seconds]
+
+
+def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> None:
+    """A column for each size: characters a second above, memory below."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(2, len(measured), sharey="row", squeeze=False)
+    for (speed, memory), (name, found) in zip(axes.T, measured.items(), strict=True):
+        speed.plot(list(found), [statistics.median(rates(name, v, m)) for v, m in found.items()], marker="o")
+        memory.plot(list(found), [m.megabytes / 1e3 for m in found.values()], marker="o")
+        for axis in (speed, memory):
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(list(found), labels=list(map(str, found)))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            for each in (axis.xaxis, axis.yaxis):
+                each.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3)
+        memory.set_xlabel(name)
+    axes[0, 0].set_ylabel("characters a second")
+    axes[1, 0].set_ylabel("peak memory, GB")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(file)
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    arguments.add_argument("--vary", nargs="+", choices=list(VARIED), default=list(VARIED))
+    arguments.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
+    arguments = arguments.parse_args()
+    measured = {}
+    for name in arguments.vary:  # one size at a time, so that not all processes stand in memory together
+        steps = {v: partial(our_step, arguments.device, arguments.precision, *sizes(name, v)) for v in VARIED[name]}
+        measured[name] = interleaved(steps, arguments.repeats, arguments.device)
+    rows = [["size", "value", "characters a second", "peak memory, GB"]]
+    for name, found in measured.items():
+        for value, m in found.items():
+            rows.append([name, str(value), spread(rates(name, value, m), digits=0), f"{m.megabytes / 1e3:.2f}"])
+    title = f"{hardware()}; {arguments.precision}, medians of {arguments.repeats}"
+    print(f"{title} interleaved rounds (range)\n")
+    print(table(rows))
+    if arguments.plot:
+        plot(measured, title, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
