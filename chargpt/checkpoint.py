@@ -75,7 +75,8 @@ def load_checkpoint(
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     if not agree:
         raise UserError(f"the weights in {path} do not fit its settings: {config}")
-    with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
+    # On torch's meta device no weights would be drawn, but its first use imports for a second.
+    with torch.random.fork_rng(devices=[]):
         model = build_model(config, tokenizer.vocab_size)
     try:
         model.load_state_dict(weights, assign=True)
