@@ -3,6 +3,7 @@
 One size at a time is varied around the lecture's. A step is that of `benchmarks.training`.
 """
 
+import importlib.util
 import statistics
 from functools import partial
 from pathlib import Path
@@ -56,11 +57,13 @@ def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> No
 
 
 def main() -> None:
-    arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    arguments.add_argument("--vary", nargs="+", choices=list(VARIED), default=list(VARIED))
-    arguments.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
-    arguments = arguments.parse_args()
+    command = parser(__doc__.splitlines()[0])
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    command.add_argument("--vary", nargs="+", choices=list(VARIED), default=list(VARIED))
+    command.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
+    arguments = command.parse_args()
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        command.error('--plot needs matplotlib: python -m pip install -e ".[dev]"')
     measured = {}
     for name in arguments.vary:  # one size at a time, so that not all processes stand in memory together
         steps = {v: partial(our_step, arguments.device, arguments.precision, *sizes(name, v)) for v in VARIED[name]}
