@@ -6,13 +6,12 @@ Each text is made up here and encoded in a process of its own, into an empty cac
 import multiprocessing
 import os
 import random
-import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.measure import hardware, parser, spread, table
+from benchmarks.measure import hardware, parser, peak_memory, spread, table
 
 SCRIPTS = {
     "ASCII": "".join(map(chr, range(32, 127))) + "\n",
@@ -27,11 +26,11 @@ def encode(file: str, cache: str) -> tuple[float, float]:
     os.environ["XDG_CACHE_HOME"] = cache
     from chargpt.corpus import load_corpus
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory("cpu")
     started = time.perf_counter()
     corpus = load_corpus("file", file)
     spent = time.perf_counter() - started
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    memory = peak_memory("cpu") - before
     whole = Path(file).read_bytes()[: 1 << 20].decode(errors="ignore")
     assert corpus.tokenizer.decode(corpus.ids[: len(whole)]) == whole
     return spent, memory

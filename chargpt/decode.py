@@ -21,14 +21,16 @@ class FixedCache(KVCache):
     """A cache whose filled length is a number on the device, so that each step is made of the same operations.
 
     All of it is attended to; a mask leaves out what is not filled yet.
+
+    Args:
+        like: a cache of the same sizes; `load` takes over what it has read.
     """
 
     def __init__(self, like: KVCache):
-        self.layers = [torch.empty_like(layer) for layer in like.layers]
+        self.layers = [torch.zeros_like(layer) for layer in like.layers]
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.int64, device=self.layers[0].device)
         self.columns = torch.arange(self.layers[0].shape[-2], device=self.position.device)
-        self.load(like)
 
     def load(self, cache: KVCache) -> None:
         """Take over what another cache has read."""
@@ -60,10 +62,7 @@ class GraphedDecoder:
         self.cache = FixedCache(cache)
         self.token = torch.zeros(cache.layers[0].shape[1], 1, dtype=torch.int64, device=self.cache.position.device)
         self.graph = self._capture() if self.token.is_cuda else None
-        self.load(cache)  # capturing has written into the cache
-
-    def load(self, cache: KVCache) -> None:
-        self.cache.load(cache)
+        self.cache.load(cache)  # only now: capturing writes into the cache
 
     def __call__(self, token: Tensor) -> Tensor:
         """Ids (N,) to logits (N, vocab_size), which hold until the next call."""
@@ -78,7 +77,6 @@ class GraphedDecoder:
         return self.model(self.token, self.cache, last=True)[:, -1]
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        self.cache.position.zero_()
         stream = torch.cuda.Stream(self.token.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up at first calls, which cannot be captured

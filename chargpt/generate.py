@@ -137,7 +137,7 @@ def generate(
             cache = model.new_cache(num_samples)
             logits = model(torch.cat(text, dim=1), cache, last=True)[:, -1]
             if graph is not None:
-                graph.load(cache)
+                graph.cache.load(cache)
         elif graph is not None:
             logits = graph(token)
         else:

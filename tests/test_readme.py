@@ -8,6 +8,7 @@ import tomllib
 import pytest
 from conftest import ROOT, composed, run_script
 
+from chargpt.compiling import PAYS_AFTER
 from sample import build_parser
 from train import train
 
@@ -94,6 +95,10 @@ def _number(text):
         return float(text) if "e-" in text else text
     except ValueError:
         return text
+
+
+def test_the_steps_from_which_a_run_is_compiled():
+    assert f"in runs of {PAYS_AFTER:,} steps or more on CUDA" in README
 
 
 def test_layout_names_every_file():
