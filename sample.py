@@ -1,16 +1,21 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from chargpt.checkpoint import find_checkpoint
 from chargpt.errors import UserError
 from chargpt.tokenizer import UnknownCharacterError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # text is UTF-8 here whatever the terminal's locale says
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # text is UTF-8 here whatever the terminal's locale says
     try:
         sample(arguments)
     except UserError as error:
@@ -40,7 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt", type=utf8, default="", metavar="TEXT", help="how the text begins (default: a new line)"
     )
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - is standard input")
-    parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters never trained on")
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with prompt characters that the model does not know",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=500, metavar="N", help="characters to write (500)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the likeliest (1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest characters only")
@@ -72,6 +83,8 @@ def sample(arguments: argparse.Namespace) -> None:
     """
     # What can be refused without torch is refused before it loads.
     path = find_checkpoint(arguments.ckpt)
+    if arguments.ckpt is None:
+        print(f"Sampling {path}", file=sys.stderr)
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"seed must be at least 0 and below 2**63; got {arguments.seed}")
@@ -79,11 +92,9 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from chargpt.checkpoint import load_checkpoint
-    from chargpt.generate import check_sampling, generate
+    from chargpt.sampling import Sampling, generate
 
-    choice = (arguments.temperature, arguments.top_k, arguments.top_p)
-    sizes = {"num_samples": arguments.num_samples, "window": arguments.window}
-    check_sampling(arguments.max_new_tokens, *choice, **sizes)
+    sampling = Sampling(**{field.name: getattr(arguments, field.name) for field in fields(Sampling)})
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     try:
@@ -100,7 +111,7 @@ def sample(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         out = sys.stdout if arguments.out is None else stack.enter_context(open_output(arguments.out))
         ids = torch.tensor([start], device=device)
-        tokens = generate(model, ids, arguments.max_new_tokens, *choice, generator, **sizes)
+        tokens = generate(model, ids, sampling, generator)
         for n, characters in enumerate(side_by_side(map(torch.Tensor.tolist, tokens), arguments.num_samples)):
             if arguments.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {arguments.num_samples} ---\n")
@@ -128,7 +139,7 @@ def open_output(file: str) -> TextIO:
         raise UserError(f"cannot write to {file}: {error.strerror}") from error
 
 
-def pick_device(name: str) -> "torch.device":  # noqa: F821
+def pick_device(name: str) -> "torch.device":
     """The device of that name; `auto` is the GPU where there is one."""
     import torch
 
@@ -159,13 +170,16 @@ def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[l
 
 def until(stop: str | None, characters: Iterator[str]) -> Iterator[str]:
     """The characters up to `stop`, itself left out: what may be its beginning is held back until that is sure."""
+    if not stop:
+        yield from characters
+        return
     held = ""
     for character in characters:
         held += character
-        if stop and held.endswith(stop):
+        if held.endswith(stop):
             yield held[: -len(stop)]
             return
-        keep = next((n for n in range(min(len(stop or ""), len(held)), 0, -1) if stop.startswith(held[-n:])), 0)
+        keep = next((n for n in range(min(len(stop), len(held)), 0, -1) if stop.startswith(held[-n:])), 0)
         yield held[: len(held) - keep]
         held = held[len(held) - keep :]
     yield held

@@ -1,4 +1,4 @@
-"""Megabytes of text encoded a second, and the memory it takes: `python -m benchmarks.encoding`.
+"""Megabytes of text encoded per second, and the memory it takes: `python -m benchmarks.encoding`.
 
 Each text is made up here and encoded in a process of its own, into an empty cache.
 """
@@ -24,11 +24,12 @@ SCRIPTS = {
 def encode(file: str, cache: str) -> tuple[float, float]:
     """Seconds to encode the file, and MB of memory that the process took at most beyond what it began with."""
     os.environ["XDG_CACHE_HOME"] = cache
-    from chargpt.corpus import load_corpus
+    from chargpt.corpus import encode_text
+    from chargpt.sources import find_text
 
     before = peak_memory("cpu")
     started = time.perf_counter()
-    corpus = load_corpus("file", file)
+    corpus = encode_text(find_text("file", file))
     spent = time.perf_counter() - started
     memory = peak_memory("cpu") - before
     whole = Path(file).read_bytes()[: 1 << 20].decode(errors="ignore")
@@ -40,7 +41,7 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--megabytes", type=int, default=200, help="size of each text (default 200)")
     arguments = arguments.parse_args()
-    rows = [["text", "characters known", "MB a second", "memory, MB"]]
+    rows = [["text", "characters known", "MB per second", "memory, MB"]]
     with tempfile.TemporaryDirectory() as folder:
         for script, alphabet in SCRIPTS.items():
             paragraph = "".join(random.Random(0).choices(alphabet, k=1 << 18)).encode()

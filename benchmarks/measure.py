@@ -1,10 +1,11 @@
 """Timing that several contenders can be compared by, on a machine that others use, too."""
 
 import argparse
+import contextlib
+import ctypes
 import importlib.util
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -17,7 +18,8 @@ from typing import TypeVar
 
 import torch
 
-from chargpt.linear import Linear
+from chargpt.kernels.choice import uses_onednn
+from chargpt.kernels.private import onednn_linear
 
 Key = TypeVar("Key", bound=Hashable)
 Work = Callable[[], Callable[[], object]]  # makes what is to be timed
@@ -37,13 +39,23 @@ def hardware() -> str:
     )
 
 
+SIDE = 2048  # of the matrices whose product shows what a machine can do
+
+
+def product(dtype: torch.dtype, device: str = "cpu", onednn: bool | None = None) -> Callable[[], object]:
+    """Multiply two square matrices, on a CPU by oneDNN or not, or (None) by whichever the rule chooses."""
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    if onednn or (onednn is None and device == "cpu" and uses_onednn(dtype)):
+        return lambda: onednn_linear(a, b, None, "none", [], "")
+    return lambda: a @ b
+
+
 def matrix_peak(dtype: torch.dtype, device: str = "cpu") -> float:
     """FLOP/s of the best of several products of square matrices, by PyTorch's own choice of library and by oneDNN."""
-    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    layer = Linear(2048, 2048, bias=False, device=device, dtype=dtype)
+    libraries = [False] if onednn_linear is None or device != "cpu" else [False, True]
+    works = [product(dtype, device, onednn) for onednn in libraries]
     with torch.no_grad():
-        best = min(seconds(work, device) for _ in range(20) for work in (lambda: a @ b, lambda: layer(a)))
-    return 2 * 2048**3 / best
+        return 2 * SIDE**3 / min(seconds(work, device) for _ in range(20) for work in works)
 
 
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:
@@ -76,7 +88,8 @@ class Measured:
 def interleaved(contenders: dict[Key, Work], repeats: int, device: str = "cpu") -> dict[Key, Measured]:
     """Measure contenders in turn, each in a process of its own, so that none works in memory that another left behind.
 
-    Rounds are interleaved, so that a busy moment of the machine falls on all alike; a first call counts for nothing.
+    Rounds are interleaved, so that a busy moment of the machine falls on all alike. In each, a first call counts for
+    nothing, and afterwards a contender gives its memory back, so that many of them fit into a small machine.
 
     Args:
         contenders: each makes its work, in its process, and can be pickled.
@@ -86,7 +99,7 @@ def interleaved(contenders: dict[Key, Work], repeats: int, device: str = "cpu") 
     pools = {name: ProcessPoolExecutor(1, context) for name in contenders}
     try:
         for name, make in contenders.items():
-            pools[name].submit(_prepare, make, device).result()
+            pools[name].submit(_prepare, make).result()
             print(f"prepared {name}", file=sys.stderr)
         for n in range(repeats):
             for name, pool in pools.items():
@@ -99,14 +112,18 @@ def interleaved(contenders: dict[Key, Work], repeats: int, device: str = "cpu") 
     return measured
 
 
-def _prepare(make: Work, device: str) -> None:
+def _prepare(make: Work) -> None:
     global _work
     _work = make()
-    seconds(_work, device)
 
 
 def _measure(device: str) -> tuple[float, float]:
-    return seconds(_work, device), peak_memory(device)
+    seconds(_work, device)
+    spent = seconds(_work, device)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return spent, peak_memory(device)
 
 
 def peak_memory(device: str) -> float:
@@ -116,6 +133,8 @@ def peak_memory(device: str) -> float:
     if Path("/proc/self/status").exists():
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 

@@ -1,4 +1,4 @@
-"""What Lightning, logging and the bar cost a step, and how soon things start: `python -m benchmarks.overhead`.
+"""What Lightning, logging and the bar cost per step, and how soon things start: `python -m benchmarks.overhead`.
 
 The same model, batches and optimizer, in a bare loop and through `train(cfg)` with its default callbacks and logger.
 """
@@ -12,12 +12,15 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
-from chargpt.compiling import compile_model
-from chargpt.data import CharDataModule, RandomBlocks
+from chargpt.blocks import RandomBlocks
+from chargpt.data import CharDataModule
+from chargpt.kernels.choice import best_precision
+from chargpt.kernels.compiling import compile_model
 from chargpt.module import CharLM
+from chargpt.optim import lr_factor
+from chargpt.run.config import VERSION_BASE, Settings, read_config
 from train import train
 
 SIZES = {
@@ -27,36 +30,36 @@ SIZES = {
 }
 
 
-def bare(settings: dict, steps: int, device: str) -> float:
-    """Seconds a step without Lightning, in bf16."""
-    data = CharDataModule(**settings["data"])
+def bare(settings: Settings, steps: int, device: str) -> float:
+    """Seconds per step without Lightning, in the same precision."""
+    data = CharDataModule(settings.data)
     data.setup()
-    torch.manual_seed(settings["seed"])
-    module = CharLM(settings["model"], settings["optimizer"], data.corpus.tokenizer.characters, {})
-    module._trainer = type("Steps", (), {"max_steps": steps})()  # the schedule asks for it
-    module.to(device)
-    compile_model(module.net, settings["compile"], torch.device(device), steps)
-    optimizer = module.configure_optimizers()["optimizer"]
-    clip = settings["trainer"]["gradient_clip_val"]
-    blocks = RandomBlocks(data.train_ids, data.block_size, data.batch_size, data.seed)
+    torch.manual_seed(settings.seed)
+    module = CharLM(settings.model, settings.optimizer, data.corpus.tokenizer.characters).to(device)
+    compile_model(module.net, settings.compile, torch.device(device), steps)
+    optimizer = settings.optimizer.build(module.net)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings.optimizer, step, steps))
+    clip = settings.trainer["gradient_clip_val"]
+    blocks = RandomBlocks(data.train_ids, settings.data.block_size, settings.data.batch_size, settings.data.seed)
 
     def loop(first: int, last: int) -> None:
         for step in range(first, last):
             inputs, targets = (ids.to(device, non_blocking=True) for ids in blocks[step])
-            with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            with torch.autocast(device, torch.bfloat16, enabled="bf16" in settings.trainer["precision"]):
                 loss = module.training_loss(inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if clip:
                 torch.nn.utils.clip_grad_norm_(module.net.parameters(), clip)
             optimizer.step()
+            schedule.step()
 
     loop(0, 2)
     return seconds(lambda: loop(2, steps), device) / (steps - 2)
 
 
 def through_lightning(cfg, folder: Path) -> float:
-    """Seconds a step as TensorBoard has it, between the first step and the last."""
+    """Seconds per step as TensorBoard has it, between the first step and the last."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(cfg)
@@ -88,26 +91,26 @@ def main() -> None:
     arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     arguments.add_argument("--steps", type=int, default=100, help="steps a round (default 100)")
     arguments = arguments.parse_args()
-    rows = [["model", "bare, ms a step", "train(cfg), ms a step", "ratio"]]
+    precision = best_precision(arguments.device).name
+    rows = [["model", "bare, ms per step", "train(cfg), ms per step", "ratio"]]
     with tempfile.TemporaryDirectory() as folder:
         for m, size in enumerate(arguments.sizes):
             loops, lightnings = [], []
             for n in range(arguments.repeats):
                 run = Path(folder, f"{m}_{n}")
-                with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
+                with initialize_config_dir(str(Path("conf").absolute()), **VERSION_BASE):
                     overrides = [
                         *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
-                        f"trainer.accelerator={arguments.device}", "trainer.precision=bf16-mixed",
-                        f"compile={arguments.device == 'cuda'}", "+trainer.limit_val_batches=0",
+                        f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}",
+                        f"compile={arguments.device == 'cuda'}", "trainer.limit_val_batches=0",
                     ]  # fmt: skip
                     cfg = compose("train", overrides=overrides)
                 lightnings.append(1e3 * through_lightning(cfg, run))
-                settings = OmegaConf.to_container(cfg, resolve=True)
-                loops.append(1e3 * bare(settings, arguments.steps, arguments.device))
+                loops.append(1e3 * bare(read_config(cfg), arguments.steps, arguments.device))
             ratio = statistics.median(a / b for a, b in zip(lightnings, loops, strict=True))
             rows.append([size, spread(loops), spread(lightnings), f"{ratio:.2f}x"])
         print(hardware())
-        print(f"bf16; {arguments.steps} steps, medians of {arguments.repeats} rounds (range)\n")
+        print(f"{precision}; {arguments.steps} steps, medians of {arguments.repeats} rounds (range)\n")
         print(table(rows))
 
         checkpoint = run / "checkpoints" / "last.ckpt"

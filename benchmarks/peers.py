@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import module_from
-from chargpt.model import GPT
+from chargpt.model import GPT, GPTConfig
 
-SEED = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+LECTURE, VOCABULARY = GPTConfig(), 65
+SIZES = {"vocab_size": VOCABULARY} | {name: value for name, value in asdict(LECTURE).items() if name != "name"}
 
 
 class PlainHead(nn.Module):
@@ -45,14 +47,23 @@ class PlainAttention(nn.Module):
         return self.dropout(self.proj(torch.cat([head(x) for head in self.heads], -1)))
 
 
+class PlainFeedForward(nn.Module):
+    def __init__(self, n_embd: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 class PlainBlock(nn.Module):
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float):
         super().__init__()
         self.sa = PlainAttention(n_embd, n_head, block_size, dropout)
+        self.ffwd = PlainFeedForward(n_embd, dropout)
         self.ln1, self.ln2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
-        self.ffwd = nn.Sequential(
-            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.sa(self.ln1(x))
@@ -60,7 +71,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """The lecture's model head by head, with PyTorch's own dropout and a generate that keeps nothing."""
+    """The lecture's model head by head, under its names, with PyTorch's own dropout. Tests hold ours to it, too."""
 
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int, dropout: float):
         super().__init__()
@@ -113,18 +124,18 @@ def peer(name: str, arguments: argparse.Namespace) -> nn.Module:
     """The model of that name at the lecture's sizes, on the device."""
     torch.manual_seed(0)
     if name == "plain":
-        model = WithLoss(PlainGPT(**SEED))
+        model = WithLoss(PlainGPT(**SIZES))
     elif name == "lecture":
         model = lecture(arguments.lecture, arguments.device)
     else:
         nano = module_from(arguments.nanogpt / "model.py")
-        model = nano.GPT(nano.GPTConfig(**SEED, bias=False))
+        model = nano.GPT(nano.GPTConfig(**SIZES, bias=False))
     return model.to(arguments.device)
 
 
 def ours(device: str) -> GPT:
     torch.manual_seed(0)
-    return GPT(**SEED).to(device)
+    return GPT(LECTURE, VOCABULARY).to(device)
 
 
 def lecture(file: Path, device: str) -> nn.Module:
@@ -136,5 +147,5 @@ def lecture(file: Path, device: str) -> nn.Module:
         if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
         or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))
     ]
-    source = f"vocab_size, device = {SEED['vocab_size']}, {device!r}\n{ast.unparse(ast.Module(kept, []))}"
+    source = f"vocab_size, device = {VOCABULARY}, {device!r}\n{ast.unparse(ast.Module(kept, []))}"
     return module_from(file, source).GPTLanguageModel()

@@ -1,16 +1,18 @@
-"""How characters a second and memory in training grow with each size: `python -m benchmarks.scaling --plot FILE`.
+"""How characters per second and memory in training grow with each size: `python -m benchmarks.scaling --plot FILE`.
 
 One size at a time is varied around the lecture's. A step is that of `benchmarks.training`.
 """
 
 import importlib.util
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Measured, hardware, interleaved, parser, spread, table
-from benchmarks.peers import SEED
+from benchmarks.peers import LECTURE
 from benchmarks.training import B, our_step
+from chargpt.model import GPTConfig
 
 VARIED = {
     "n_layer": (1, 3, 6, 12),
@@ -20,19 +22,19 @@ VARIED = {
 }
 
 
-def sizes(name: str, value: int) -> tuple[dict[str, float], int]:
+def sizes(name: str, value: int) -> tuple[GPTConfig, int]:
     """The model's sizes and the batch's, all the lecture's but one."""
-    return (SEED, value) if name == "batch_size" else (SEED | {name: value}, B)
+    return (LECTURE, value) if name == "batch_size" else (replace(LECTURE, **{name: value}), B)
 
 
 def rates(name: str, value: int, measured: Measured) -> list[float]:
-    """Characters a second in each round."""
+    """Characters per second in each round."""
     model, batch_size = sizes(name, value)
-    return [batch_size * model["block_size"] / spent for spent in measured.seconds]
+    return [batch_size * model.block_size / spent for spent in measured.seconds]
 
 
 def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> None:
-    """A column for each size: characters a second above, memory below."""
+    """A column for each size: characters per second above, memory below."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -50,7 +52,7 @@ def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> No
                 each.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
         memory.set_xlabel(name)
-    axes[0, 0].set_ylabel("characters a second")
+    axes[0, 0].set_ylabel("characters per second")
     axes[1, 0].set_ylabel("peak memory, GB")
     figure.suptitle(title, fontsize="medium")
     figure.savefig(file)
@@ -66,9 +68,11 @@ def main() -> None:
         command.error('--plot needs matplotlib: python -m pip install -e ".[dev]"')
     measured = {}
     for name in arguments.vary:  # one size at a time, so that not all processes stand in memory together
-        steps = {v: partial(our_step, arguments.device, arguments.precision, *sizes(name, v)) for v in VARIED[name]}
+        steps = {
+            v: partial(our_step, arguments.device, arguments.precision, None, *sizes(name, v)) for v in VARIED[name]
+        }
         measured[name] = interleaved(steps, arguments.repeats, arguments.device)
-    rows = [["size", "value", "characters a second", "peak memory, GB"]]
+    rows = [["size", "value", "characters per second", "peak memory, GB"]]
     for name, found in measured.items():
         for value, m in found.items():
             rows.append([name, str(value), spread(rates(name, value, m), digits=0), f"{m.megabytes / 1e3:.2f}"])

@@ -1,31 +1,33 @@
-"""Characters a second in training, against the peers: `python -m benchmarks.training --nanogpt DIR --lecture FILE`.
+"""Characters per second in training, against the peers: `python -m benchmarks.training --nanogpt DIR --lecture FILE`.
 
 A step is the lecture's: 64 blocks of 256 characters forward, the loss, backward, AdamW. Ours is `CharLM`'s own loss and
-optimizer, without the Trainer (`benchmarks.overhead` measures that).
+optimizer, without the Trainer (`benchmarks.overhead` measures that), in every combination of precision and library of
+matrix products, so that the rule by which a run chooses them (`chargpt.kernels.choice`) can be checked on any machine.
 """
 
 import argparse
 import contextlib
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from benchmarks.measure import hardware, interleaved, matrix_peak, parser, spread, table
-from benchmarks.peers import SEED, add_peers, ours, peer, peers
-from chargpt.compiling import PAYS_AFTER, compile_model
+from benchmarks.peers import LECTURE, VOCABULARY, add_peers, peer, peers
+from chargpt.kernels import choice
+from chargpt.kernels.compiling import PAYS_AFTER, compile_model
+from chargpt.model import GPT, GPTConfig
 from chargpt.module import CharLM
+from chargpt.optim import AdamWConfig
 
 B = 64
-OPTIMIZER = {
-    "lr": 3e-4, "weight_decay": 0.01, "betas": [0.9, 0.999],
-    "schedule": "constant", "warmup_steps": 0, "min_lr_factor": 0.1,
-}  # fmt: skip
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # as they are called here, and by Lightning
 
 
 def flops_per_step(parameters: int, n_layer: int, n_embd: int, characters: int, block_size: int) -> float:
-    """As PaLM counts (Chowdhery et al. 2022, appendix B): six a weight and character, and attention's two products."""
+    """As PaLM counts (Chowdhery et al. 2022, appendix B): six per weight and character, and attention's products."""
     return characters * (6 * parameters + 12 * n_layer * n_embd * block_size)
 
 
@@ -40,7 +42,7 @@ def peer_step(name: str, arguments: argparse.Namespace, precision: str, compiled
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, **fused)
     if compiled:
         model.compile()
-    batch = torch.randint(65, (B, SEED["block_size"] + 1), device=device)
+    batch = torch.randint(VOCABULARY, (B, LECTURE.block_size + 1), device=device)
 
     def step() -> None:
         with autocast(device, precision):
@@ -52,14 +54,16 @@ def peer_step(name: str, arguments: argparse.Namespace, precision: str, compiled
     return step
 
 
-def our_step(device: str, precision: str, sizes: dict = SEED, batch_size: int = B) -> Callable[[], None]:
+def our_step(
+    device: str, precision: str, onednn: bool | None = None, config: GPTConfig = LECTURE, batch_size: int = B
+) -> Callable[[], None]:
+    """A step of ours, on a CPU by oneDNN or not, or (None) as the rule says."""
     torch.manual_seed(0)
-    config = {name: value for name, value in sizes.items() if name != "vocab_size"}
-    module = CharLM({"name": "gpt", **config}, OPTIMIZER, "".join(map(chr, range(65))), {"name": "", "sha256": ""})
-    module.to(device).train()
-    optimizer = module.configure_optimizers()["optimizer"]
+    choice.forced_onednn = onednn
+    module = CharLM(replace(config), AdamWConfig(), "".join(map(chr, range(VOCABULARY)))).to(device).train()
+    optimizer = AdamWConfig().build(module.net)
     compile_model(module.net, "auto", torch.device(device), PAYS_AFTER)
-    batch = torch.randint(65, (batch_size, sizes["block_size"] + 1), device=device)
+    batch = torch.randint(VOCABULARY, (batch_size, config.block_size + 1), device=device)
 
     def step() -> None:
         with autocast(device, precision):
@@ -71,11 +75,21 @@ def our_step(device: str, precision: str, sizes: dict = SEED, batch_size: int = 
     return step
 
 
+def chosen(device: str) -> tuple[str, str]:
+    """The name and the precision of our row that a run would be, if it was asked for nothing else."""
+    wanted = choice.best_precision(device).name
+    precision = next((name for name, lightnings in PRECISIONS.items() if lightnings == wanted), "bf16")
+    if device != "cpu":
+        return "chargpt", precision
+    onednn = choice.uses_onednn(torch.bfloat16 if precision == "bf16" else torch.float32)
+    return f"chargpt, {'oneDNN' if onednn else 'PyTorch'}", precision
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add_peers(arguments)
     arguments.add_argument("--compile", action="store_true", help="measure the peers compiled, too")
-    arguments.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
+    arguments.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=tuple(PRECISIONS))
     arguments = arguments.parse_args()
     device = arguments.device
     measured = {}
@@ -85,28 +99,35 @@ def main() -> None:
             contenders[name, precision] = partial(peer_step, name, arguments, precision, False)
             if arguments.compile:
                 contenders[f"{name} compiled", precision] = partial(peer_step, name, arguments, precision, True)
-        contenders["chargpt", precision] = partial(our_step, device, precision)
+        libraries = {"chargpt, PyTorch": False, "chargpt, oneDNN": True} if device == "cpu" else {"chargpt": None}
+        for name, onednn in libraries.items():
+            contenders[name, precision] = partial(our_step, device, precision, onednn)
         measured |= interleaved(contenders, arguments.repeats, device)
-    taken = {key: found.seconds for key, found in measured.items()}
 
-    best = min(statistics.median(times) for (name, _), times in taken.items() if name != "chargpt")
-    T = SEED["block_size"]
-    parameters = sum(p.numel() for p in ours("cpu").parameters())
-    flops = flops_per_step(parameters, SEED["n_layer"], SEED["n_embd"], B * T, T)
+    medians = {key: statistics.median(found.seconds) for key, found in measured.items()}
+    best_peer = min(median for (name, _), median in medians.items() if not name.startswith("chargpt"))
+    best_ours = min(median for (name, _), median in medians.items() if name.startswith("chargpt"))
+    T = LECTURE.block_size
+    parameters = sum(p.numel() for p in GPT(LECTURE, VOCABULARY).parameters())
+    flops = flops_per_step(parameters, LECTURE.n_layer, LECTURE.n_embd, B * T, T)
     peaks = {"fp32": matrix_peak(torch.float32, device), "bf16": matrix_peak(torch.bfloat16, device)}
+    rule = chosen(device)
     rows = [
-        ["model", "precision", "seconds a step", "characters a second", "of the best peer", "of matrix peak", "GB"],
+        ["model", "precision", "seconds per step", "characters per second", "of the best peer", "of matrix peak", "GB"],
     ]  # fmt: skip
-    for (name, precision), times in taken.items():
-        median = statistics.median(times)
+    for (name, precision), found in measured.items():
+        median = medians[name, precision]
         share = flops / median / peaks[precision]
-        memory = measured[name, precision].megabytes / 1e3
-        speed = [f"{B * T / median:,.0f}", f"{best / median:.2f}x", f"{share:.0%}", f"{memory:.1f}"]
-        rows.append([name, precision, spread(times, digits=3), *speed])
+        speed = [f"{B * T / median:,.0f}", f"{best_peer / median:.2f}x", f"{share:.0%}", f"{found.megabytes / 1e3:.1f}"]
+        mark = " *" if (name, precision) == rule else ""
+        rows.append([name + mark, precision, spread(found.seconds, digits=3), *speed])
     print(hardware())
-    print(f"{B} x {T} characters, dropout {SEED['dropout']}; medians of {arguments.repeats} interleaved rounds (range)")
+    print(f"{B} x {T} characters, dropout {LECTURE.dropout}; medians of {arguments.repeats} interleaved rounds (range)")
     print(f"matrix peak: fp32 {peaks['fp32'] / 1e9:,.0f}, bf16 {peaks['bf16'] / 1e9:,.0f} GFLOP/s\n")
     print(table(rows))
+    if rule in medians:
+        behind = medians[rule] / best_ours - 1
+        print(f"\n* what a run chooses by itself here: {behind:.0%} slower than the fastest of ours")
 
 
 if __name__ == "__main__":

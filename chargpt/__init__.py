@@ -1,1 +1,29 @@
-"""Train and sample character-level GPTs."""
+"""Train and sample character-level GPTs.
+
+What a notebook needs is here by name, and is imported when it is first used: `import chargpt` alone loads no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_ROOMS = {
+    "AdamWConfig": "optim",
+    "Bigram": "model",
+    "BigramConfig": "model",
+    "CharDataModule": "data",
+    "CharLM": "module",
+    "CharTokenizer": "tokenizer",
+    "DataConfig": "blocks",
+    "GPT": "model",
+    "GPTConfig": "model",
+    "Sampling": "sampling",
+    "generate": "sampling",
+    "load_checkpoint": "checkpoint",
+}
+__all__ = list(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError
+from chargpt.settings import read_settings
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
     import torch
 
-    from chargpt.model import GPT, Bigram
+    from chargpt.model import Model, ModelConfig
 
 
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
@@ -42,8 +43,8 @@ def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str |
 
 
 def load_checkpoint(
-    path: str | os.PathLike, device: "str | torch.device" = "cpu"
-) -> "tuple[GPT | Bigram, CharTokenizer]":
+    path: str | os.PathLike[str], device: "str | torch.device" = "cpu"
+) -> "tuple[Model, CharTokenizer]":
     """The model in eval mode, and the tokenizer that it was trained with.
 
     The file is read as data (`weights_only=True`): it cannot run code.
@@ -61,20 +62,16 @@ def load_checkpoint(
 
     path = find_checkpoint(path)
     try:
-        check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_archive(path)
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
-        settings = checkpoint["hyper_parameters"]
-        tokenizer = CharTokenizer(settings["characters"])
-        config = dict(settings["model"])
-        weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-        agree = sizes_agree(config, tokenizer.vocab_size, weights)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        tokenizer = CharTokenizer(checkpoint["hyper_parameters"]["characters"])
+        config, weights = model_of(checkpoint)
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
-    if not agree:
-        raise UserError(f"the weights in {path} do not fit its settings: {config}")
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
     # On torch's meta device no weights would be drawn, but its first use imports for a second.
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, tokenizer.vocab_size)
@@ -85,43 +82,40 @@ def load_checkpoint(
     return model.to(device).eval(), tokenizer
 
 
-def check_archive(path: Path) -> None:
-    """Refuse what `torch.load` would not notice: bytes that changed, and an archive that grows when it is read
+def read_archive(path: Path) -> dict[str, Any]:
+    """What a file holds that `torch.save` wrote, as data.
+
+    Refused is also what `torch.load` would not notice: bytes that changed, and an archive that grows when it is read
     (`torch.save` compresses nothing, so that is another's work).
 
     Raises:
-        ValueError, OSError, zipfile.BadZipFile: the file is that, or no archive.
+        Exception: the file is damaged or no such archive; of which kind depends on the damage.
     """
+    import torch
+
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("larger than its file")
         if (name := archive.testzip()) is not None:
             raise ValueError(f"{name} does not match its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def sizes_agree(config: dict[str, Any], vocab_size: int, weights: "dict[str, torch.Tensor]") -> bool:
-    """Whether the sizes that a checkpoint claims are those of the weights that it holds.
+def model_of(checkpoint: dict[str, Any]) -> "tuple[ModelConfig, dict[str, torch.Tensor]]":
+    """The model's configuration in a checkpoint, and its weights, which can be of that size.
 
-    Asked before a model is built, since a claim of a billion layers costs nothing to write.
-
-    Args:
-        config: as `chargpt.model.build_model` takes it.
-        vocab_size: distinct characters.
-        weights: the model's state dict.
+    Checked before the model is built: a forged file could otherwise demand any amount of memory.
 
     Raises:
-        KeyError, TypeError, AttributeError: settings or weights are missing.
+        LookupError, TypeError, AttributeError: settings or weights are missing.
+        UserError: the settings are wrong, or the weights are of another size.
     """
+    from chargpt.model import MODEL_CONFIGS
+
+    settings = checkpoint["hyper_parameters"]
+    config = read_settings("model", MODEL_CONFIGS, settings["model"])
+    weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    table = shapes["token_embedding_table.weight"]
-    if config["name"] != "gpt":
-        return table == (vocab_size, vocab_size)
-    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-    positions = shapes["position_embedding_table.weight"]
-    sizes = [config[name] for name in ("block_size", "n_embd", "n_layer", "n_head")]
-    return (
-        all(type(size) is int for size in sizes)
-        and table == (vocab_size, config["n_embd"])
-        and positions == (config["block_size"], config["n_embd"])
-        and len(layers) == config["n_layer"]
-    )
+    if not config.fits(len(settings["characters"]), shapes):
+        raise UserError(f"the weights do not fit its settings: {config}")
+    return config, weights

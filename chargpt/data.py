@@ -1,67 +1,15 @@
-"""Blocks of characters for training and validation."""
+"""The LightningDataModule: a text, and the blocks of it that a step needs."""
 
 import itertools
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.corpus import Corpus, load_corpus
+from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.corpus import Corpus, encode_text
 from chargpt.errors import UserError
-
-Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
-
-
-class RandomBlocks(Dataset[Batch]):
-    """Training batches: item `step` holds `batch_size` blocks that start at random places of `ids`.
-
-    An item is a pure function of (seed, rank, step), so that a resumed run goes on with the batches it would have
-    seen, whatever the number of loader workers. There is no last item.
-    """
-
-    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int, seed: int, rank: int = 0):
-        self.ids = ids
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-
-    def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, self.rank, step))
-        starts = rng.integers(0, len(self.ids) - self.block_size, size=(self.batch_size, 1))
-        blocks = torch.from_numpy(self.ids[starts + np.arange(self.block_size + 1)].astype(np.int64))  # (B, T + 1)
-        return blocks[:, :-1], blocks[:, 1:]
-
-
-class SequentialBlocks(Dataset[Batch]):
-    """Validation batches: all of `ids` in order, every character but the first a target exactly once.
-
-    The text is cut into blocks of `block_size`, `batch_size` of them an item; where the last block is short it is an
-    item of its own. Of several ranks each takes every `world_size`-th item.
-    """
-
-    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.ids = ids
-        self.block_size = block_size
-        self.span = block_size * batch_size  # characters an item predicts
-        targets = len(ids) - 1
-        full = targets - targets % block_size  # targets that lie in whole blocks
-        starts = [*range(0, full, self.span), *([full] if full < targets else [])]
-        self.ranges = [
-            (start, min(start + self.span, full) if start < full else targets) for start in starts[rank::world_size]
-        ]
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    def __getitem__(self, item: int) -> Batch:
-        start, stop = self.ranges[item]
-        text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
-        block = min(self.block_size, stop - start)
-        return text[:-1].view(-1, block), text[1:].view(-1, block)
+from chargpt.sources import find_text
 
 
 class StepsFrom(Sampler[int]):
@@ -77,72 +25,60 @@ class StepsFrom(Sampler[int]):
 class CharDataModule(LightningDataModule):
     """Random blocks of a text for training, the rest of it in order for validation.
 
-    Args:
-        source, path, fallback: which text; see `chargpt.corpus.load_corpus`.
-        val_fraction: the share of the text, at its end, that validates.
-        block_size: characters of context (T).
-        batch_size: blocks a batch (B).
-        num_workers: processes that prepare training batches; 0 prepares them in the training process, which is
-            quicker than moving them between processes unless the text lies on a slow disk.
-        seed: of the random blocks.
-
-    Raises:
-        UserError: a value is out of range, or (in `setup`) the text cannot be used.
+    Attributes:
+        config: which text, in which blocks.
+        corpus: the encoded text, once `setup` has run, as are the next three.
+        source: where it came from: `config.source`, or its fallback.
+        train_ids, val_ids: its two splits.
     """
 
-    def __init__(
-        self,
-        source: str = "shakespeare",
-        path: str | None = None,
-        fallback: str | None = None,
-        val_fraction: float = 0.1,
-        block_size: int = 256,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 1337,
-    ):
+    def __init__(self, config: DataConfig):
         super().__init__()
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction must be between 0 and 1, both excluded; got {val_fraction}")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if value < least:
-                raise UserError(f"data.{name} must be at least {least}; got {value}")
-        self.source, self.path, self.fallback = source, path, fallback
-        self.val_fraction = val_fraction
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.corpus: Corpus | None = None
+        self.config = config
 
     def setup(self, stage: str | None = None) -> None:
         """Load the text. Every process may do so at the same time, and training does so before there is a Trainer,
-        since the model's size depends on the vocabulary; later calls do nothing."""
-        if self.corpus is not None:
+        since the model's size depends on the vocabulary; later calls do nothing.
+
+        Raises:
+            UserError: the text cannot be used.
+        """
+        if hasattr(self, "corpus"):
             return
-        corpus = load_corpus(self.source, self.path, self.fallback)
-        split = int((1 - self.val_fraction) * len(corpus.ids))
+        config = self.config
+        text = find_text(config.source, config.path, config.fallback)
+        self.source = text.source
+        corpus = encode_text(text)
+        split = int((1 - config.val_fraction) * len(corpus.ids))
         self.train_ids, self.val_ids = corpus.ids[:split], corpus.ids[split:]
         for name, ids in (("training", self.train_ids), ("validation", self.val_ids)):
-            if len(ids) < self.block_size + 1:
+            if len(ids) < config.block_size + 1:
                 raise UserError(
                     f"the {name} split of {corpus.name} has {len(ids):,} characters, but model.block_size="
-                    f"{self.block_size} needs {self.block_size + 1:,}: use a longer text or a smaller block_size"
+                    f"{config.block_size} needs {config.block_size + 1:,}: use a longer text or a smaller block_size"
                 )
-        self.corpus = corpus
+        self.corpus: Corpus = corpus
 
     def train_dataloader(self) -> DataLoader:
-        blocks = RandomBlocks(self.train_ids, self.block_size, self.batch_size, self.seed, self.trainer.global_rank)
-        return self._loader(blocks, StepsFrom(self._batches_seen), self.num_workers)
+        config, place = self.config, self._place()
+        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place)
+        return self._loader(blocks, StepsFrom(self._batches_seen), config.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return self._loader(SequentialBlocks(self.val_ids, self.block_size, self.batch_size, rank, world_size))
+        config, place = self.config, self._place()
+        return self._loader(SequentialBlocks(self.val_ids, config.block_size, config.batch_size, *place))
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and how many there are."""
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
 
     def _batches_seen(self) -> int:
+        assert self.trainer is not None
         return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     def _loader(self, blocks: Dataset[Batch], sampler: Sampler | None = None, num_workers: int = 0) -> DataLoader:
+        assert self.trainer is not None
         return DataLoader(
             blocks,
             batch_size=None,  # an item is a batch

@@ -1,16 +1,88 @@
 """The lecture's two models: the Transformer and the bigram table.
 
 From "Let's build GPT: from scratch, in code, spelled out" (Karpathy, 2023), with its names for the parts. Shapes in
-comments: B sequences a batch, T characters of context, C = n_embd channels.
+comments: B sequences per batch, T characters of context, C = n_embd channels.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from chargpt.attention import KVCache, cached_attention, causal_attention
-from chargpt.dropout import Dropout
+from chargpt.attention import KVCache, LayerCache, causal_attention
 from chargpt.errors import UserError
-from chargpt.linear import Linear
+from chargpt.kernels.dropout import Dropout
+from chargpt.kernels.linear import Linear, linear
+
+Shapes = dict[str, tuple[int, ...]]  # of the tensors in a state dict
+
+
+@dataclass
+class GPTConfig:
+    """The sizes of a `GPT`; the defaults are the lecture's.
+
+    Attributes:
+        block_size: the longest context, in characters.
+        n_layer: blocks.
+        n_head: attention heads per block; they share the channels.
+        n_embd: channels (C).
+        dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
+
+    Raises:
+        UserError: a size is below 1, n_embd is not divisible by n_head, or dropout is outside [0, 1).
+    """
+
+    name: str = "gpt"
+    block_size: int = 256
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 384
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "block_size", "n_layer", "n_head", "n_embd")
+        if self.n_embd % self.n_head:
+            raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must be at least 0 and below 1; got {self.dropout}")
+
+    def fits(self, vocab_size: int, shapes: Shapes) -> bool:
+        """Whether a state dict with these shapes can be of this size. Checked before a model is built: a forged file
+        could otherwise demand any amount of memory."""
+        layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+        return (
+            shapes.get("token_embedding_table.weight") == (vocab_size, self.n_embd)
+            and shapes.get("position_embedding_table.weight") == (self.block_size, self.n_embd)
+            and len(layers) == self.n_layer
+        )
+
+
+@dataclass
+class BigramConfig:
+    """The size of a `Bigram`.
+
+    Attributes:
+        block_size: how many characters a batch's rows have; the model itself looks at one.
+
+    Raises:
+        UserError: it is below 1.
+    """
+
+    name: str = "bigram"
+    block_size: int = 256
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "block_size")
+
+    def fits(self, vocab_size: int, shapes: Shapes) -> bool:
+        """Whether a state dict with these shapes can be of this size."""
+        return shapes.get("token_embedding_table.weight") == (vocab_size, vocab_size)
+
+
+def _check_sizes(config: "ModelConfig", *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"model.{name} must be at least 1; got {getattr(config, name)}")
 
 
 class MultiHeadAttention(nn.Module):
@@ -20,28 +92,39 @@ class MultiHeadAttention(nn.Module):
     A state dict with the lecture's keys is fused as it is loaded.
     """
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float):
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.n_head = n_head
-        self.qkv = Linear(n_embd, 3 * n_embd, bias=False)
-        self.proj = Linear(n_embd, n_embd)
-        self.dropout = Dropout(dropout)
+        self.n_head = config.n_head
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = Linear(config.n_embd, config.n_embd)
+        self.dropout = Dropout(config.dropout)
         self.register_load_state_dict_pre_hook(self._fuse_heads)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """(B, T, C) to the same, or with `last` to (B, 1, C): what the last character found."""
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, hs)
-        if cache is None and not last:
-            out = causal_attention(qkv, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
-        else:
-            q = qkv[0, :, :, -1:] if last else qkv[0]
-            k, v = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
-            out = cached_attention(q, k, v, cache and cache.mask)  # (B, n_head, T or 1, hs)
-        return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))  # (B, T or 1, C)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to the same."""
+        qkv = self._split_heads(self.qkv(x))  # (3, B, n_head, T, hs)
+        out = causal_attention(qkv, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
+        return self.dropout(self._project(out))  # (B, T, C)
+
+    def read(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """The same in eval mode, where x continues what was read with the cache before."""
+        return self._project(cache.attend(self._split_heads(self.qkv(x))))  # (B, T, C)
+
+    def remember(self, x: Tensor, cache: LayerCache) -> None:
+        """Put the keys and values of x, (B, T, C), into the cache, where only they are needed."""
+        cache.extend(self._split_heads(linear(x, self.qkv.weight[x.shape[-1] :])))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, n * n_head * hs) to (n, B, n_head, T, hs)."""
+        B, T, _ = x.shape
+        return x.view(B, T, -1, self.n_head, self.proj.in_features // self.n_head).permute(2, 0, 3, 1, 4)
+
+    def _project(self, out: Tensor) -> Tensor:
+        """What the heads found, (B, n_head, T, hs), to (B, T, C)."""
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     @staticmethod
-    def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         """Turn the lecture's `heads.N.{query,key,value}.weight` into `qkv.weight`; drop its `tril` buffers."""
         names = [f"{prefix}heads.{n}.{part}.weight" for part in ("query", "key", "value") for n in range(module.n_head)]
         if all(name in state_dict for name in names):
@@ -51,36 +134,34 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position thinks about what attention brought it."""
+    """A two-layer perceptron on each position: it thinks about what attention brought."""
 
-    def __init__(self, n_embd: int, dropout: float):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.net = nn.Sequential(
-            Linear(n_embd, 4 * n_embd),
+            Linear(config.n_embd, 4 * config.n_embd),
             nn.ReLU(),
-            Linear(4 * n_embd, n_embd),
-            Dropout(dropout),
+            Linear(4 * config.n_embd, config.n_embd),
+            Dropout(config.dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        up, _, down, dropout = self.net  # the ReLU goes with what stands before it
-        return dropout(down(up(x, relu=True)))  # (B, T, C)
+        return self.net(x)  # (B, T, C)
 
 
 class Block(nn.Module):
     """A Transformer block: communication, then computation, each normalised first and added to what was there."""
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float):
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.sa = MultiHeadAttention(n_embd, n_head, dropout)
-        self.ffwd = FeedForward(n_embd, dropout)
-        self.ln1 = nn.LayerNorm(n_embd)
-        self.ln2 = nn.LayerNorm(n_embd)
+        self.sa = MultiHeadAttention(config)
+        self.ffwd = FeedForward(config)
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """(B, T, C) to the same, or with `last` to the last character's (B, 1, C)."""
-        found = self.sa(self.ln1(x), layer, cache, last)
-        x = (x[:, -1:] if last else x) + found
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to the same."""
+        x = x + self.sa(self.ln1(x))
         return x + self.ffwd(self.ln2(x))
 
 
@@ -88,31 +169,18 @@ class GPT(nn.Module):
     """The lecture's decoder-only Transformer over characters.
 
     Args:
+        config: its sizes.
         vocab_size: distinct characters.
-        block_size: the longest context, in characters.
-        n_layer: blocks.
-        n_head: attention heads a block; they share the channels.
-        n_embd: channels (C).
-        dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
-
-    Raises:
-        UserError: a size is below 1, n_embd is not divisible by n_head, or dropout is outside [0, 1).
     """
 
-    def __init__(self, *, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int, dropout: float):
+    def __init__(self, config: GPTConfig, vocab_size: int):
         super().__init__()
-        _check_sizes(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-        if n_embd % n_head:
-            raise UserError(f"model.n_embd must be divisible by model.n_head; got {n_embd} and {n_head}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"model.dropout must be at least 0 and below 1; got {dropout}")
-        self.block_size = block_size
-        self.n_head = n_head
-        self.token_embedding_table = nn.Embedding(vocab_size, n_embd)
-        self.position_embedding_table = nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
-        self.ln_f = nn.LayerNorm(n_embd)
-        self.lm_head = Linear(n_embd, vocab_size)
+        self.config = config
+        self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = Linear(config.n_embd, vocab_size)
         self.apply(self._init_weights)
 
     @staticmethod
@@ -122,82 +190,87 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for `batch_size` sequences, to be passed to `forward`."""
-        weight = self.lm_head.weight
-        shape = (len(self.blocks), batch_size, self.n_head, self.block_size, weight.shape[1] // self.n_head)
-        return KVCache(shape, weight.device, weight.dtype)
-
-    def forward(self, idx: Tensor, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """Logits of the character after each one of `idx`.
-
-        Args:
-            idx: (B, T) ids.
-            cache: what `new_cache` gave; then `idx` continues the characters read with that cache before.
-            last: give those after the last one only; for use without dropout. Saves most of the last block.
-
-        Returns:
-            (B, T, vocab_size), or (B, 1, vocab_size).
+    def forward(self, idx: Tensor) -> Tensor:
+        """Logits of the character after each one: ids (B, T) to (B, T, vocab_size).
 
         Raises:
-            UserError: the context would be longer than block_size.
+            UserError: T is beyond block_size.
         """
         T = idx.shape[1]
-        end = T if cache is None else cache.length + T
-        if end > self.block_size:
-            raise UserError(f"a context of {end} characters is longer than block_size={self.block_size}")
-        positions = slice(T) if cache is None else cache.positions(T)
-        x = self.token_embedding_table(idx) + self.position_embedding_table.weight[positions]  # (B, T, C) + (T, C)
-        for layer, block in enumerate(self.blocks):
-            at_end = layer == len(self.blocks) - 1
-            x = block(x, layer, cache, last and at_end)  # (B, T, C), at the end (B, 1, C) with `last`
-        if cache is not None:
-            cache.advance(T)
+        if self.config.block_size < T:
+            raise UserError(f"a context of {T} characters is longer than block_size={self.config.block_size}")
+        x = self._embed(idx, torch.arange(T, device=idx.device))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)  # (B, T, C)
         return self.lm_head(self.ln_f(x))
+
+    def _embed(self, idx: Tensor, positions: Tensor) -> Tensor:
+        return self.token_embedding_table(idx) + self.position_embedding_table(positions)  # (B, T, C) + (T, C)
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for `batch_size` sequences, to `read` with."""
+        config, weight = self.config, self.lm_head.weight
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        return KVCache(shape, weight.device, weight.dtype)
+
+    @torch.no_grad()  # what the cache keeps has no gradients
+    def read(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Logits of the next character, after those read with the cache before and those of `idx`; in eval mode.
+
+        Args:
+            idx: (B, T) ids; the cache keeps what later reads need of them.
+
+        Returns:
+            (B, vocab_size).
+
+        Raises:
+            UserError: all that was read is longer than block_size.
+        """
+        x = self._embed(idx, cache.advance(idx.shape[1]))  # (B, T, C)
+        last = self.blocks[-1]
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            assert isinstance(block, Block)
+            if block is last and x.shape[1] > 1:  # of the others only the keys and values are needed here
+                block.sa.remember(block.ln1(x[:, :-1]), layer)
+                x = x[:, -1:]
+            x = x + block.sa.read(block.ln1(x), layer)
+            x = x + block.ffwd(block.ln2(x))
+        return self.lm_head(self.ln_f(x))[:, -1]
 
 
 class Bigram(nn.Module):
     """The lecture's first model: a table that gives the next character's logits from the present one alone.
 
     Args:
+        config: its size.
         vocab_size: distinct characters.
-        block_size: how many characters a batch's rows have; the model itself looks at one.
     """
 
-    def __init__(self, *, vocab_size: int, block_size: int):
+    def __init__(self, config: BigramConfig, vocab_size: int):
         super().__init__()
-        _check_sizes(vocab_size=vocab_size, block_size=block_size)
-        self.block_size = block_size
+        self.config = config
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
 
-    def new_cache(self, batch_size: int) -> None:
-        """Nothing: the table needs no memory of earlier characters."""
+    def forward(self, idx: Tensor) -> Tensor:
+        """Logits of the character after each one: ids (B, T) to (B, T, vocab_size)."""
+        return self.token_embedding_table(idx)
 
-    def forward(self, idx: Tensor, cache: None = None, last: bool = False) -> Tensor:
-        """Logits of the character after each one of `idx`, or the last: (B, T) ids to (B, T or 1, vocab_size)."""
-        return self.token_embedding_table(idx[:, -1:] if last else idx)
+    def new_cache(self, batch_size: int) -> KVCache:
+        """A cache without layers: the table needs no memory of earlier characters."""
+        weight = self.token_embedding_table.weight
+        return KVCache((0, batch_size, 1, self.config.block_size, 1), weight.device, weight.dtype)
 
-
-MODELS: dict[str, type[GPT] | type[Bigram]] = {"gpt": GPT, "bigram": Bigram}
-
-
-def build_model(config: dict, vocab_size: int) -> GPT | Bigram:
-    """The model that a plain dict describes: its `name` in `MODELS`, and its constructor's arguments.
-
-    Raises:
-        UserError: there is no such model, or the arguments are not its own.
-    """
-    arguments = dict(config)
-    name = arguments.pop("name", None)
-    if name not in MODELS:
-        raise UserError(f"model.name must be one of {', '.join(MODELS)}; got {name!r}")
-    try:
-        return MODELS[name](vocab_size=vocab_size, **arguments)
-    except TypeError as error:
-        raise UserError(f"these are not the arguments of the model {name}: {arguments} ({error})") from error
+    def read(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Logits of the next character after `idx`: (B, T) ids to (B, vocab_size)."""
+        cache.advance(idx.shape[1])
+        return self.token_embedding_table(idx[:, -1])
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"model.{name} must be at least 1; got {size}")
+ModelConfig = GPTConfig | BigramConfig
+Model = GPT | Bigram
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
+
+
+def build_model(config: ModelConfig, vocab_size: int) -> Model:
+    """The model that a configuration is for."""
+    return GPT(config, vocab_size) if isinstance(config, GPTConfig) else Bigram(config, vocab_size)

@@ -1,21 +1,28 @@
 """The LightningModule: a model with its loss, its metrics and its optimizer."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MinMetric
+from torchmetrics import MeanMetric, MetricCollection, MinMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from chargpt.data import Batch
-from chargpt.errors import UserError
-from chargpt.model import build_model
+from chargpt.blocks import Batch
+from chargpt.model import MODEL_CONFIGS, ModelConfig, build_model
+from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig, lr_factor
+from chargpt.settings import read_settings
 
 CPU_PART = 4096  # characters
-SCHEDULES = ("constant", "cosine", "linear")
+
+
+def is_logged(trainer: Trainer, step: int) -> bool:
+    """Whether Lightning writes the metrics of an optimizer step, counted from 1, to the logger."""
+    return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer has it, undeclared
 
 
 class CharLM(LightningModule):
@@ -28,51 +35,59 @@ class CharLM(LightningModule):
     `weights_only=True`; `chargpt.checkpoint.load_checkpoint` reads it without Lightning.
 
     Args:
-        model: the model's name and sizes; see `chargpt.model.build_model`.
-        optimizer: lr, weight_decay, betas, schedule, warmup_steps and min_lr_factor; see `configure_optimizers`.
+        model: the model's configuration, or its settings as a plain dict (as a checkpoint holds them).
+        optimizer: the optimizer's, likewise.
         characters: the vocabulary, in order of id.
         corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a setting is unknown or out of range.
     """
 
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], characters: str, corpus: dict[str, str]):
+    def __init__(
+        self,
+        model: ModelConfig | dict[str, Any],
+        optimizer: OptimizerConfig | dict[str, Any],
+        characters: str,
+        corpus: dict[str, str] | None = None,
+    ):
         super().__init__()
-        self.save_hyperparameters(logger=False)
-        _check_optimizer(**optimizer)
+        if isinstance(model, dict):
+            model = read_settings("model", MODEL_CONFIGS, model)
+        if isinstance(optimizer, dict):
+            optimizer = read_settings("optimizer", OPTIMIZER_CONFIGS, optimizer, default="adamw")
+        self.optimizer_config = optimizer
+        self.save_hyperparameters(
+            {"model": asdict(model), "optimizer": asdict(optimizer), "characters": characters, "corpus": corpus or {}},
+            logger=False,
+        )
         self.net = build_model(model, vocab_size=len(characters))
-        self.val_loss = MeanMetric()
-        self.val_accuracy = MulticlassAccuracy(len(characters), average="micro")
-        self.best_val_loss = MinMetric()
+        self.val_loss = MeanMetric(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
+        self.val_metrics = MetricCollection(
+            {"accuracy": MulticlassAccuracy(len(characters), average="micro")}, prefix="val/"
+        )
+        self.best_val_loss = MinMetric(nan_strategy="ignore")
         self.best_val_loss.persistent(True)  # in the checkpoint: the best score so far outlives an interruption
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats a character of logits (B, T, vocab_size) against targets (B, T)."""
+        """Mean cross entropy in nats per character of logits (B, T, vocab_size) against targets (B, T)."""
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)
         if self.should_log:
-            self.log_dict({"train/loss": loss.detach(), "step": float(self.global_step + 1)})
+            metrics: dict[str, Tensor | float] = {"train/loss": loss.detach(), "step": float(self.global_step + 1)}
+            self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def training_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch, inputs and targets (B, T).
 
-        Sequences do not touch one another, so a CPU takes them in parts: what a layer writes is then still in the cache
-        when the next one reads it. Other devices take all at once.
+        Sequences do not touch one another, so a CPU takes them in parts: what one layer writes is then still in the
+        cache when the next one reads it. Other devices take all at once.
         """
-        parts = inputs.split(max(1, CPU_PART // inputs.shape[1])) if inputs.device.type == "cpu" else [inputs]
-        if len(parts) == 1:
-            return self.loss(self.net(inputs), targets)
-        weights = {}
-        if torch.is_autocast_enabled("cpu"):  # converted here once, instead of in each part
-            dtype = torch.get_autocast_dtype("cpu")
-            linears = ((name, m) for name, m in self.net.named_modules() if isinstance(m, nn.Linear))
-            weights = {f"{name}.weight": linear.weight.to(dtype) for name, linear in linears}
-        logits = [torch.func.functional_call(self.net, weights, (part,)) for part in parts]
-        return self.loss(torch.cat(logits), targets)
+        rows = max(1, CPU_PART // inputs.shape[1]) if inputs.device.type == "cpu" else len(inputs)
+        return self.loss(torch.cat([self.net(part) for part in inputs.split(rows)]), targets)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.should_log:
@@ -86,22 +101,22 @@ class CharLM(LightningModule):
 
         Asked before logging, because on all other steps the call would cost a small model much and change nothing.
         """
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return is_logged(self.trainer, self.global_step + 1)
 
     @torch.compiler.set_stance("force_eager")  # its last blocks have other shapes, each of which would be compiled
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
         logits = self.net(inputs)
         self.val_loss.update(self.loss(logits, targets), weight=targets.numel())
-        self.val_accuracy.update(logits.flatten(0, 1).argmax(-1), targets.flatten())
+        self.val_metrics.update(logits.flatten(0, 1), targets.flatten())
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
-        metrics = {
-            "val/loss": loss,  # nats a character
+        metrics: dict[str, Tensor | float] = {
+            "val/loss": loss,  # nats per character
             "val/perplexity": loss.exp(),
-            "val/bpc": loss / math.log(2),  # bits a character
-            "val/accuracy": self.val_accuracy.compute(),
+            "val/bpc": loss / math.log(2),  # bits per character
+            **self.val_metrics.compute(),
             "step": float(self.global_step),
         }
         if not self.trainer.sanity_checking:
@@ -109,59 +124,11 @@ class CharLM(LightningModule):
             metrics["val/best_loss"] = self.best_val_loss.compute()
         self.log_dict(metrics, sync_dist=True)
         self.val_loss.reset()
-        self.val_accuracy.reset()
+        self.val_metrics.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW (Loshchilov & Hutter 2019) and a schedule that follows optimizer steps.
-
-        Matrices decay; biases, LayerNorms and embeddings do not. The learning rate rises over `warmup_steps`, then
-        stays (`constant`) or falls to `min_lr_factor` times its peak at the last step (`cosine`, `linear`).
-        """
-        config = self.hparams.optimizer
-        embeddings = {id(m.weight) for m in self.net.modules() if isinstance(m, nn.Embedding)}
-        decays = {True: [], False: []}
-        for parameter in self.net.parameters():
-            decays[parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decays[True], "weight_decay": config["weight_decay"]},
-                {"params": decays[False], "weight_decay": 0.0},
-            ],
-            lr=config["lr"],
-            betas=tuple(config["betas"]),
-            fused=True,
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer_config.build(self.net)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(self.optimizer_config, step, self.trainer.max_steps)
         )
-        # Lightning would refuse to clip gradients beside a fused optimizer, which can take over a gradient scaler's
-        # work; without this ability, scaling (16-mixed only) is undone before clipping, as for any other optimizer.
-        optimizer._step_supports_amp_scaling = False
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _lr_factor(self, step: int) -> float:
-        """What the peak learning rate is multiplied with in optimizer step `step`, counted from 0."""
-        config = self.hparams.optimizer
-        warmup, floor = config["warmup_steps"], config["min_lr_factor"]
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if config["schedule"] == "constant":
-            return 1.0
-        done = min(1.0, (step - warmup) / max(1, self.trainer.max_steps - 1 - warmup))
-        remaining = 1 - done if config["schedule"] == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return floor + (1 - floor) * remaining
-
-
-def _check_optimizer(
-    lr: float, weight_decay: float, betas: list[float], schedule: str, warmup_steps: int, min_lr_factor: float
-) -> None:
-    if not 0 < lr < math.inf:
-        raise UserError(f"optimizer.lr must be above 0; got {lr}")
-    if not 0 <= weight_decay < math.inf:
-        raise UserError(f"optimizer.weight_decay must be at least 0; got {weight_decay}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {list(betas)}")
-    if schedule not in SCHEDULES:
-        raise UserError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
-    if warmup_steps < 0:
-        raise UserError(f"optimizer.warmup_steps must be at least 0; got {warmup_steps}")
-    if not 0 <= min_lr_factor <= 1:
-        raise UserError(f"optimizer.min_lr_factor must be between 0 and 1; got {min_lr_factor}")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -27,7 +27,7 @@ class CharTokenizer:
     """
 
     def __init__(self, characters: str):
-        if not characters or any(a >= b for a, b in itertools.pairwise(characters)):
+        if not isinstance(characters, str) or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
             raise UserError("a vocabulary is one or more distinct characters in order of code point")
         self.characters = characters
         self._ids = {char: i for i, char in enumerate(characters)}
@@ -42,7 +42,7 @@ class CharTokenizer:
         return len(self.characters)
 
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
-        """The ids of a text, one a character.
+        """The ids of a text, one per character.
 
         Raises:
             UnknownCharacterError: the text has characters outside the vocabulary and `skip_unknown` is false.

@@ -1,84 +1,104 @@
 import pytest
 import torch
+from helpers import plain_attention, random_qkv
 
-from chargpt import attention
-from chargpt.attention import CPUAttention, cached_attention, causal_attention
-from chargpt.dropout import kept_values, random_bytes
+from chargpt.attention import KVCache, LayerCache, causal_attention
+from chargpt.errors import UserError
 
-B, N_HEAD, T, HEAD_SIZE = 5, 3, 16, 8
-
-
-def inputs(dtype=torch.float64, T=T):
-    """Queries, keys and values, (3, B, N_HEAD, T, HEAD_SIZE), laid out as the model does."""
-    generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(B, T, 3, N_HEAD, HEAD_SIZE, generator=generator, dtype=torch.float64)
-    return qkv.permute(2, 0, 3, 1, 4).to(dtype).requires_grad_()
-
-
-def plain(q, k, v, mask=None):
-    """The lecture's lines, with the dropout mask (0 or the scale) as an argument."""
-    T, S = q.shape[-2], k.shape[-2]
-    wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
-    wei = wei.masked_fill(torch.ones(T, S).tril(S - T) == 0, float("-inf")).softmax(-1)
-    return (wei if mask is None else wei * mask) @ v
-
-
-@pytest.mark.parametrize("rows", [1, 6, 8, 64])
-@pytest.mark.parametrize("dropout", [0.0, 0.2, 0.9])
-def test_same_mask_same_outputs_and_gradients(rows, dropout, monkeypatch):
-    monkeypatch.setattr(attention, "ROWS", rows)
-    torch.manual_seed(1)
-    kept = kept_values(dropout)
-    noise = random_bytes(B * N_HEAD, T, T)
-    mask = (noise.view(B, N_HEAD, T, T) < kept).double() * (256 / kept)
-    blocks = [noise[:, start : start + rows, : start + rows] for start in range(0, T, rows)] if dropout else None
-    ours, theirs = inputs(), inputs()
-    out, expected = CPUAttention.apply(ours, blocks, kept), plain(*theirs, mask if dropout else None)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (mine,), (right,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(expected, theirs, grad)
-    torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("length", [T, 640])  # ten blocks, whose parts of the gradients are added up
-def test_low_precision_is_as_good_as_the_plain_formula_in_it(dtype, length):
-    grad = torch.randn(B, N_HEAD, length, HEAD_SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-    def results(function, dtype):
-        x = inputs(dtype, length)
-        out = function(x)
-        return out, *torch.autograd.grad(out, x, grad.to(dtype))[0]
-
-    exact = results(lambda x: plain(*x), torch.float64)
-    theirs = results(lambda x: plain(*x), dtype)
-    ours = results(lambda x: CPUAttention.apply(x, None, 256), dtype)
-    for mine, other, right in zip(ours, theirs, exact, strict=True):
-        assert mine.dtype == dtype
-        assert (mine.double() - right).norm() <= 1.5 * (other.double() - right).norm()
+T = 16
 
 
 def test_which_path():
     """Training with dropout takes ours, validation and what has no dropout the fused kernel; all agree."""
-    qkv = inputs()
+    qkv = random_qkv(T)
     assert "CPUAttention" in causal_attention(qkv, 0.2).grad_fn.name()
     assert "CPUAttention" not in causal_attention(qkv).grad_fn.name()
-    torch.testing.assert_close(causal_attention(qkv), plain(*qkv))
+    torch.testing.assert_close(causal_attention(qkv), plain_attention(*qkv))
     with torch.no_grad():
         assert causal_attention(qkv, 0.2).isfinite().all()
-        torch.testing.assert_close(causal_attention(qkv.bfloat16()).double(), plain(*qkv), rtol=0.05, atol=0.02)
+        low = causal_attention(qkv.bfloat16())
+        torch.testing.assert_close(low.double(), plain_attention(*qkv), rtol=0.05, atol=0.02)
+
+
+def layer(block_size):
+    return LayerCache(torch.zeros(2, 5, 3, block_size, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("new", [1, 3, T])
-def test_queries_at_the_end(new):
-    q, k, v = inputs()
-    torch.testing.assert_close(cached_attention(q[:, :, -new:], k, v), plain(q, k, v)[:, :, -new:])
+@pytest.mark.parametrize("block_size", [T, T + 4])
+def test_what_is_read_attends_to_all_before_it(new, block_size):
+    qkv = random_qkv(T).detach()
+    cache = layer(block_size)
+    cache.extend(qkv[1:, :, :, :-new])
+    out = cache.attend(qkv[:, :, :, -new:])
+    torch.testing.assert_close(out, plain_attention(*qkv)[:, :, -new:])
+    assert cache.length == T
 
 
-def test_reproducible_from_the_seed():
-    def draw(seed):
-        torch.manual_seed(seed)
-        return causal_attention(inputs(), 0.5)
+def test_at_a_fixed_position_the_same_without_a_look_at_the_length():
+    """What is not filled, here with numbers that would show, is masked."""
+    qkv = random_qkv(T).detach()
+    cache = layer(T + 4)
+    cache.extend(qkv[1:, :, :, :5])
+    cache.keys_and_values[:, :, :, 5:] = 1e3
+    cache.position = torch.zeros(1, dtype=torch.int64)
+    for n in range(5, T):
+        cache.position.fill_(n)
+        out = cache.attend(qkv[:, :, :, n : n + 1])
+        torch.testing.assert_close(out, plain_attention(*qkv)[:, :, n : n + 1])
 
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
+
+@pytest.fixture
+def cache():
+    return KVCache((2, 1, 3, 10, 8), torch.device("cpu"), torch.float64)
+
+
+def read(cache, T, B=1):
+    """What a model does: announce, then put keys and values into every layer."""
+    positions = cache.advance(T)
+    for each in cache.layers:
+        each.extend(torch.ones(2, B, 3, T, 8, dtype=torch.float64))
+    return positions
+
+
+def test_positions_count_up_and_begin_again(cache):
+    assert [read(cache, T).tolist() for T in (3, 1, 6)] == [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9]]
+    assert (cache.length, [each.length for each in cache.layers]) == (10, [10, 10])
+    cache.clear()
+    assert cache.length == 0
+    assert read(cache, 2).tolist() == [0, 1]
+    assert [each.length for each in cache.layers] == [2, 2]
+
+
+def test_too_long_is_refused_before_anything_is_read(cache):
+    read(cache, 8)
+    with pytest.raises(UserError, match="11 characters is longer than block_size=10"):
+        cache.advance(3)
+    assert read(cache, 2).tolist() == [8, 9]
+    position = torch.tensor([10])
+    cache.fix(position)
+    with pytest.raises(UserError, match="11 characters is longer than block_size=10"):
+        cache.advance(1)
+
+
+def test_a_fixed_position_until_it_is_ended(cache):
+    read(cache, 3)
+    position = torch.tensor([3])
+    cache.fix(position)
+    assert read(cache, 1) is position
+    assert all(each.position is position for each in cache.layers)
+    assert cache.layers[0].keys_and_values[:, :, :, :4].all()
+    assert not cache.layers[0].keys_and_values[:, :, :, 4:].any()
+    cache.fix(None)
+    assert read(cache, 2).tolist() == [4, 5]
+    assert cache.layers[0].keys_and_values[:, :, :, :6].all()
+
+
+def test_one_sequence_becomes_many(cache):
+    read(cache, 3)
+    cache.expand(4)
+    assert cache.batch_size == 4
+    read(cache, 1, B=4)
+    for each in cache.layers:
+        assert each.keys_and_values.shape == (2, 4, 3, 10, 8)
+        assert each.keys_and_values[:, :, :, :4].all()

@@ -2,32 +2,33 @@
 
 import importlib
 import math
-import os
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from contender import note
+from helpers import ROOT
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Measured, interleaved, spread, table
-from benchmarks.peers import SEED, PlainGPT, lecture, peer, peers
+from benchmarks.peers import LECTURE, VOCABULARY, lecture, peer, peers
+from benchmarks.sampling import flops_of_a_window, weights_read
 from benchmarks.scaling import plot, rates, sizes
-from benchmarks.training import flops_per_step
+from benchmarks.training import chosen, flops_per_step, our_step
+from chargpt.kernels import choice
+from chargpt.kernels.choice import Precision
 from chargpt.model import GPT
 
+SHARED = ("__init__", "measure", "peers")
 
-@pytest.mark.parametrize("name", ["training", "sampling", "encoding", "overhead", "scaling"])
-def test_each_is_there(name):
+
+@pytest.mark.parametrize(
+    "name", sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in SHARED)
+)
+def test_each_is_a_command(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
-
-
-def test_the_plain_model_is_the_lectures():
-    sizes = {"vocab_size": 11, "block_size": 12, "n_layer": 2, "n_head": 3, "n_embd": 24, "dropout": 0.2}
-    plain, ours = PlainGPT(**sizes).double().eval(), GPT(**sizes).double().eval()
-    state = {name.replace("ffwd.", "ffwd.net."): value for name, value in plain.state_dict().items()}
-    ours.load_state_dict(state)
-    idx = torch.randint(11, (3, 12))
-    torch.testing.assert_close(plain(idx), ours(idx), rtol=1e-10, atol=1e-12)
 
 
 def test_of_a_script_only_definitions_are_run(tmp_path):
@@ -42,21 +43,10 @@ def test_of_a_script_only_definitions_are_run(tmp_path):
 def test_peers_without_others():
     arguments = Namespace(lecture=None, nanogpt=None, device="cpu")
     assert peers(arguments) == ["plain"]
-    _, loss = peer("plain", arguments)(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    plain = peer("plain", arguments)
+    _, loss = plain(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
     assert loss.item() == pytest.approx(math.log(65), rel=0.3)
-
-
-def note(file, name, size):
-    """A contender that notes each of its calls."""
-    held = bytearray(size)
-    with open(file, "a") as out:
-        out.write(f"made {name} in {os.getpid()}\n")
-
-    def work():
-        with open(file, "a") as out:
-            out.write(f"{name} {len(held) > 0}\n")
-
-    return work
+    assert plain.generate(torch.zeros(1, 2, dtype=torch.int64), 3).shape == (1, 5)
 
 
 def test_rounds_are_interleaved_and_processes_apart(tmp_path):
@@ -66,14 +56,14 @@ def test_rounds_are_interleaved_and_processes_apart(tmp_path):
     lines = file.read_text().splitlines()
     made = [line.split()[-1] for line in lines if line.startswith("made")]
     assert len(set(made)) == 2
-    assert "".join(line[0] for line in lines if not line.startswith("made")) == "ab" * 3
+    assert "".join(line[0] for line in lines if not line.startswith("made")) == "aabb" * 2
     assert {name: len(found.seconds) for name, found in measured.items()} == {"a": 2, "b": 2}
     assert measured["b"].megabytes - measured["a"].megabytes == pytest.approx(200, abs=50)
 
 
 def test_sizes_vary_one_at_a_time():
-    assert sizes("n_layer", 3) == ({**SEED, "n_layer": 3}, 64)
-    assert sizes("batch_size", 8) == (SEED, 8)
+    assert sizes("n_layer", 3) == (replace(LECTURE, n_layer=3), 64)
+    assert sizes("batch_size", 8) == (LECTURE, 8)
     assert rates("block_size", 128, Measured([2.0, 4.0])) == [4096, 2048]
 
 
@@ -89,3 +79,46 @@ def test_figures():
     assert spread([3.0, 1.0, 2.0], " s") == "2.00 s (1.00 to 3.00)"
     assert table([["a", "bb"], ["ccc", "d"]]).splitlines() == ["| a   | bb |", "|-----|----|", "| ccc | d  |"]
     assert flops_per_step(10, 0, 0, 7, 0) == 420
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_ours_learns(precision, monkeypatch):
+    """It is the lecture's step but for its sizes; the library of matrix products is the one asked for."""
+    monkeypatch.setattr(choice, "forced_onednn", None)
+    made = []
+    monkeypatch.setattr("benchmarks.training.compile_model", lambda net, *_: made.append(net))
+    config = replace(LECTURE, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    step = our_step("cpu", precision, False, config, batch_size=2)
+    assert choice.forced_onednn is False
+    (net,) = made
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    step()
+    assert net.training
+    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "onednn", "expected"),
+    [
+        ("cpu", "32-true", False, ("chargpt, PyTorch", "fp32")),
+        ("cpu", "bf16-mixed", True, ("chargpt, oneDNN", "bf16")),
+        ("cuda", "bf16-mixed", True, ("chargpt", "bf16")),
+    ],
+)
+def test_the_row_that_a_run_would_choose(device, precision, onednn, expected, monkeypatch):
+    monkeypatch.setattr(choice, "best_precision", lambda device: Precision(precision, "of the test"))
+    monkeypatch.setattr(
+        choice, "uses_onednn", lambda dtype: onednn and (dtype == torch.bfloat16) == ("bf16" in precision)
+    )
+    assert chosen(device) == expected
+
+
+def test_bounds_of_sampling():
+    """Against PyTorch's own count of a window's products, which takes attention for twice what is needed of it."""
+    with torch.device("meta"):
+        model = GPT(LECTURE, VOCABULARY).eval()
+        idx = torch.zeros(1, LECTURE.block_size, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.read(idx, model.new_cache(1))
+    assert 0.9 < flops_of_a_window(model) / counter.get_total_flops() < 1
+    assert weights_read(model) == 4 * (10_788_929 - 256 * 384)

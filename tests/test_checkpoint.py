@@ -1,11 +1,14 @@
 import os
+import re
+import zipfile
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from chargpt.checkpoint import find_checkpoint, load_checkpoint
 from chargpt.errors import UserError
-from chargpt.model import GPT
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 
 
 def test_load(tiny_run, text_file):
@@ -21,9 +24,7 @@ def test_a_checkpoint_is_plain_data_and_complete(tiny_run, name, text_file):
     checkpoint = torch.load(tiny_run / "checkpoints" / name, weights_only=True)
     settings = checkpoint["hyper_parameters"]
     assert settings["corpus"]["name"] == str(text_file)
-    assert settings["model"] | {"dropout": 0.2} == {
-        "name": "gpt", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2,
-    }  # fmt: skip
+    assert settings["model"] == asdict(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16))
     assert type(settings["model"]) is dict
     assert ("optimizer_states" in checkpoint) == (name == "last.ckpt")
     assert not any("_orig_mod" in key for key in checkpoint["state_dict"])
@@ -74,28 +75,101 @@ def test_truncated(tiny_run, tmp_path, keep):
         load_checkpoint(path)
 
 
+def test_a_changed_byte(tiny_run, tmp_path):
+    """Anywhere among the weights, where PyTorch itself would not notice."""
+    source = tiny_run / "checkpoints" / "best.ckpt"
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + largest.file_size] ^= 1
+    path = tmp_path / "changed.ckpt"
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(UserError, match=r"changed\.ckpt is damaged"):
+        load_checkpoint(path)
+
+
+def test_an_archive_that_grows_when_it_is_read(tiny_run, tmp_path):
+    path = tmp_path / "packed.ckpt"
+    with (
+        zipfile.ZipFile(tiny_run / "checkpoints" / "last.ckpt") as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+        target.writestr("archive/zeros", bytes(10_000_000))
+    with pytest.raises(UserError, match=r"packed\.ckpt is damaged, or not a checkpoint") as error:
+        load_checkpoint(path)
+    assert "larger than its file" in str(error.value.__cause__)
+
+
 class Stranger:
     def __reduce__(self):
         return os.mkdir, ("was_here",)
 
 
+def saved(model, weights, characters="ab"):
+    """As much of a checkpoint as is needed."""
+    return {
+        "hyper_parameters": {"characters": characters, "model": model},
+        "state_dict": {f"net.{name}": value for name, value in weights.items()},
+    }
+
+
+SMALL = GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4), 2).state_dict()
+SIZES = {"name": "gpt", "block_size": 4, "n_layer": 1, "n_head": 1, "n_embd": 4}
+
+
+def test_as_much_as_is_needed(tmp_path):
+    """What the refused ones below are changed from; options that a file does not have yet have their defaults."""
+    torch.save(saved(SIZES, SMALL), tmp_path / "small.ckpt")
+    model, tokenizer = load_checkpoint(tmp_path / "small.ckpt")
+    assert model.config == GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4)
+    assert tokenizer.characters == "ab"
+    torch.save(saved({"name": "bigram"}, {"token_embedding_table.weight": torch.eye(2)}), tmp_path / "bigram.ckpt")
+    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
+    assert isinstance(model, Bigram)
+    assert model.config == BigramConfig()
+    assert torch.equal(model.token_embedding_table.weight, torch.eye(2))
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        {"model": Stranger()},
-        {"model": torch.zeros(3), "iter_num": 5},
-        [1, 2],
-        torch.zeros(2),
-        {"hyper_parameters": {"characters": "ab", "model": {"name": "gpt"}}, "state_dict": {}},
-        {"hyper_parameters": {"characters": "ba", "model": {"name": "bigram", "block_size": 4}}, "state_dict": {}},
-        {"hyper_parameters": {"characters": "ab", "model": {"name": "bigram", "block_size": 4}}, "state_dict": {}},
-        {"hyper_parameters": {"characters": "ab", "model": "bigram"}, "state_dict": {}},
-        {"hyper_parameters": {"characters": 5, "model": {}}, "state_dict": {}},
+        ({"model": Stranger()}, "is damaged, or not a checkpoint"),
+        ({"model": torch.zeros(3), "iter_num": 5}, "settings or weights are missing"),
+        ([1, 2], "settings or weights are missing"),
+        (torch.zeros(2), "settings or weights are missing"),
+        (saved({"name": "gpt"}, {}), "weights do not fit"),
+        (saved({"name": "bigram", "block_size": 4}, {}, "ba"), "vocabulary"),
+        (saved({"name": "bigram", "block_size": 4}, {}), "weights do not fit"),
+        (saved("bigram", {}), "model must be a mapping"),
+        (saved({}, {}, 5), "vocabulary"),
+        (saved(SIZES | {"name": "os.system"}, SMALL), "got 'os.system'"),
+        (saved(SIZES | {"_target_": "os.system"}, SMALL), "unknown key model._target_"),
+        (saved(SIZES | {"n_head": "1"}, SMALL), "model.n_head must be a whole number"),
+        (saved(SIZES | {"n_head": 3}, SMALL), "n_embd must be divisible"),
+        (saved(SIZES, SMALL, "abc"), "weights do not fit"),
+        (saved(SIZES | {"n_layer": 10**9}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"n_embd": 10**9}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"block_size": 10**9}, SMALL), "weights do not fit"),
+        (saved(SIZES, {k: v for k, v in SMALL.items() if k != "lm_head.bias"}), "do not fit its settings"),
+        (saved(SIZES, SMALL | {"blocks.0.ln1.weight": torch.zeros(5)}), "do not fit its settings"),
+        (saved(SIZES, SMALL | {"another": torch.zeros(5)}), "do not fit its settings"),
+        (saved(SIZES, SMALL | {"lm_head.bias": "text"}), "settings or weights are missing"),
     ],
 )
-def test_foreign(content, tmp_path, monkeypatch):
+def test_foreign(content, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "foreign.ckpt")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=re.escape(message)):
         load_checkpoint("foreign.ckpt")
     assert not (tmp_path / "was_here").exists()
+
+
+def test_randomness_is_left_alone(tiny_run):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_checkpoint(tiny_run)
+    assert torch.equal(torch.rand(3), expected)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.data import CharDataModule, RandomBlocks, SequentialBlocks
+from chargpt.blocks import DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.data import CharDataModule
 from chargpt.errors import UserError
 
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
@@ -22,14 +23,31 @@ def test_targets_are_the_next_characters():
 
 def test_a_batch_follows_from_seed_rank_and_step_alone():
     def batch(seed=1, rank=0, step=7):
-        return RandomBlocks(IDS, 8, 32, seed, rank)[step][0]
+        return RandomBlocks(IDS, 8, 32, seed, rank, world_size=2)[step][0]
 
-    again = RandomBlocks(IDS, 8, 32, 1)
+    again = RandomBlocks(IDS, 8, 32, 1, world_size=2)
     for step in range(20):
         again[step]
     assert torch.equal(batch(), again[7][0])
     for other in (batch(seed=2), batch(rank=1), batch(step=8)):
         assert not torch.equal(batch(), other)
+
+
+def test_one_device_sees_what_it_always_saw():
+    """Where blocks start follows from (seed, 0, step): were that to change, runs could not be made again."""
+    blocks = RandomBlocks(IDS, 8, 32, seed=5)
+    for step in (0, 1, 1000):
+        starts = np.random.default_rng((5, 0, step)).integers(0, len(IDS) - 8, size=(32, 1))
+        assert np.array_equal(blocks[step][0], starts + np.arange(8))
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 100))
+def test_several_devices_see_what_one_would(world, batch, step):
+    """Their slices, one after the other, are the batch of one device that takes all blocks."""
+    whole = RandomBlocks(IDS, 8, world * batch, seed=3)[step]
+    slices = [RandomBlocks(IDS, 8, batch, 3, rank, world)[step] for rank in range(world)]
+    for part, expected in zip(zip(*slices, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(part), expected)
 
 
 def test_random_blocks_reach_both_ends():
@@ -56,27 +74,47 @@ def test_validation_predicts_every_target_once(length, block, batch, world):
         assert targets == list(range(1, length))
 
 
-def trainer(global_step=0, accumulate=1):
+def trainer(global_step=0, accumulate=1, rank=0, world_size=1):
     device = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(
-        global_step=global_step, accumulate_grad_batches=accumulate, global_rank=0, world_size=1, strategy=device
+        global_step=global_step,
+        accumulate_grad_batches=accumulate,
+        global_rank=rank,
+        world_size=world_size,
+        strategy=device,
     )
+
+
+def data_of(file, **config):
+    return CharDataModule(DataConfig(source="file", path=str(file), **{"block_size": 16} | config))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("step", "accumulate"), [(0, 1), (5, 1), (5, 3)])
-def test_the_loader_goes_on_where_training_stands(text_file, workers, step, accumulate):
-    data = CharDataModule("file", str(text_file), block_size=16, batch_size=4, num_workers=workers)
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_the_loader_goes_on_where_training_stands(text_file, workers, step, accumulate, rank, world_size):
+    data = data_of(text_file, batch_size=4, num_workers=workers)
     data.setup()
-    data.trainer = trainer(step, accumulate)
-    expected = RandomBlocks(data.train_ids, 16, 4, data.seed)
+    data.trainer = trainer(step, accumulate, rank, world_size)
+    expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed, rank, world_size)
     for n, (inputs, targets) in zip(range(5), data.train_dataloader(), strict=False):
         assert torch.equal(inputs, expected[step * accumulate + n][0])
         assert torch.equal(targets, expected[step * accumulate + n][1])
+    assert n == 4
+
+
+def test_validation_is_shared_among_devices(text_file):
+    data, seen = data_of(text_file, batch_size=4), []
+    data.setup()
+    for rank in range(2):
+        data.trainer = trainer(rank=rank, world_size=2)
+        seen.append(sum(targets.numel() for _, targets in data.val_dataloader()))
+    assert sum(seen) == len(data.val_ids) - 1
+    assert min(seen) > 0
 
 
 def test_split(text_file):
-    data = CharDataModule("file", str(text_file), val_fraction=0.1, block_size=16)
+    data = data_of(text_file, val_fraction=0.1)
     data.setup()
     assert len(data.train_ids) == int(0.9 * len(data.corpus.ids))
     assert data.corpus.tokenizer.decode([*data.train_ids, *data.val_ids]) == text_file.read_text()
@@ -84,18 +122,28 @@ def test_split(text_file):
 
 def test_split_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("x" * 100)
-    data = CharDataModule("file", str(tmp_path / "short.txt"), block_size=16)
+    data = data_of(tmp_path / "short.txt")
     with pytest.raises(UserError, match=r"validation split .* has 10 characters, but model\.block_size=16 needs 17"):
         data.setup()
-    data = CharDataModule("file", str(tmp_path / "short.txt"), val_fraction=0.9, block_size=16)
+    data = data_of(tmp_path / "short.txt", val_fraction=0.9)
     with pytest.raises(UserError, match="training split"):
         data.setup()
 
 
 @pytest.mark.parametrize(
-    "bad", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}, {"num_workers": -1}, {"seed": -1}]
+    ("bad", "message"),
+    [
+        ({"val_fraction": 0.0}, r"data\.val_fraction must be between 0 and 1"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction must be"),
+        ({"val_fraction": float("nan")}, r"data\.val_fraction must be"),
+        ({"block_size": 0}, r"data\.block_size must be at least 1"),
+        ({"batch_size": 0}, r"data\.batch_size must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers must be at least 0"),
+        ({"seed": -1}, r"data\.seed must be at least 0"),
+        ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
+        ({"fallback": "moby"}, r"data\.fallback must be one of shakespeare, .*; got 'moby'"),
+    ],
 )
-def test_out_of_range(bad):
-    (name,) = bad
-    with pytest.raises(UserError, match=rf"data\.{name} must be"):
-        CharDataModule(**bad)
+def test_out_of_range(bad, message):
+    with pytest.raises(UserError, match=message):
+        DataConfig(**bad)

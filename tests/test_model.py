@@ -1,32 +1,35 @@
+import itertools
 import math
 
 import pytest
 import torch
-from lecture import LectureGPT
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, Bigram, build_model
+from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model
 
-SIZES = {"vocab_size": 11, "block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24}
+SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
+VOCAB = 11
 
 
 @pytest.fixture
 def gpt():
     torch.manual_seed(0)
-    return GPT(**SIZES, dropout=0.2).double().eval()
+    return GPT(GPTConfig(**SIZES), VOCAB).double().eval()
 
 
 @pytest.fixture
 def lecture():
+    """The lecture's formula, under the lecture's names."""
     torch.manual_seed(1)
-    return LectureGPT(**SIZES).double()
+    return PlainGPT(vocab_size=VOCAB, **SIZES).double().eval()
 
 
 @pytest.fixture
 def idx():
-    return torch.randint(11, (4, 12), generator=torch.Generator().manual_seed(2))
+    return torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("tril", [True, False])
@@ -34,6 +37,7 @@ def test_the_lectures_function(gpt, lecture, idx, tril):
     """Its weights load as they are; outputs and gradients then agree."""
     state = {name: value.clone() for name, value in lecture.state_dict().items() if tril or "tril" not in name}
     kept = set(state)
+    assert ("blocks.0.sa.heads.0.tril" in kept) is tril
     gpt.load_state_dict(state)
     assert set(state) == kept  # the caller's dict is left alone
     torch.testing.assert_close(gpt(idx), lecture(idx), rtol=1e-10, atol=1e-12)
@@ -57,6 +61,11 @@ def test_shorter_contexts_too(gpt, lecture, idx):
         torch.testing.assert_close(gpt(idx[:, :length]), lecture(idx[:, :length]), rtol=1e-10, atol=1e-12)
 
 
+def test_a_longer_context_is_refused(gpt, idx):
+    with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
+        gpt(torch.cat((idx, idx[:, :1]), 1))
+
+
 def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
     state = lecture.state_dict()
     del state["blocks.1.sa.heads.2.key.weight"]
@@ -68,23 +77,23 @@ def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
 def test_causality(gpt, idx, changed):
     """A changed character changes the logits from there on, and none before."""
     before = gpt(idx)
-    idx[:, changed] = (idx[:, changed] + 1) % 11
+    idx[:, changed] = (idx[:, changed] + 1) % VOCAB
     after = gpt(idx)
     assert torch.equal(before[:, :changed], after[:, :changed])
     assert (before[:, changed:] != after[:, changed:]).flatten(2).any(-1).all()
 
 
 def test_parameter_counts():
+    """The defaults are the lecture's."""
     with torch.device("meta"):
-        gpt = GPT(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
-        bigram = Bigram(vocab_size=65, block_size=256)
+        gpt, bigram = GPT(GPTConfig(), 65), Bigram(BigramConfig(), 65)
     assert sum(p.numel() for p in gpt.parameters()) == 10_788_929
     assert sum(p.numel() for p in bigram.parameters()) == 65 * 65
 
 
 def test_initial_weights_and_loss():
     torch.manual_seed(0)
-    gpt = GPT(vocab_size=65, block_size=64, n_layer=2, n_head=4, n_embd=128, dropout=0.2)
+    gpt = GPT(GPTConfig(block_size=64, n_layer=2, n_head=4, n_embd=128, dropout=0.2), 65)
     for module in gpt.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             assert module.weight.mean().abs() < 1e-3
@@ -96,8 +105,7 @@ def test_initial_weights_and_loss():
     assert loss.item() == pytest.approx(math.log(65), abs=0.1)
 
 
-def test_biases_stand_where_the_lecture_has_them():
-    gpt = GPT(**SIZES, dropout=0.0)
+def test_biases_stand_where_the_lecture_has_them(gpt):
     biased = {name for name, module in gpt.named_modules() if getattr(module, "bias", None) is not None}
     blocks = {f"blocks.{n}.{part}" for n in range(3) for part in ("sa.proj", "ffwd.net.0", "ffwd.net.2", "ln1", "ln2")}
     assert biased == blocks | {"ln_f", "lm_head"}
@@ -111,14 +119,15 @@ def test_dropout_acts_in_training_only(gpt, idx):
 
 def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
     """Dropping all that can be dropped leaves nothing of either half of a block: only the embeddings get through."""
-    monkeypatch.setattr("chargpt.dropout.random_bytes", lambda *shape: torch.full(shape, 255, dtype=torch.uint8))
+    nothing = lambda *shape: torch.full(shape, 255, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr("chargpt.kernels.dropout.random_bytes", nothing)
     gpt.train()
     plain = gpt.lm_head(gpt.ln_f(gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight))
     torch.testing.assert_close(gpt(idx), plain)
 
     for block in gpt.blocks:  # the third place: the attention weights; what remains is the projection's bias
         block.sa.dropout.forward = block.ffwd.net[3].forward = lambda x: x
-    monkeypatch.setattr("chargpt.attention.random_bytes", lambda *shape: torch.full(shape, 255, dtype=torch.uint8))
+    monkeypatch.setattr("chargpt.kernels.attention.random_bytes", nothing)
     x = gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight
     for block in gpt.blocks:
         x = x + block.sa.proj.bias
@@ -126,20 +135,58 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
     torch.testing.assert_close(gpt(idx), gpt.lm_head(gpt.ln_f(x)))
 
 
-@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 1, 5], [1, 11]])
-def test_the_cache_changes_nothing(gpt, idx, chunks):
-    """Read in any portions, the logits at every position are those of the whole."""
+@pytest.mark.parametrize("portions", [[12], [1] * 12, [5, 1, 1, 5], [1, 11], [11, 1], [2, 3, 7]])
+def test_the_cache_changes_nothing(gpt, idx, portions):
+    """Read in any portions, the logits after each are those of the whole; a second time, too, once it is cleared."""
     cache = gpt.new_cache(4)
-    logits = torch.cat([gpt(part, cache) for part in idx.split(chunks, dim=1)], dim=1)
-    torch.testing.assert_close(logits, gpt(idx), rtol=1e-10, atol=1e-12)
-    with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-        gpt(idx[:, :1], cache)
+    for text in (idx, idx.flip(1)):
+        cache.clear()
+        for start, end in itertools.pairwise(itertools.accumulate(portions, initial=0)):
+            logits = gpt.read(text[:, start:end], cache)
+            torch.testing.assert_close(logits, gpt(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
+        with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
+            gpt.read(text[:, :1], cache)
+        assert cache.length == 12
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_the_last_block_is_asked_about_the_last_character_only(idx, length, n_layer):
+    """Which changes nothing, at any length and with a single block, too."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(**SIZES | {"n_layer": n_layer}), VOCAB).double().eval()
+    asked = []
+    gpt.blocks[-1].ffwd.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0].shape[1]))
+    logits = gpt.read(idx[:, :length], gpt.new_cache(4))
+    assert asked == [1]
+    torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1], rtol=1e-10, atol=1e-12)
+
+
+def test_many_texts_begin_with_one(gpt, idx):
+    """Read once and expanded, the cache then serves as many continuations."""
+    cache = gpt.new_cache(1)
+    gpt.read(idx[:1, :5], cache)
+    cache.expand(4)
+    text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
+    for n in range(5, 12):
+        logits = gpt.read(text[:, n : n + 1], cache)
+        torch.testing.assert_close(logits, gpt(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
 
 
 def test_bigram_is_its_table(idx):
-    bigram = Bigram(vocab_size=11, block_size=12)
+    bigram = Bigram(BigramConfig(block_size=12), VOCAB)
     assert torch.equal(bigram(idx), bigram.token_embedding_table.weight[idx])
-    assert bigram(idx).shape == (4, 12, 11)
+    assert bigram(idx).shape == (4, 12, VOCAB)
+
+
+def test_bigram_reads_as_gpt_does(idx):
+    bigram = Bigram(BigramConfig(block_size=12), VOCAB)
+    cache = bigram.new_cache(4)
+    for start, end in itertools.pairwise((0, 5, 6, 12)):
+        assert torch.equal(bigram.read(idx[:, start:end], cache), bigram(idx[:, :end])[:, -1])
+        assert cache.length == end
+    with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
+        bigram.read(idx[:, :1], cache)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +204,37 @@ def test_bigram_is_its_table(idx):
 )
 def test_out_of_range(change, message):
     with pytest.raises(UserError, match=message):
-        GPT(**SIZES | {"dropout": 0.2} | change)
+        GPTConfig(**SIZES | change)
 
 
-def test_built_by_name():
-    assert isinstance(build_model({"name": "bigram", "block_size": 8}, 5), Bigram)
-    with pytest.raises(UserError, match=r"model\.name must be one of gpt, bigram"):
-        build_model({"name": "os.system"}, 5)
-    with pytest.raises(UserError, match="not the arguments of the model bigram"):
-        build_model({"name": "bigram", "block_size": 8, "n_layer": 2}, 5)
+def test_out_of_range_for_a_bigram():
+    with pytest.raises(UserError, match=r"model\.block_size must be at least 1; got 0"):
+        BigramConfig(block_size=0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gpt", GPT), ("bigram", Bigram)])
+def test_built_from_its_configuration(name, kind):
+    config = MODEL_CONFIGS[name](block_size=8)
+    assert config.name == name
+    with torch.device("meta"):
+        model = build_model(config, 5)
+    assert type(model) is kind
+    assert model.config is config
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_a_state_dict_fits_its_own_configuration_only(gpt, lecture):
+    config, bigram = GPTConfig(**SIZES), Bigram(BigramConfig(), VOCAB)
+    assert config.fits(VOCAB, shapes(gpt))
+    assert config.fits(VOCAB, shapes(lecture))
+    assert not config.fits(VOCAB + 1, shapes(gpt))
+    for change in ({"block_size": 13}, {"n_layer": 2}, {"n_layer": 10**9}, {"n_embd": 48}):
+        assert not GPTConfig(**SIZES | change).fits(VOCAB, shapes(gpt))
+    assert BigramConfig().fits(VOCAB, shapes(bigram))
+    assert not BigramConfig().fits(VOCAB + 1, shapes(bigram))
+    assert not BigramConfig().fits(VOCAB, shapes(gpt))
+    assert not config.fits(VOCAB, shapes(bigram))
+    assert not config.fits(VOCAB, {})

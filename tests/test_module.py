@@ -1,94 +1,105 @@
-import itertools
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import composed
 
 from chargpt.errors import UserError
+from chargpt.model import GPT, GPTConfig
 from chargpt.module import CharLM
+from chargpt.optim import AdamWConfig, lr_factor
 
-MODEL = {"name": "gpt", "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.0}
-OPTIMIZER = {
-    "lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.99],
-    "schedule": "constant", "warmup_steps": 0, "min_lr_factor": 0.1,
-}  # fmt: skip
+MODEL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
 
-def module(max_steps=100, **optimizer):
-    lm = CharLM(MODEL, OPTIMIZER | optimizer, "abc", {"name": "a text", "sha256": ""})
-    lm._trainer = SimpleNamespace(max_steps=max_steps)
-    return lm
+def test_loss_is_nats_per_character():
+    module = CharLM(MODEL, AdamWConfig(), "abc")
+    logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    loss = module.loss(logits, torch.tensor([[0, 2]]))
+    assert loss.item() == pytest.approx((-math.log(math.e**2 / (math.e**2 + 2)) + math.log(3)) / 2, rel=1e-6)
+    assert module.loss(logits.bfloat16(), torch.tensor([[0, 2]])).dtype == torch.float32
 
 
-def test_decay_on_matrices_only():
-    lm = module()
-    names = {id(parameter): name for name, parameter in lm.net.named_parameters()}
-    decay, plain = lm.configure_optimizers()["optimizer"].param_groups
-    assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    blocks = {f"blocks.{n}.{part}.weight" for n in (0, 1) for part in ("sa.qkv", "sa.proj", "ffwd.net.0", "ffwd.net.2")}
-    assert {names[id(p)] for p in decay["params"]} == blocks | {"lm_head.weight"}
-    assert len(decay["params"]) + len(plain["params"]) == len(names)
-    assert decay["betas"] == (0.9, 0.99)
-    assert decay["fused"]
+def test_training_loss_is_that_of_the_models_logits():
+    module = CharLM(MODEL, AdamWConfig(), "abc")
+    inputs, targets = torch.randint(3, (2, 4, 8))
+    expected = module.loss(module.net(inputs), targets)
+    torch.testing.assert_close(module.training_loss(inputs, targets), expected)
 
 
-def rates(steps, **optimizer):
-    lm = module(steps, **optimizer)
-    made = lm.configure_optimizers()
-    found = []
-    for _ in range(steps):
-        found.append(made["optimizer"].param_groups[0]["lr"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_the_learning_rate_follows_the_schedule_step_by_step(schedule):
+    config = AdamWConfig(lr=1e-3, schedule=schedule, warmup_steps=3)
+    module = CharLM(MODEL, config, "abc")
+    module._trainer = SimpleNamespace(max_steps=12)
+    made = module.configure_optimizers()
+    assert made["lr_scheduler"]["interval"] == "step"
+    for step in range(12):
+        rates = [group["lr"] for group in made["optimizer"].param_groups]
+        assert rates == pytest.approx([1e-3 * lr_factor(config, step, 12)] * 2)
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-    assert made["lr_scheduler"]["interval"] == "step"
-    return found
 
 
-def test_constant_schedule_is_the_lectures():
-    assert rates(10) == [1e-3] * 10
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_schedules_warm_up_and_fall(schedule):
-    lr = rates(101, schedule=schedule, warmup_steps=20)
-    assert lr[:20] == pytest.approx([1e-3 * (n + 1) / 21 for n in range(20)])
-    assert max(lr) == lr[20] == pytest.approx(1e-3)
-    assert all(a > b for a, b in itertools.pairwise(lr[20:]))
-    assert lr[-1] == pytest.approx(1e-4)
-    middle, quarter = lr[60], lr[40]
-    assert middle == pytest.approx((1e-3 + 1e-4) / 2)
-    expected = 0.75 if schedule == "linear" else (1 + math.cos(math.pi / 4)) / 2
-    assert quarter == pytest.approx(1e-4 + 9e-4 * expected)
-
-
-def test_loss_is_nats_a_character():
-    logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
-    loss = module().loss(logits, torch.tensor([[0, 2]]))
-    assert loss.item() == pytest.approx((-math.log(math.e**2 / (math.e**2 + 2)) + math.log(3)) / 2, rel=1e-6)
-    assert module().loss(logits.bfloat16(), torch.tensor([[0, 2]])).dtype == torch.float32
+def test_its_own_record_makes_it_again():
+    """Plain hyper-parameters stand for the same configurations, also where options have been added since."""
+    optimizer = AdamWConfig(schedule="linear")
+    first = CharLM(MODEL, optimizer, "abc", {"name": "a text", "sha256": "0"})
+    record = dict(first.hparams)
+    assert record == {
+        "model": asdict(MODEL),
+        "optimizer": asdict(optimizer),
+        "characters": "abc",
+        "corpus": {"name": "a text", "sha256": "0"},
+    }
+    assert all(type(record[name]) is dict for name in ("model", "optimizer", "corpus"))
+    again = CharLM(**record)
+    assert (again.net.config, again.optimizer_config, dict(again.hparams)) == (MODEL, optimizer, record)
+    old = CharLM({"name": "gpt", "block_size": 8}, {"lr": 0.1}, "abc")
+    assert isinstance(old.net, GPT)
+    assert (old.net.config, old.optimizer_config) == (GPTConfig(block_size=8), AdamWConfig(lr=0.1))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("model", "optimizer", "message"),
     [
-        ({"lr": 0.0}, r"optimizer\.lr must be above 0"),
-        ({"lr": float("nan")}, r"optimizer\.lr"),
-        ({"weight_decay": -1.0}, r"optimizer\.weight_decay"),
-        ({"betas": [0.9]}, r"optimizer\.betas must be two numbers"),
-        ({"betas": [0.9, 1.0]}, r"optimizer\.betas"),
-        ({"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, cosine, linear; got 'cosin'"),
-        ({"warmup_steps": -1}, r"optimizer\.warmup_steps"),
-        ({"min_lr_factor": 2.0}, r"optimizer\.min_lr_factor"),
+        ({"name": "os.system"}, {}, r"model\.name must be one of gpt, .*; got 'os\.system'"),
+        ({"name": "bigram", "n_layer": 2}, {}, r"unknown key model\.n_layer"),
+        ({"name": "gpt", "n_embd": 0}, {}, r"model\.n_embd must be at least 1"),
+        ({"name": "gpt"}, {"name": "os.system"}, r"optimizer\.name must be one of adamw.*; got 'os\.system'"),
+        ({"name": "gpt"}, {"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, cosine, linear"),
     ],
 )
-def test_out_of_range(change, message):
+def test_what_is_refused(model, optimizer, message):
     with pytest.raises(UserError, match=message):
-        module(**change)
+        CharLM(model, optimizer, "abc")
 
 
-def test_default_optimizer_is_the_lectures():
-    optimizer = composed("run_dir=x").optimizer
-    assert (optimizer.lr, optimizer.weight_decay, list(optimizer.betas)) == (3e-4, 0.01, [0.9, 0.999])
-    assert optimizer.schedule == "constant"
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [(4096, [5]), (40, [5]), (39, [4, 1]), (16, [2, 2, 1]), (8, [1] * 5), (3, [1] * 5)],
+)
+def test_a_cpu_takes_a_batch_in_parts_and_nothing_changes(part, expected, monkeypatch):
+    """Neither the loss nor gradients; no part is larger than it may be, and a row is never cut."""
+    monkeypatch.setattr("chargpt.module.CPU_PART", part)
+    torch.manual_seed(0)
+    lm = CharLM(MODEL, AdamWConfig(), "abc").double()
+    inputs, targets = torch.randint(3, (2, 5, 8), generator=torch.Generator().manual_seed(1))
+    right = lm.loss(lm.net(inputs), targets)
+    rows = []
+    lm.net.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    loss = lm.training_loss(inputs, targets)
+    assert rows == expected
+    torch.testing.assert_close(loss, right, rtol=1e-6, atol=0)
+    parameters = list(lm.net.parameters())
+    for ours, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(right, parameters), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-8)
+
+
+def test_other_devices_take_all_at_once(monkeypatch):
+    monkeypatch.setattr("chargpt.module.CPU_PART", 16)
+    lm, rows = CharLM(MODEL, AdamWConfig(), "abc").to("meta"), []
+    lm.net.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    lm.training_loss(*torch.zeros(2, 5, 8, dtype=torch.int64, device="meta"))
+    assert rows == [5]

@@ -1,33 +1,45 @@
 """What the README tells people to type exists and runs; what it says about the project is so."""
 
+import io
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 
 import pytest
-from conftest import ROOT, composed, run_script
+from helpers import ROOT, composed, run_script
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
 
-from chargpt.compiling import PAYS_AFTER
-from sample import build_parser
+import sample
+from chargpt.run.build import build_callbacks
 from train import train
 
-README = (ROOT / "README.md").read_text()
-LINES = [
-    line.split(" #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTEND = README[README.index("## Extend") : README.index("## Speed")]
+
+
+def commands(text: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+LINES = commands(README.replace(EXTEND, ""))
 TRAIN = [shlex.split(line)[2:] for line in LINES if line.startswith("python train.py")]
 SAMPLE = [shlex.split(line.split(" <")[0])[2:] for line in LINES if line.startswith("python sample.py")]
+RUNS = [each for each in TRAIN if "-m" not in each and "resume=" not in " ".join(each)]
 
 
 def test_every_command_is_tried():
     known = (
         "python train.py",
         "python sample.py",
+        "python -m venv .venv && ",
         "python -m pip install -c constraints.txt -e ",
         "tensorboard --logdir ",
+        'eval "$(python train.py -sc install=bash)"',
     )
     assert LINES
     assert all(line.startswith(known) for line in LINES)
@@ -41,89 +53,114 @@ def test_resume_commands(arguments, tiny, tmp_path):
     assert first.returncode == 0, first.stderr
     done = run_script("train.py", *arguments, "trainer.max_steps=8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Run: outputs/2026-01-31/12-00-00, from step 6" in done.stderr
-
-
-RUNS = [each for each in TRAIN if "-m" not in each and "resume=" not in " ".join(each)]
+    assert "Run: outputs/2026-01-31/12-00-00, from step 6" in done.stderr.replace("\\", "/")
 
 
 @pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
-def test_train_commands(overrides, tiny, text_file, tmp_path):
+def test_train_commands(overrides, tiny, tmp_path):
     """Each as it stands, made small: sizes and text are replaced, since a test has neither the time nor the network."""
-    kept = [each for each in overrides if not each.startswith(("data=", "data.path="))]
-    composed(*overrides, f"run_dir={tmp_path}")
+    cfg = composed(*overrides, f"run_dir={tmp_path}")
+    if "Wandb" in str(overrides):  # it is not among our packages: what it would be called with is looked at
+        assert cfg.trainer.logger == {
+            "_target_": "lightning.pytorch.loggers.WandbLogger",
+            "save_dir": str(tmp_path),
+            "name": "chargpt",
+            "version": None,
+        }
+        return
+    kept = [each for each in overrides if not each.startswith(("data=", "data.path=", "trainer.max_steps="))]
     small = [each for each in tiny if "bigram" not in str(kept) or not re.match(r"model\.n_", each)]
     train(composed(*kept, *small, f"run_dir={tmp_path}"))
-    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+    if "fast_dev_run" not in str(overrides):
+        assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+    if "CSVLogger" in str(overrides):
+        assert "val/loss" in (tmp_path / "csv" / "metrics.csv").read_text()
+    if "EarlyStopping" in str(overrides):
+        (early,) = build_callbacks({"early": OmegaConf.to_container(cfg.callbacks.early)})
+        assert (early.monitor, early.patience, early.mode) == ("val/loss", 3, "min")
 
 
 def test_sweep_command(tiny, tmp_path):
     (overrides,) = [each for each in TRAIN if "-m" in each]
-    done = run_script(
-        "train.py", *overrides, *[each for each in tiny if "n_layer" not in each], f"hydra.sweep.dir={tmp_path}"
-    )
+    small = [each for each in tiny if "n_layer" not in each]
+    done = run_script("train.py", *overrides, *small, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/checkpoints/best.ckpt"))) == 4
 
 
 @pytest.mark.parametrize("arguments", SAMPLE, ids=" ".join)
 def test_sample_commands(arguments, tiny_run, tmp_path, monkeypatch, capsys):
-    import io
-
-    import sample
-
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(getattr(sys, name), "reconfigure", lambda **_: None, raising=False)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ROMEO: good night\n")))
     monkeypatch.chdir(tmp_path)
-    build_parser().parse_args(arguments)
+    sample.build_parser().parse_args(arguments)
     small = ["--ckpt", str(tiny_run), "--unknown", "skip", "--max-new-tokens", "20", "--device", "cpu"]
     assert sample.main([*arguments, *small]) == 0, capsys.readouterr().err
 
 
-def test_configuration_table():
-    """Each default that the table names is the default."""
-    cfg = composed("run_dir=x")
-    for group, text in re.findall(r"^\| `(model|data|optimizer|trainer)` \| (.*) \|$", README, re.MULTILINE):
-        for key, value in re.findall(r"(\w+)=([\w.,\[\]-]+)", text):
-            found = cfg[group][key]
-            assert str(list(found) if value[0] == "[" else found).replace(" ", "") == str(_number(value)), (group, key)
+def test_completion():
+    """What the shell is told to call answers with the options of a group."""
+    environment = {"COMP_LINE": "python train.py model=", "COMP_POINT": "22", "COMP_CWORD": "2"}
+    done = run_script("train.py", "-sc", "query=bash", env=environment)
+    assert "model=bigram" in done.stdout, done.stderr
 
 
-def _number(text):
-    try:
-        return float(text) if "e-" in text else text
-    except ValueError:
-        return text
+def test_from_python(tmp_path):
+    (block,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
+    code = "import torch; torch.set_num_threads(1)\n" + block
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 200
 
 
-def test_the_steps_from_which_a_run_is_compiled():
-    assert f"in runs of {PAYS_AFTER:,} steps or more on CUDA" in README
+SECTIONS = dict(re.findall(r"^\*\*(An? .*?)\*\*(.*?)(?=^\*\*|\Z)", EXTEND, re.DOTALL | re.MULTILINE))
 
 
-def test_layout_names_every_file():
-    listed = set(re.findall(r"^(\S+\.py) ", README, re.MULTILINE))
-    there = {
-        str(f.relative_to(ROOT)) for f in [*ROOT.glob("*.py"), *ROOT.glob("chargpt/*.py")] if f.stat().st_size > 60
+@pytest.mark.parametrize("what", SECTIONS)
+def test_extending(what, tiny, tmp_path):
+    """In a copy of the project: the file is written, or its end, or lines of it; then the command trains."""
+    shutil.copytree(ROOT / "chargpt", tmp_path / "chargpt")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    shutil.copy(ROOT / "train.py", tmp_path)
+    for language, block in re.findall(r"```(python|yaml|diff)\n(.*?)```", SECTIONS[what], re.DOTALL):
+        if language == "diff":
+            file = tmp_path / re.findall(r"`(chargpt/\S+\.py)`", SECTIONS[what])[0]
+            text = file.read_text()
+            for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", block, re.MULTILINE):
+                old, new = (re.sub(r"^[+-]", "", lines, flags=re.MULTILINE) for lines in (old, new))
+                assert text.count(old) == 1
+                text = text.replace(old, new)
+            file.write_text(text)
+        else:
+            header, body = block.split("\n", 1)
+            file = tmp_path / re.match(r"# ([^ ,]+)", header)[1]
+            with file.open("a" if "at the end" in header else "x") as out:
+                out.write(f"\n\n{body}")
+    (command,) = commands(SECTIONS[what])
+    given = [each for each in shlex.split(command)[2:] if not each.startswith("python")]
+    small = [each for each in tiny if not each.startswith("data") or "data=" not in command]
+    done = run_script("train.py", *small, *given, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert shlex.split(command)[-1].split("=")[1] in stored
+
+
+def test_the_extensions_are_all_tried():
+    assert list(SECTIONS) == ["A callback", "A source of text", "An optimizer", "An option of the model"]
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\(((?!http|#)[^)]*)\)", README):
+        assert (ROOT / target).is_file(), target
+    headings = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
     }
-    assert listed == there
-
-
-def test_length():
-    assert len(README.splitlines()) <= 200
-
-
-def test_pictures_exist():
-    for target in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / target).is_file()
+    for anchor in re.findall(r"\]\(#([^)]*)\)", README):
+        assert anchor in headings
 
 
 def test_tested_versions_are_admitted():
-    from packaging.requirements import Requirement
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         assert pinned[requirement.name] in requirement.specifier
-    assert pinned["torch"] == "2.13.0"

@@ -2,23 +2,20 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import ROOT, composed, run_script
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import ROOT, assert_same, composed, curves, events, run_script, signal_at, start, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from chargpt.blocks import SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
-from chargpt.data import SequentialBlocks
 from chargpt.errors import UserError
 from train import train
 
-
-def events(folder):
-    reader = EventAccumulator(str(folder))
-    reader.Reload()
-    return reader
+TESTS = {"env": {"PYTHONPATH": str(ROOT / "tests")}}  # where the callbacks that do harm are found
 
 
 def steps(reader, tag):
@@ -51,7 +48,7 @@ def test_curves(tiny_run):
 def test_validation_loss_is_the_mean_over_the_whole_split(tiny_run, text_file):
     """Computed again from the checkpoint, one character at a time in float64."""
     model, tokenizer = load_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
-    text = text_file.read_text()
+    text = text_file.read_text(encoding="utf-8")
     ids = torch.tensor(tokenizer.encode(text[int(0.9 * len(text)) :]))
     total = 0.0
     for inputs, targets in [SequentialBlocks(ids.numpy(), 16, 1)[n] for n in range((len(ids) + 14) // 16)]:
@@ -83,67 +80,66 @@ def test_hparams_tab(tiny_run, text_file):
 
 
 def test_best_loss_is_returned_and_kept(tiny, tmp_path):
-    best = train(composed(*tiny, f"run_dir={tmp_path}", "optimizer.lr=0.3"))  # diverges: the best is not the last
+    best = start(tmp_path, *tiny, "optimizer.lr=0.3")  # diverges: the best is not the last
     values = [event.value for event in events(tmp_path).Scalars("val/loss")]
     assert best == pytest.approx(min(values))
     assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] in (3, 6)
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert state(tmp_path)["global_step"] == 6
 
 
 def test_the_last_steps_are_scored_and_saved(tiny, tmp_path):
     """4 steps, validation every 3, a save every 250."""
-    train(composed(*tiny, f"run_dir={tmp_path}", "trainer.max_steps=4"))
+    start(tmp_path, *tiny, "trainer.max_steps=4")
     assert len(events(tmp_path).Scalars("val/loss")) == 2
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert state(tmp_path)["global_step"] == 4
 
 
 def weights(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state(folder)["state_dict"]
 
 
 def test_same_seed_same_weights(tiny, tiny_run, tmp_path):
-    train(composed(*tiny, f"run_dir={tmp_path / 'same'}", "callbacks.text_samples=null"))
-    train(composed(*tiny, f"run_dir={tmp_path / 'other'}", "seed=7"))
-    same, other, first = weights(tmp_path / "same"), weights(tmp_path / "other"), weights(tiny_run)
-    assert all(torch.equal(first[name], same[name]) for name in first)
+    start(tmp_path / "same", *tiny, "callbacks.text_samples=null")
+    start(tmp_path / "other", *tiny, "seed=7")
+    assert_same(weights(tiny_run), weights(tmp_path / "same"))
+    other, first = weights(tmp_path / "other"), weights(tiny_run)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_accumulation_keeps_steps_true(tiny, tmp_path):
     """Two batches of 4 a step are one batch of 8 in all but the draw; every count stays one of optimizer steps."""
-    train(composed(*tiny, f"run_dir={tmp_path}", "trainer.accumulate_grad_batches=2"))
+    start(tmp_path, *tiny, "trainer.accumulate_grad_batches=2")
     reader = events(tmp_path)
     assert len(reader.Scalars("val/loss")) == 2
     assert steps(reader, "train/loss") == steps(reader, "train/grad_norm") == [2, 4, 6]
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert state(tmp_path)["global_step"] == 6
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model=bigram", "~model.n_layer"],
+        ["model=bigram"],
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         ["optimizer.schedule=cosine", "optimizer.warmup_steps=2"],
         ["data.num_workers=2"],
-        ["+trainer.fast_dev_run=true"],
+        ["trainer.fast_dev_run=true"],
         ["trainer.logger=false"],
-        ["+trainer.limit_val_batches=0"],
-        ["+trainer.enable_checkpointing=false", "+trainer.enable_progress_bar=false"],
+        ["trainer.limit_val_batches=0"],
+        ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"],
         ["trainer.num_sanity_val_steps=1"],
     ],
 )
 def test_variants_train(tiny, tmp_path, overrides):
     if "model=bigram" in overrides:
-        tiny = [each for each in tiny if not re.match(r"model\.n_", each)]
-        overrides = ["model=bigram"]
-    train(composed(*tiny, f"run_dir={tmp_path}", *overrides))
+        tiny = [each for each in tiny if not each.startswith("model.n_")]
+    start(tmp_path, *tiny, *overrides)
 
 
 def test_a_folder_holds_one_run(tiny, tiny_run):
-    before = weights(tiny_run)
+    before = {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match="holds a run already"):
-        train(composed(*tiny, f"run_dir={tiny_run}"))
-    assert all(torch.equal(before[name], value) for name, value in weights(tiny_run).items())
+        train(composed(*tiny, f"run_dir={tiny_run}", "seed=7"))
+    assert {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -154,9 +150,10 @@ def test_a_folder_holds_one_run(tiny, tiny_run):
         ("model.n_head=3", "divisible"),
         ("seed=-1", "seed must be"),
         ("seed=4294967296", "seed must be"),
-        ("+trainer.devcies=2", "did you mean"),
+        ("trainer.devcies=2", "did you mean"),
         ("+colour=red", "unknown key"),
         ("optimizer.lr=-1", "optimizer.lr"),
+        ("compile=maybe", "compile must be auto, true or false"),
     ],
 )
 def test_bad_input_leaves_nothing_half_written(tiny, tmp_path, override, message):
@@ -176,14 +173,14 @@ def test_a_run_by_hand(tiny, tmp_path):
         r"Text: .*verse\.txt, [\d,]+ characters, \d+ of them distinct",
         r"Model: gpt, [\d,]+ parameters, on cpu in 32-true",
         r"step 3/6, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 00:\d\d left",
-        r"Best validation loss \d\.\d{4} \(nats a character, on .*verse\.txt\), 6 steps in \d+ s",
+        r"Best validation loss \d\.\d{4} \(nats per character, on .*verse\.txt\), 6 steps in \d+ s",
         rf"Checkpoint:  {tmp_path}/run/checkpoints/best\.ckpt",
         rf"Sample it:   python sample\.py --ckpt {tmp_path}/run",
         rf"See curves:  tensorboard --logdir {tmp_path}/run",
     ):
         assert re.search(pattern, done.stderr), (pattern, done.stderr)
     assert "Warning" not in done.stderr
-    log = (tmp_path / "run" / "train.log").read_text()
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert "Best validation loss" in log
     assert "verse.txt" in log
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
@@ -202,23 +199,130 @@ def test_a_sweep(tiny, tmp_path):
         good = "model.n_head=2" in job.name
         assert "optimizer.lr=" in job.name
         assert (job / "checkpoints" / "best.ckpt").exists() == good
-        assert ("error: model.n_embd must be divisible" in (job / "train.log").read_text()) != good
+        assert ("error: model.n_embd must be divisible" in (job / "train.log").read_text(encoding="utf-8")) != good
         if good:
             assert events(job).Scalars("val/best_loss")
 
 
-def test_two_devices(tiny, tmp_path):
-    """Two processes: the validation loss is still that of the whole split, once, and one of them speaks."""
-    done = run_script("train.py", *tiny, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")
+def test_two_devices_do_what_one_does(tiny, tmp_path):
+    """Batches of 2 on each are batches of 4, and the validation split is scored once; one of the two speaks."""
+    tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1"]
+    options = ["trainer.devices=2", "data.batch_size=2"]
+    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/two")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Best validation loss") == 1
     assert "Warning" not in done.stderr
     assert "sync_dist" not in done.stderr
-    model, _ = load_checkpoint(tmp_path / "run")
+    start(tmp_path / "one", *tiny)
+    one, two = curves(tmp_path / "one"), curves(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for tag in ("train/loss", "train/grad_norm", "lr", "val/loss", "val/accuracy", "val/best_loss"):
+        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]], tag
+        assert [value for _, value in two[tag]] == pytest.approx([value for _, value in one[tag]], rel=1e-5), tag
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
+    model, _ = load_checkpoint(tmp_path / "two")
     assert sum(p.numel() for p in model.parameters()) > 0
+
+
+def test_two_devices_interrupted(tiny, tmp_path):
+    """Only the second has the signal; both stop, and with dropout the end is bitwise that of a quiet run."""
+    options = ["trainer.devices=2", "model.dropout=0.2", "trainer.log_every_n_steps=1"]
+    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/once")
+    assert done.returncode == 0, done.stderr
+    first, second = state(tmp_path / "once")["random_states"]
+    assert not torch.equal(first["cpu"], second["cpu"])
+    stop = signal_at(3, rank=1)
+    done = run_script("train.py", *tiny, *options, *stop, f"hydra.run.dir={tmp_path}/twice", **TESTS)
+    assert done.returncode == 143, done.stderr
+    assert f"Stopped after step 4. To go on: python train.py resume={tmp_path}/twice" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert state(tmp_path / "twice")["global_step"] == 4
+    done = run_script("train.py", f"resume={tmp_path}/twice", "+callbacks.stop=null")
+    assert done.returncode == 0, done.stderr
+    a, b = state(tmp_path / "once"), state(tmp_path / "twice")
+    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
+        assert_same(a[key], b[key], key)
+    assert curves(tmp_path / "once") == curves(tmp_path / "twice")
+
+
+def test_a_sweep_trains_on_one_device(tiny, tmp_path):
     done = run_script("train.py", "-m", *tiny, "trainer.devices=2", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 1
     assert "error: a sweep trains each job on one device" in done.stderr
+
+
+def run_python(code, *arguments, **environment):
+    """Run train.py in a process of its own, after some lines of Python."""
+    lines = f"import runpy, sys\n{code}\nsys.argv[0] = 'train.py'\nrunpy.run_path('train.py', run_name='__main__')"
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | environment
+    command = [sys.executable, "-c", lines, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, encoding="utf-8", timeout=120)
+
+
+HIDE = """
+import chargpt.kernels.private as private
+operators = [name for name, value in vars(private).items() if callable(value) and name[0].islower()]
+operators = [name for name in operators if getattr(private, name).__module__ != private.__name__]
+for name in operators:
+    setattr(private, name, None)
+sys.modules["triton"] = None
+print(*operators)
+"""
+
+
+def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_run, tmp_path):
+    """As on macOS, say: a run has the same losses up to rounding, with samples and `compile=auto`."""
+    nowhere = {"PATH": str(tmp_path), "CC": "", "CXX": "no-compiler"}
+    arguments = [*tiny, "compile=auto", f"hydra.run.dir={tmp_path}/run"]
+    done = run_python(HIDE, *arguments, **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert {"onednn_linear", "softmax_gradient"} <= set(done.stdout.split())
+    assert "Warning" not in done.stderr
+    assert len(texts(events(tmp_path / "run"), "sample")) == 2
+    for tag in ("train/loss", "val/loss"):
+        plain, ours = (dict(curves(folder)[tag]) for folder in (tmp_path / "run", tiny_run))
+        assert plain == pytest.approx(ours, rel=1e-4)
+    done = run_python(HIDE, *tiny, "compile=true", f"hydra.run.dir={tmp_path}/compiled", **nowhere)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]  # PyTorch 2.14 has a line of its own about Triton before it
+    assert last.startswith("error: compile=true cannot be done: there is no C++ compiler no-compiler ")
+
+
+def test_workers_that_are_spawned(tiny, tiny_run, tmp_path):
+    """As on Windows and macOS, where a new process has nothing of the old one's memory."""
+    code = "import torch.multiprocessing\nif __name__ == '__main__': torch.multiprocessing.set_start_method('spawn')"
+    done = run_python(code, *tiny, "data.num_workers=2", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert_same(weights(tiny_run), weights(tmp_path / "run"))
+
+
+def test_a_text_with_a_name_that_the_terminal_cannot_show(text_file, tiny, tmp_path):
+    """On a console of Windows with its old encoding: files are written in UTF-8, and read so again."""
+    text = tmp_path / "道德經 ő.txt"
+    text.write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
+    environment = {"PYTHONIOENCODING": "cp1252", "PYTHONWARNDEFAULTENCODING": "1"}
+    arguments = [*tiny, f"data.path='{text}'", f"hydra.run.dir={tmp_path}/run"]
+    done = run_script("train.py", *arguments, env=environment, encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Logging error" not in done.stderr
+    # A file that is opened without a word on its encoding would be read and written in another on Windows.
+    careless = [line for line in done.stderr.splitlines() if "EncodingWarning" in line and str(ROOT) in line]
+    assert careless == []
+    assert "道德經 ő.txt" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7", env=environment, encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert "道德經 ő.txt" in texts(events(tmp_path / "run"), "config")[-1]
+
+
+def test_a_misspelt_argument_of_the_trainer(tiny, tmp_path):
+    done = run_script("train.py", *tiny, "trainer.devcies=2", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2
+    expected = "error: trainer.devcies is not an argument of lightning.pytorch.Trainer; did you mean trainer.devices?\n"
+    assert done.stderr == expected
 
 
 def test_bad_input_in_one_line(tiny, tmp_path):
@@ -228,10 +332,20 @@ def test_bad_input_in_one_line(tiny, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_hydra_keeps_its_own_words(tmp_path):
-    done = run_script("train.py", "model.n_layr=3", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 1
-    assert "Key 'n_layr' not in 'GPTConfig'" in done.stderr
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.n_layr=3", "Key 'n_layr' not in 'GPTConfig'"),
+        ("model=gtp", "Could not find 'model/gtp'"),
+        ("model.n_layer=[", "cannot read model.n_layer=["),
+    ],
+)
+def test_what_hydra_refuses_is_told_in_one_line_too(override, message, tmp_path):
+    done = run_script("train.py", override, f"hydra.run.dir={tmp_path}/run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -243,7 +357,7 @@ def test_output_folder_that_cannot_be_written(tiny, tmp_path):
         assert re.fullmatch(r"error: cannot write to the output folder .*: Not a directory; hydra.*\n", done.stderr)
 
 
-def test_help_and_job_are_quick_to_show():
+def test_the_configuration_is_shown():
     done = run_script("train.py", "--cfg", "job", "run_dir=x")
     assert done.returncode == 0
     assert "n_embd: 384" in done.stdout
@@ -264,4 +378,4 @@ def test_the_cpu_experiment_keeps_its_promise(tmp_path):
 
 def test_git_keeps_the_outputs_folder_and_nothing_in_it():
     assert (ROOT / "outputs" / ".gitkeep").exists()
-    assert "outputs/*" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "outputs/*" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

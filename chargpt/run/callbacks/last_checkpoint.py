@@ -1,0 +1,43 @@
+"""The whole state of training, from time to time."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from chargpt.errors import UserError
+from chargpt.run.callbacks.step_end import AtStepEnd
+from chargpt.run.checkpoints import save
+
+
+class LastCheckpoint(AtStepEnd, Checkpoint):
+    """Saves the whole state of training as `last.ckpt`: every `every_n_steps` optimizer steps and after the last one.
+    The one before stays as `previous.ckpt`.
+
+    It has its own clock: the checkpoint of the best score no longer changes once a run overfits.
+
+    Args:
+        dirpath: the folder of the files.
+        every_n_steps: optimizer steps from one save to the next.
+
+    Raises:
+        UserError: `every_n_steps` is below 1.
+    """
+
+    def __init__(self, dirpath: str, every_n_steps: int):
+        if every_n_steps < 1:
+            raise UserError(f"callbacks.last_checkpoint.every_n_steps must be at least 1; got {every_n_steps}")
+        self.path = Path(dirpath, "last.ckpt")
+        self.every_n_steps = every_n_steps
+        self._saved_step = 0
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step >= trainer.max_steps > 0 or trainer.should_stop:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now, at the end of an optimizer step, unless this step is saved already."""
+        if self._saved_step != trainer.global_step:
+            save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
+            self._saved_step = trainer.global_step

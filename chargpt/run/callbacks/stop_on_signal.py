@@ -1,0 +1,80 @@
+"""Ctrl-C and its like: the step ends, its state is saved, and then the process."""
+
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from chargpt.errors import Stopped
+from chargpt.module import is_logged
+from chargpt.run.callbacks.last_checkpoint import LastCheckpoint
+from chargpt.run.callbacks.step_end import AtStepEnd
+
+log = logging.getLogger(__name__)
+
+
+class StopOnSignal(AtStepEnd):
+    """SIGINT (Ctrl-C), SIGTERM and, from SLURM, SIGUSR1 let the step end, have `LastCheckpoint` save it, and end the
+    process with 128 + SIGINT or SIGTERM, which ends a sweep, too. A second signal ends it at once.
+    """
+
+    _signal: int | None = None
+    _stopping = False
+    _saved = False
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):  # Windows has none
+            signals.append(signal.SIGUSR1)
+        self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise SystemExit(_status(signum))
+        self._signal = signum
+        log.warning(f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)")
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stopping = self._signal is not None
+        if trainer.world_size > 1:  # one process may have had the signal a step before another
+            # All are asked only now and then, since they have to wait for one another.
+            asked = is_logged(trainer, trainer.global_step)
+            self._stopping = asked and trainer.strategy.reduce_boolean_decision(self._stopping, all=False)
+        if self._stopping:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    self._saved = True
+                    if trainer.global_step < trainer.max_steps:  # after the last step it does so by itself
+                        callback.save(trainer)
+
+    # Not at once after saving, because Lightning logs a step's metrics after that.
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._restore_handlers()
+        self._stop_if_asked(trainer)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if self._stopping:
+            raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+
+def _status(signum: int) -> int:
+    return 128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)

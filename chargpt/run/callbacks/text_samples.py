@@ -1,0 +1,40 @@
+"""What the model writes, from time to time."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from chargpt.module import CharLM
+from chargpt.run.callbacks.record import verbatim
+from chargpt.sampling import Sampling, generate
+from chargpt.tokenizer import CharTokenizer
+
+
+class TextSamples(Callback):
+    """Writes a text sample to TensorBoard after each validation: the same prompt and seed each time.
+
+    Args:
+        prompt: what the sample continues; characters outside the vocabulary are left out, and if none remains the
+            first character of the vocabulary stands in.
+        length: characters to generate.
+
+    Raises:
+        UserError: `length` is below 1.
+    """
+
+    def __init__(self, prompt: str = "\n", length: int = 300):
+        self.prompt = prompt
+        self.sampling = Sampling(max_new_tokens=length)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+            return
+        assert isinstance(module, CharLM)
+        tokenizer = CharTokenizer(module.hparams["characters"])
+        prompt = tokenizer.encode(self.prompt, skip_unknown=True) or [0]
+        generator = torch.Generator(module.device).manual_seed(0)  # the run's own random numbers stay as they are
+        ids = generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator)
+        text = tokenizer.decode([*prompt, *torch.cat(list(ids)).tolist()])
+        trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)

@@ -1,0 +1,94 @@
+"""The configuration of a run: Hydra's schema for it, and the dataclasses that are made of it.
+
+The values stand in `conf/`. Keys and types are checked as Hydra composes them, ranges by the classes themselves.
+"""
+
+import functools
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from chargpt.blocks import DataConfig
+from chargpt.errors import UserError, did_you_mean
+from chargpt.model import MODEL_CONFIGS, ModelConfig
+from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
+from chargpt.run.sweep import folder_name
+from chargpt.settings import make, read_settings
+
+HYDRA_1_3 = hydra.__version__.startswith("1.3")
+VERSION_BASE = {"version_base": "1.3"} if HYDRA_1_3 else {}  # what Hydra 1.3 wants to be told, and 1.4 no longer
+
+
+@dataclass
+class TrainConfig:
+    """What `conf/train.yaml` composes."""
+
+    seed: int
+    run_dir: str
+    resume: str | None
+    data: DataConfig
+    model: Any  # one of MODEL_CONFIGS
+    optimizer: Any  # one of OPTIMIZER_CONFIGS
+    trainer: dict[str, Any]  # arguments of Lightning's Trainer
+    callbacks: dict[str, Any]
+    compile: Any = "auto"
+
+
+@dataclass
+class Settings:
+    """The same, checked: what a run is built from."""
+
+    seed: int
+    run_dir: Path
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any]
+    compile: Any
+
+
+@functools.cache  # once is enough, and Hydra 1.4 warns of a second time
+def register() -> None:
+    """Make the schema known to Hydra, as the group `schema`, and the resolvers that `conf/train.yaml` uses."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=TrainConfig)
+    store.store(group="schema", name="data", node=DataConfig)
+    for group, configs in (("model", MODEL_CONFIGS), ("optimizer", OPTIMIZER_CONFIGS)):
+        for name, node in configs.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
+    # Any argument of the Trainer may be given, without a plus, also those that no file in conf/ names.
+    store.store(group="schema", name="trainer", node=OmegaConf.create({}, flags={"struct": False}))
+    register_resolver = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver  # as 2.4 calls it
+    options: dict[str, Any] = {"replace": True}
+    register_resolver("folder_name", folder_name, **options)
+    register_resolver("unless", lambda condition, value: None if condition else value, **options)
+
+
+def read_config(cfg: DictConfig) -> Settings:
+    """The settings of a composed configuration.
+
+    Raises:
+        UserError: a key is unknown (Hydra lets any key in that is given with a plus), or a value out of range.
+    """
+    known = [field.name for field in fields(TrainConfig)]
+    for key in map(str, cfg):
+        if key not in known:
+            raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    if not 0 <= plain["seed"] < 2**32:
+        raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
+    return Settings(
+        seed=plain["seed"],
+        run_dir=Path(plain["run_dir"]),
+        data=make("data", DataConfig, plain["data"]),
+        model=read_settings("model", MODEL_CONFIGS, plain["model"]),
+        optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, plain["optimizer"]),
+        trainer=plain["trainer"],
+        callbacks=plain["callbacks"],
+        compile=plain["compile"],
+    )

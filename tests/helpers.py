@@ -1,0 +1,143 @@
+"""What the tests share: how to compose a configuration, to run the scripts, to read what a run left; a formula."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from chargpt.run.config import VERSION_BASE, register
+from chargpt.run.resume import choices_of, load_state, resumed_config
+from train import train
+
+ROOT = Path(__file__).parents[1]
+register()
+
+# Overrides that make any configuration train for a moment; the text is added by the fixture `tiny`.
+TINY = [
+    "data=file",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=16",
+    "data.batch_size=4",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=2",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",  # the same on every machine; what chooses it has tests of its own
+    "callbacks.text_samples.length=8",
+]
+# 12 steps, validation every 4, a save every 3
+STEPS = [
+    "trainer.max_steps=12",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "callbacks.last_checkpoint.every_n_steps=3",
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration that `python train.py OVERRIDES` would run with."""
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+        return compose("train", overrides=list(overrides))
+
+
+def signal_at(*steps: int, **options: object) -> list[str]:
+    """Overrides by which a run sends itself a signal in those optimizer steps: SIGTERM, unless `signum` is given."""
+    harm = {"_target_": "faults.SignalAt", "steps": list(steps)} | options
+    return [f"+callbacks.stop.{key}={value}" for key, value in harm.items()]
+
+
+def start(folder: Path, *overrides: str) -> float:
+    """Train as train.py does, in this process: Hydra's record of what was chosen is there, too."""
+    chosen = dict(each.split("=", 1) for each in overrides if each.split("=")[0] in ("data", "model", "optimizer"))
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save({"hydra": {"runtime": {"choices": chosen}}}, folder / ".hydra" / "hydra.yaml")
+    return train(composed(*overrides, f"run_dir={folder}"))
+
+
+def resume(folder: Path, *overrides: str) -> float:
+    """Go on with a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
+    return train(resumed(folder, *overrides), load_state(folder))
+
+
+def resumed(folder: Path, *overrides: str) -> DictConfig:
+    """The configuration that `python train.py resume=FOLDER OVERRIDES` would go on with."""
+    choices = [f"{group}={option}" for group, option in choices_of(folder).items()]
+    return resumed_config(composed(*choices, *overrides, f"run_dir={folder}"), folder, [*choices, *overrides])
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What a run's last checkpoint holds."""
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def events(folder: Path) -> EventAccumulator:
+    """What TensorBoard reads in a run's folder."""
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return reader
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The steps and values of all curves but the one that depends on the machine."""
+    reader = events(folder)
+    tags = [tag for tag in reader.Tags()["scalars"] if tag != "chars_per_second"]
+    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    """Bitwise, through all containers."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{n}]")
+    else:
+        assert a == b, path
+
+
+def random_qkv(T: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Queries, keys and values of 5 sequences and 3 heads, (3, 5, 3, T, 8), laid out as the model does."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(5, T, 3, 3, 8, generator=generator, dtype=torch.float64)
+    return qkv.permute(2, 0, 3, 1, 4).to(dtype).requires_grad_()
+
+
+def plain_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The lecture's lines, with the dropout mask (0 or the scale) as an argument; queries are the last characters."""
+    T, S = q.shape[-2], k.shape[-2]
+    wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
+    wei = wei.masked_fill(torch.ones(T, S).tril(S - T) == 0, float("-inf")).softmax(-1)
+    return (wei if mask is None else wei * mask) @ v
+
+
+def _as_a_person_would(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"} | options.pop("env", {})
+    file = options.pop("script_folder", ROOT) / script
+    return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
+
+
+def run_script(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run train.py or sample.py in a process of its own; output as text."""
+    options = {"timeout": 120, "input": "", "encoding": "utf-8", "capture_output": True} | options
+    return subprocess.run(**_as_a_person_would(script, arguments, options))
+
+
+def launch(*arguments: str) -> subprocess.Popen:
+    """Start train.py in a process of its own; its messages are to be read from `stderr`."""
+    return subprocess.Popen(**_as_a_person_would("train.py", arguments, {"stderr": subprocess.PIPE, "text": True}))

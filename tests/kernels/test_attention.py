@@ -1,0 +1,84 @@
+"""The attention that is written out for training on CPUs, against the formula."""
+
+import pytest
+import torch
+from helpers import plain_attention, random_qkv
+
+from chargpt.kernels import attention
+from chargpt.kernels.attention import CPUAttention, causal_attention_on_cpu, takes_over
+from chargpt.kernels.dropout import kept_values, random_bytes
+
+T = 16
+
+
+@pytest.mark.parametrize("rows", [1, 6, 8, 64])
+@pytest.mark.parametrize("dropout", [0.0, 0.2, 0.9])
+def test_same_mask_same_outputs_and_gradients(rows, dropout, monkeypatch):
+    monkeypatch.setattr(attention, "ROWS", rows)
+    torch.manual_seed(1)
+    kept = kept_values(dropout)
+    noise = random_bytes(15, T, T)
+    mask = (noise.view(5, 3, T, T) < kept).double() * (256 / kept)
+    blocks = [noise[:, start : start + rows, : start + rows] for start in range(0, T, rows)] if dropout else None
+    ours, theirs = random_qkv(T), random_qkv(T)
+    out, expected = CPUAttention.apply(ours, blocks, kept), plain_attention(*theirs, mask if dropout else None)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (mine,), (right,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(expected, theirs, grad)
+    torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("length", [T, 640])  # ten blocks, whose parts of the gradients are added up
+def test_low_precision_is_as_good_as_the_plain_formula_in_it(dtype, length):
+    grad = torch.randn(5, 3, length, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def results(function, dtype):
+        x = random_qkv(length, dtype)
+        out = function(x)
+        return out, *torch.autograd.grad(out, x, grad.to(dtype))[0]
+
+    exact = results(lambda x: plain_attention(*x), torch.float64)
+    theirs = results(lambda x: plain_attention(*x), dtype)
+    ours = results(lambda x: causal_attention_on_cpu(x, 0.0), dtype)
+    for mine, other, right in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - right).norm() <= 1.5 * (other.double() - right).norm()
+
+
+def test_reproducible_from_the_seed():
+    def draw(seed):
+        torch.manual_seed(seed)
+        return causal_attention_on_cpu(random_qkv(T), 0.5)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("dropout", [0.2, 0.5])
+def test_dropout_keeps_the_expectation(dropout):
+    """The mean over many draws is what there is without; some draws differ from it."""
+    torch.manual_seed(1)
+    qkv = random_qkv(T)[:, :1, :1].detach()
+    exact = plain_attention(*qkv)
+    draws = causal_attention_on_cpu(qkv.expand(-1, 4000, -1, -1, -1), dropout)  # (4000, 1, T, 8)
+    deviation = draws.std(0) / 4000**0.5
+    assert (deviation > 0).all()
+    assert ((draws.mean(0) - exact[0]).abs() < 5 * deviation + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dropout", "expected"),
+    [
+        (torch.float32, 0.2, True),
+        (torch.float32, 0.0, False),
+        (torch.bfloat16, 0.0, True),
+        (torch.bfloat16, 0.2, True),
+    ],
+)
+def test_when_it_takes_over(dtype, dropout, expected):
+    """In training on a CPU only."""
+    assert takes_over(random_qkv(T, dtype), dropout) is expected
+    assert not takes_over(random_qkv(T, dtype).to("meta"), dropout)
+    with torch.no_grad():
+        assert not takes_over(random_qkv(T, dtype), dropout)

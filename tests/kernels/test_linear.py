@@ -1,0 +1,139 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from chargpt.kernels import choice, private
+from chargpt.kernels.linear import CPULinear, Linear, fixed_weights, linear
+
+needs_onednn = pytest.mark.skipif(private.onednn_linear is None, reason="this build of PyTorch has no oneDNN")
+needs_onednn_bf16 = pytest.mark.skipif(
+    private.onednn_has_bf16 is None or not private.onednn_has_bf16(), reason="oneDNN has no bf16 on this CPU"
+)
+
+
+@pytest.fixture(params=[pytest.param(True, marks=needs_onednn), False], ids=["oneDNN", "PyTorch"])
+def either_library(request, monkeypatch):
+    """By oneDNN, and as PyTorch itself chooses, whatever is the rule on this CPU."""
+    monkeypatch.setattr(choice, "forced_onednn", request.param)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 3)])
+def test_the_same_function(bias, shape, either_library):
+    torch.manual_seed(0)
+    layer = Linear(24, 48, bias=bias)
+    x = torch.randn(*shape, 24)
+    with torch.no_grad():
+        exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+        assert (layer(x) - exact).abs().max() < 1e-5
+        with torch.inference_mode():
+            assert (layer(x) - exact).abs().max() < 1e-5
+    out = layer(x)
+    assert out.requires_grad
+    assert (out - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types(dtype):
+    layer = Linear(8, 8).to(dtype)
+    with torch.no_grad():
+        assert layer(torch.randn(2, 8, dtype=dtype)).dtype == dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Linear(8, 8)(torch.randn(2, 8)).dtype == torch.bfloat16
+
+
+def test_strided_input(either_library):
+    layer = Linear(8, 4)
+    x = torch.randn(6, 8, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x.mT[:, -1:]), F.linear(x.mT[:, -1:], layer.weight, layer.bias))
+
+
+def test_some_rows_of_a_matrix(either_library):
+    """As the keys and values alone are asked of a fused matrix."""
+    layer, x = Linear(8, 12), torch.randn(3, 8)
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            torch.testing.assert_close(linear(x, layer.weight[4:]), F.linear(x, layer.weight)[:, 4:])
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_onednn_bf16)])
+def test_training_is_as_good_as_pytorchs_own(dtype, bias):
+    torch.manual_seed(0)
+    layer = Linear(24, 48, bias=bias)
+    x, grad = torch.randn(3, 5, 24), torch.randn(3, 5, 48)
+
+    def results(dtype, function):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (x, *layer.parameters())]
+        out = function(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, grad.to(dtype))]
+
+    def ours(x, weight, bias=None):
+        return CPULinear.apply(x, weight, bias)
+
+    for mine, other, right in zip(
+        results(dtype, ours), results(dtype, F.linear), results(torch.float64, F.linear), strict=True
+    ):
+        assert mine.dtype == dtype
+        assert (mine - right).norm() <= 1.5 * (other - right).norm() + 1e-6
+
+
+def test_gradients_come_where_they_are_asked_for(either_library):
+    layer = Linear(8, 8)
+    x = torch.randn(4, 8, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(4, 8))
+    torch.testing.assert_close(layer.bias.grad, torch.full((8,), 4.0))
+
+
+def test_autocast_converts_the_weights_and_gives_their_own_gradients():
+    layer = Linear(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(torch.randn(4, 8))
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
+
+
+@needs_onednn
+@pytest.mark.parametrize("forced", [True, False])
+def test_which_library(forced, monkeypatch):
+    monkeypatch.setattr(choice, "forced_onednn", forced)
+    assert ("CPULinear" in Linear(8, 8)(torch.randn(2, 8)).grad_fn.name()) is forced
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_single_rows_with_fixed_weights(bias, threads, monkeypatch):
+    """Inside the context a row is multiplied in another way, with the same result; several rows are not."""
+    monkeypatch.setattr(choice, "forced_onednn", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    layer, calls = Linear(25, 48, bias=bias), []
+    monkeypatch.setattr(torch, "embedding_bag", lambda *a, real=torch.embedding_bag: calls.append(1) or real(*a))
+    row, rows = torch.randn(1, 1, 25), torch.randn(3, 1, 25)
+    with torch.no_grad():
+        expected = layer(row), layer(rows)
+        with fixed_weights(nn.ModuleList([layer])):
+            torch.testing.assert_close((layer(row), layer(rows)), expected)
+        assert calls == [1]
+        assert layer(row).equal(expected[0])
+        assert calls == [1]
+    with fixed_weights(layer):
+        assert layer(row).requires_grad
+    assert layer.columns is None
+
+
+def test_fixed_weights_are_for_where_they_pay(monkeypatch):
+    """Not where PyTorch's own products are taken, nor in other types."""
+    for forced, dtype in ((False, torch.float32), (True, torch.float64)):
+        monkeypatch.setattr(choice, "forced_onednn", forced)
+        layer = Linear(8, 8).to(dtype)
+        with fixed_weights(layer):
+            assert layer.columns is None

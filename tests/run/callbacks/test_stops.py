@@ -1,0 +1,101 @@
+"""A run that is asked to stop, and one whose loss is no longer a number."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import STEPS, signal_at, start, state
+
+from chargpt.errors import NonFiniteError, Stopped
+from chargpt.run.callbacks import stop_on_signal
+
+HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+@pytest.fixture
+def handlers():
+    """The handlers of this process, and that they are put back in the end."""
+    before = [signal.getsignal(each) for each in HANDLED]
+    yield
+    assert [signal.getsignal(each) for each in HANDLED] == before
+
+
+@pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path, handlers, caplog):
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *signal_at(2, signum=int(getattr(signal, signum))))
+    assert (stop.value.code, stop.value.step) == (status, 3)
+    assert state(tmp_path)["global_step"] == 3
+    assert f"{signum}: stopping after this step" in caplog.text
+    assert f"Stopped after step 3. To go on: python train.py resume={tmp_path}" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_slurm_signal(tiny, tmp_path, handlers, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *signal_at(2, signum=int(signal.SIGUSR1)))
+    assert stop.value.code == 143
+    assert state(tmp_path)["global_step"] == 3
+
+
+def test_where_there_is_no_sigusr1(tiny, tmp_path, monkeypatch):
+    """On Windows, also with SLURM_JOB_ID set."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    windows = {name: value for name, value in vars(signal).items() if not name.startswith("SIGUSR")}
+    monkeypatch.setattr(stop_on_signal, "signal", SimpleNamespace(**windows))
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *signal_at(2))
+    assert stop.value.code == 143
+    assert state(tmp_path)["global_step"] == 3
+
+
+def test_a_signal_in_the_last_step(tiny, tmp_path, handlers):
+    """The run is complete, and still ends as one that was stopped: a sweep would go on otherwise."""
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *signal_at(5))
+    assert (stop.value.code, stop.value.step) == (143, 6)
+    assert state(tmp_path)["global_step"] == 6
+
+
+@pytest.mark.parametrize(("step", "when"), [(2, "on_train_batch_start"), (0, "on_fit_start")])
+def test_handlers_are_put_back_after_an_error(step, when, tiny, tmp_path, handlers):
+    """Also after one that comes before training starts: it is the error that is shown."""
+    with pytest.raises(KeyError, match="a bug"):
+        start(tmp_path, *tiny, f"+callbacks.harm={{_target_: faults.Raise, step: {step}, error: bug, when: {when}}}")
+
+
+def poison(**options):
+    return [f"+callbacks.harm.{key}={value}" for key, value in ({"_target_": "faults.Poison"} | options).items()]
+
+
+def test_a_loss_that_is_no_number(tiny, tmp_path):
+    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5"):
+        start(tmp_path, *tiny, *STEPS, *poison(step=4))
+    assert finite(state(tmp_path), 3)
+
+
+@pytest.mark.parametrize(
+    ("step", "when", "message"),
+    [
+        (6, "on_train_batch_end", "the weights are not finite after step 6"),
+        (8, "on_train_batch_end", "the validation loss is nan after step 8"),
+        (12, "on_train_batch_end", "the validation loss is nan after step 12"),
+        (12, "on_validation_batch_start", "the validation loss is nan after step 12"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_saved(step, when, message, tiny, tmp_path):
+    """Nor are those whose loss was a number still: what was saved before stays."""
+    with pytest.raises(NonFiniteError, match=message):
+        start(tmp_path, *tiny, *STEPS, *poison(step=step, when=when))
+    saved = (step - 1) // 3 * 3
+    assert finite(state(tmp_path), saved)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert finite(best, (step - 1) // 4 * 4)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def finite(checkpoint, step):
+    weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")]
+    return checkpoint["global_step"] == step and all(value.isfinite().all() for value in weights)

@@ -1,0 +1,29 @@
+import torch
+from helpers import assert_same, events, start, state
+
+
+def test_text_samples_leave_training_alone(tiny, tmp_path):
+    """They draw random numbers of their own."""
+    for name, length in (("short", 1), ("long", 30)):
+        start(tmp_path / name, *tiny, f"callbacks.text_samples.length={length}")
+    assert_same(state(tmp_path / "short")["state_dict"], state(tmp_path / "long")["state_dict"])
+
+
+def test_a_prompt_without_known_characters(tiny, tmp_path):
+    """The first character of the vocabulary, here the line break, stands in."""
+    start(tmp_path, *tiny, "callbacks.text_samples.prompt='道'")
+    for event in events(tmp_path).Tensors("sample/text_summary"):
+        text = event.tensor_proto.string_val[0].decode()
+        assert len(text.replace("\n    ", "\n")) == len("    ") + 1 + 8
+        assert text.startswith("    \n")
+
+
+def test_samples_in_the_middle_of_training_know_no_dropout(tiny, tmp_path, monkeypatch):
+    modes = []
+    from chargpt.run.callbacks import text_samples
+
+    real = text_samples.generate
+    monkeypatch.setattr(text_samples, "generate", lambda net, *rest: modes.append(net.training) or real(net, *rest))
+    start(tmp_path, *tiny)
+    assert modes == [False, False]
+    assert torch.is_grad_enabled()

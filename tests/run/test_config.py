@@ -1,0 +1,132 @@
+"""Every file below conf/ composes, and what it describes can be built."""
+
+import re
+
+import pytest
+from helpers import ROOT, composed
+from hydra.errors import HydraException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.module import CharLM
+from chargpt.run.build import build_callbacks, build_trainer, settle_precision
+from chargpt.run.config import read_config
+from train import train
+
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml") if file.stem != "base")
+
+
+@pytest.mark.parametrize("option", ["seed=1", *OPTIONS])
+def test_composes_and_builds(option, tmp_path):
+    extra = ["data.path=x.txt"] if option == "data=file" else []
+    chosen = read_config(composed(option, *extra, f"run_dir={tmp_path}"))
+    assert chosen.data.block_size == chosen.model.block_size
+    assert chosen.data.seed == chosen.seed
+    assert chosen.run_dir == tmp_path
+    CharLM(chosen.model, chosen.optimizer, "abc", {"name": "a text", "sha256": ""})
+    settle_precision(chosen.trainer, None)
+    build_trainer(chosen.trainer, build_callbacks(chosen.callbacks))
+
+
+def test_all_files_are_tried():
+    files = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").rglob("*.yaml")}
+    assert files - set(OPTIONS) == {"conf=train", "data=base"}
+
+
+def test_defaults_are_the_lectures():
+    cfg = composed("run_dir=x")
+    model = {"name": "gpt", "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+    assert model.items() <= dict(cfg.model).items()
+    assert (cfg.data.batch_size, cfg.optimizer.lr, cfg.trainer.max_steps, cfg.seed) == (64, 3e-4, 5000, 1337)
+    assert (cfg.trainer.val_check_interval, cfg.trainer.devices, cfg.trainer.accelerator) == (500, 1, "auto")
+    assert cfg.data.fallback == "pydocs"
+
+
+def test_sizes_are_said_once():
+    """`vocab_size` comes from the text; `block_size` has a value in the model alone, and is interpolated elsewhere."""
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        assert "vocab_size" not in text
+        if file.parent.name not in ("model", "experiment"):
+            assert re.findall(r"block_size: (.*)", text) in ([], ["${model.block_size}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.n_layr=2", "n_layr"),
+        ("data.bacth_size=2", "bacth_size"),
+        ("optimizer.momentum=2", "momentum"),
+        ("colour=red", "colour"),
+        ("model=gtp", "gtp"),
+        ("model.n_layer=two", "two.*could not be converted to Integer"),
+        ("model.dropout=some", "some.*could not be converted to Float"),
+        ("data.batch_size=1.5", "1.5.*could not be converted to Integer"),
+    ],
+)
+def test_hydra_refuses(override, message):
+    with pytest.raises(HydraException) as error:
+        composed(override, "run_dir=x")
+    assert re.search(message, f"{error.value} {error.value.__cause__}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.n_layr=2", r"unknown key model\.n_layr; did you mean model\.n_layer\?"),
+        ("+data.bacth_size=2", r"unknown key data\.bacth_size; did you mean data\.batch_size\?"),
+        ("+optimizer.momentum=2", r"unknown key optimizer\.momentum \(there are betas, lr,"),
+        ("+colour=red", r"unknown key colour \(there are callbacks, "),
+        ("+sede=1", r"unknown key sede; did you mean seed\?"),
+    ],
+)
+def test_keys_added_with_a_plus_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        read_config(composed(override, "run_dir=x"))
+
+
+def test_callbacks_of_ones_own_are_let_in():
+    assert read_config(composed("+callbacks.mine._target_=x", "run_dir=x")).callbacks["mine"] == {"_target_": "x"}
+
+
+INTEGERS = {
+    "model.n_layer": (-1, 3), "model.n_head": (-1, 6), "model.n_embd": (-1, 40), "model.block_size": (-1, 60),
+    "data.batch_size": (-1, 6), "data.num_workers": (-1, 0), "seed": (-2, 2**40), "optimizer.warmup_steps": (-2, 9),
+    "trainer.val_check_interval": (-1, 4), "trainer.log_every_n_steps": (-1, 4), "trainer.max_steps": (-2, 2),
+    "trainer.accumulate_grad_batches": (-1, 3), "callbacks.last_checkpoint.every_n_steps": (-1, 3),
+    "callbacks.text_samples.length": (-1, 3),
+}  # fmt: skip
+NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor", "data.val_fraction"]
+WORDS = {
+    "optimizer.schedule": ["constant", "cosine", "linear", "sine"],
+    "trainer.precision": ["auto", "32-true", "bf16-mixed", "half"],
+    "trainer.gradient_clip_val": ["null", "0.5", "-1"],
+    "trainer.accelerator": ["cpu", "tpu9"],
+    "trainer.max_stepz": ["3"],
+    "compile": ["auto", "false", "maybe"],
+    "data": ["file", "nothing"],
+}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_override_trains_or_is_refused(tiny, data, tmp_path_factory):
+    """In range or out of it: two steps, or one clear error, and nothing else."""
+    keys = data.draw(st.lists(st.sampled_from([*INTEGERS, *NUMBERS, *WORDS]), unique=True, min_size=1, max_size=3))
+    overrides = []
+    for key in keys:
+        if key in INTEGERS:
+            value = data.draw(st.integers(*INTEGERS[key]))
+        elif key in NUMBERS:
+            value = data.draw(st.floats(-0.5, 1.5) | st.sampled_from([0.0, 1.0, float("nan"), float("inf"), 1e9]))
+        else:
+            value = data.draw(st.sampled_from(WORDS[key]))
+        overrides.append(f"{key}={value}")
+    folder = tmp_path_factory.mktemp("run")
+    try:
+        train(composed(*tiny, "trainer.max_steps=2", f"run_dir={folder}", *overrides))
+    except (UserError, HydraException, NonFiniteError):  # each is told in one line
+        assert not (folder / "checkpoints" / ".last.ckpt.tmp").exists()
+    else:
+        assert (folder / "checkpoints" / "last.ckpt").exists()

@@ -1,0 +1,53 @@
+"""What `import chargpt` gives."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+
+import chargpt
+
+
+def python(code):
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_import_alone_loads_nothing_large():
+    python(
+        "import sys, chargpt;"
+        "found = {'torch', 'lightning', 'numpy', 'hydra', 'pooch'} & set(sys.modules); assert not found, found"
+    )
+
+
+def test_every_name_is_there():
+    """Also with a star, and as the room defines it, whose name none of them hides."""
+    names = {}
+    exec("from chargpt import *", names)
+    assert set(chargpt.__all__) <= set(names)
+    for name in chargpt.__all__:
+        assert getattr(chargpt, name) is names[name]
+        assert names[name].__name__ == name
+        assert names[name].__module__.startswith("chargpt.")
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="'chargpt' has no attribute 'GTP'"):
+        chargpt.GTP  # noqa: B018
+    assert not hasattr(chargpt, "__path_of_no_one__")
+
+
+def test_from_a_run_to_its_models_in_a_notebook(tiny_run):
+    """Lightning's way and ours load the same weights; both read the file as data."""
+    file = tiny_run / "checkpoints" / "best.ckpt"
+    module = chargpt.CharLM.load_from_checkpoint(file, weights_only=True, map_location="cpu")
+    model, tokenizer = chargpt.load_checkpoint(file)
+    assert module.net.config == model.config
+    assert module.hparams["characters"] == tokenizer.characters
+    assert module.net.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(module.net.state_dict()[name], value)
+    ids = torch.tensor([tokenizer.encode("bottles")])
+    text = list(chargpt.generate(model, ids, chargpt.Sampling(max_new_tokens=3)))
+    assert len(tokenizer.decode(torch.cat(text))) == 3

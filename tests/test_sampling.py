@@ -1,0 +1,157 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import UserError
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
+from chargpt.sampling import Sampling, generate, next_token
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2), 11).double().eval()
+
+
+def prompt(length):
+    return torch.randint(11, (1, length), generator=torch.Generator().manual_seed(1))
+
+
+def text_of(model, idx, **sampling):
+    """What is written, (N, max_new_tokens), from the same source of randomness each time."""
+    return torch.stack(list(generate(model, idx, Sampling(**sampling), torch.Generator().manual_seed(2))), 1)
+
+
+def lecture_generate(model, idx, steps):
+    """The lecture's loop: crop, read all, draw."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        probs = model(idx[:, -model.config.block_size :])[:, -1].float().softmax(-1)
+        idx = torch.cat((idx, torch.multinomial(probs, 1, generator=generator)), 1)
+    return idx[:, -steps:]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 20])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_lectures_text_within_and_past_the_window(gpt, length, samples):
+    """One prefill for all samples gives what reading the prompt for each would."""
+    idx = prompt(length)
+    expected = lecture_generate(gpt, idx.expand(samples, -1), 30)
+    assert torch.equal(text_of(gpt, idx, max_new_tokens=30, num_samples=samples), expected)
+
+
+def test_logits_within_the_window_are_the_uncached_ones(gpt, monkeypatch):
+    """At every position, in float64."""
+    seen = []
+    monkeypatch.setattr("chargpt.sampling.next_token", lambda logits, *_: seen.append(logits) or logits.argmax(-1))
+    text = [1, *text_of(gpt, torch.tensor([[1]]), max_new_tokens=8)[0].tolist()]
+    for length, logits in enumerate(seen, 1):
+        torch.testing.assert_close(logits, gpt(torch.tensor([text[:length]]))[:, -1], rtol=1e-10, atol=1e-12)
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("length", [1, 8, 20])
+def test_stride_reads_half_a_window_anew(gpt, length):
+    idx = prompt(length)
+    context, generator, expected = idx[:, -8:], torch.Generator().manual_seed(2), []
+    for _ in range(30):
+        if context.shape[1] > 8:
+            context = context[:, -4:]
+        token = next_token(gpt(context)[:, -1], Sampling(), generator)
+        expected.append(token)
+        context = torch.cat((context, token[:, None]), 1)
+    ours = text_of(gpt, idx, max_new_tokens=30, window="stride")
+    assert torch.equal(ours, torch.stack(expected, 1))
+
+
+def test_stride_reads_fewer_characters(gpt):
+    """Which is what it is for: here 4 for each 5 written, and each of those once more, instead of 8 for each."""
+    read, counts = gpt.read, {}
+    for window in ("exact", "stride"):
+        lengths = []
+        gpt.read = lambda idx, cache, lengths=lengths: lengths.append(idx.shape[1]) or read(idx, cache)
+        text_of(gpt, prompt(8), max_new_tokens=30, window=window)
+        counts[window] = sum(lengths)
+    assert counts == {"exact": 30 * 8, "stride": 8 + 6 * 4 + 23}
+
+
+def test_stride_on_the_smallest_window():
+    gpt = GPT(GPTConfig(block_size=1, n_layer=1, n_head=1, n_embd=4, dropout=0.0), 5).eval()
+    assert text_of(gpt, torch.tensor([[1]]), max_new_tokens=9, window="stride").shape == (1, 9)
+
+
+@pytest.mark.parametrize("window", ["exact", "stride"])
+def test_bigram_generates(window):
+    """To it a window is nothing."""
+    model = Bigram(BigramConfig(block_size=4), 11)
+    expected = lecture_generate(model, torch.tensor([[3]]), 20)
+    assert torch.equal(text_of(model, torch.tensor([[3]]), max_new_tokens=20, window=window), expected)
+
+
+def test_temperature_zero_is_argmax(gpt):
+    idx = torch.tensor([[1, 2, 3]])
+    for token in generate(gpt, idx, Sampling(max_new_tokens=12, temperature=0)):
+        assert token == gpt(idx[:, -8:])[:, -1].argmax(-1)
+        idx = torch.cat((idx, token[:, None]), 1)
+    assert idx.shape == (1, 15)
+
+
+def test_by_default_as_the_dataclass_says(gpt):
+    assert sum(1 for _ in generate(gpt, torch.tensor([[1]]))) == Sampling().max_new_tokens
+
+
+def support(logits, **choice):
+    """The characters that can be drawn at all."""
+    many = torch.tensor([logits]).repeat(4000, 1)
+    return set(next_token(many, Sampling(**choice), torch.Generator().manual_seed(0)).tolist())
+
+
+def test_filters_keep_what_they_say():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().tolist()
+    assert support(logits) == {0, 1, 2, 3}
+    assert support(logits, top_k=2) == {0, 1}
+    assert support(logits, top_k=9) == {0, 1, 2, 3}
+    assert support(logits, top_p=0.35) == {0}
+    assert support(logits, top_p=0.5) == {0, 1}
+    assert support(logits, top_p=1.0) == {0, 1, 2, 3}
+    assert support(logits, top_k=3, top_p=0.7) == {0, 1}  # of the three, 0 and 1 have 4/9 and 3/9
+    assert support([1.0, 1.0, 1.0, 0.0], top_k=2) == {0, 1, 2}  # ties with the second
+    assert support([1.0, 1.0, 1.0, 0.0], top_p=0.1) == {0, 1, 2}
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=8), st.integers(1, 8), st.floats(0.05, 1.0))
+def test_filters_follow_their_definition(logits, k, p):
+    """Ties are common among so few values."""
+    probs = torch.tensor(logits, dtype=torch.float).softmax(-1).tolist()
+    drawn = support([float(x) for x in logits], top_k=k)
+    assert all(sum(other > logits[i] for other in logits) < k for i in drawn)
+    drawn = support([float(x) for x in logits], top_p=p)
+    assert all(sum(other for other in probs if other > probs[i]) < p + 1e-6 for i in drawn)
+    assert probs.index(max(probs)) in drawn
+
+
+def test_temperature_sharpens():
+    many = torch.tensor([[1.0, 0.0]]).repeat(20_000, 1)
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = next_token(many, Sampling(temperature=temperature), torch.Generator().manual_seed(0))
+        expected = torch.tensor([1.0 / temperature, 0.0]).softmax(-1)[0].item()
+        assert (drawn == 0).float().mean().item() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"window": "stirde"}, "window must be one of exact, stride; got 'stirde'"),
+    ],
+)
+def test_out_of_range(bad, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**bad)
