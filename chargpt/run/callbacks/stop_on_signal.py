@@ -1,6 +1,6 @@
 """Ctrl-C and its like: the step ends, its state is saved, and then the process."""
 
-import logging
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -12,8 +12,6 @@ from chargpt.errors import Stopped
 from chargpt.module import is_logged
 from chargpt.run.callbacks.last_checkpoint import LastCheckpoint
 from chargpt.run.callbacks.step_end import AtStepEnd
-
-log = logging.getLogger(__name__)
 
 
 class StopOnSignal(AtStepEnd):
@@ -39,7 +37,9 @@ class StopOnSignal(AtStepEnd):
         if self._signal is not None:
             raise SystemExit(_status(signum))
         self._signal = signum
-        log.warning(f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)")
+        # Not by logging, which may be at work in the very line that the signal interrupted.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stopping = self._signal is not None

@@ -1,6 +1,8 @@
 """A run that is asked to stop, and one whose loss is no longer a number."""
 
+import logging
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,13 +24,25 @@ def handlers():
 
 
 @pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path, handlers, caplog):
+def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path, handlers, caplog, capfd):
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *signal_at(2, signum=int(getattr(signal, signum))))
     assert (stop.value.code, stop.value.step) == (status, 3)
     assert state(tmp_path)["global_step"] == 3
-    assert f"{signum}: stopping after this step" in caplog.text
+    assert f"{signum}: stopping after this step" in capfd.readouterr().err
     assert f"Stopped after step 3. To go on: python train.py resume={tmp_path}" in caplog.text
+
+
+def test_a_signal_that_comes_while_a_message_is_written(monkeypatch, capfd):
+    """The stream is in use then: neither logging nor Python's own may write to it again."""
+
+    def busy(*_):
+        raise RuntimeError("reentrant call")
+
+    monkeypatch.setattr(logging.Logger, "handle", busy)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=busy, flush=busy))
+    stop_on_signal.StopOnSignal()._on_signal(signal.SIGTERM, None)
+    assert capfd.readouterr().err == "SIGTERM: stopping after this step (again: stop at once)\n"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
