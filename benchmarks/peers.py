@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +12,9 @@ from benchmarks.measure import module_from
 from chargpt.model import GPT, GPTConfig
 
 LECTURE, VOCABULARY = GPTConfig(), 65
-SIZES = {"vocab_size": VOCABULARY} | {name: value for name, value in asdict(LECTURE).items() if name != "name"}
+SIZES = {"vocab_size": VOCABULARY} | {  # what the peers know of, whatever options ours has
+    name: getattr(LECTURE, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "dropout")
+}
 
 
 class PlainHead(nn.Module):
