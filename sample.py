@@ -52,17 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="error",
         help="what to do with prompt characters that the model does not know",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=500, metavar="N", help="characters to write (500)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the likeliest (1)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="characters to write (500)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest (1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest characters only")
     parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that add up to P only")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (1)")
-    parser.add_argument(
-        "--window",
-        choices=("exact", "stride"),
-        default="exact",
-        help="past the window: the lecture's way, or a fast one",
-    )
+    parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
+    parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
     parser.add_argument("--stop", type=utf8, metavar="TEXT", help="end before the first TEXT that is written")
     parser.add_argument("--out", metavar="FILE", help="write there, not to the terminal")
@@ -94,7 +89,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from chargpt.checkpoint import load_checkpoint
     from chargpt.sampling import Sampling, generate
 
-    sampling = Sampling(**{field.name: getattr(arguments, field.name) for field in fields(Sampling)})
+    given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
+    sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     try:
@@ -112,9 +108,9 @@ def sample(arguments: argparse.Namespace) -> None:
         out = sys.stdout if arguments.out is None else stack.enter_context(open_output(arguments.out))
         ids = torch.tensor([start], device=device)
         tokens = generate(model, ids, sampling, generator)
-        for n, characters in enumerate(side_by_side(map(torch.Tensor.tolist, tokens), arguments.num_samples)):
-            if arguments.num_samples > 1:
-                out.write(f"--- sample {n + 1} of {arguments.num_samples} ---\n")
+        for n, characters in enumerate(side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)):
+            if sampling.num_samples > 1:
+                out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
             out.write(tokenizer.decode(prompt_ids))
             for text in until(arguments.stop, map(tokenizer.decode, characters)):
                 out.write(text)

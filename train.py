@@ -1,10 +1,8 @@
 """Train a character-level language model: `python train.py model.n_layer=6 trainer.devices=1`."""
 
-import errno
 import logging
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -13,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig
 
-from chargpt.errors import NonFiniteError, Stopped, UserError, did_you_mean, first_line
+from chargpt.errors import Stopped
 from chargpt.run import config
-from chargpt.run.folder import cannot_write, claim, settle_events, short, store_config
-from chargpt.run.resume import CONF, Resumption, load_state, point_to_run, resumed_config
+from chargpt.run.endings import cannot_write, ending
+from chargpt.run.folder import claim, settle_events, short, store_config
+from chargpt.run.resume import Resumption, load_state, point_to_run
+from chargpt.run.stored import resumed_config
 from chargpt.run.sweep import in_sweep
 
 if TYPE_CHECKING:
@@ -53,45 +51,43 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     started = time.perf_counter()
     _quieten(is_first=rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on the function
     run = build(config.read_config(cfg), resumption)
-    folder = short(run.settings.run_dir)
-    if resumption is not None and run.finished:
-        log.info(
-            f"{folder} is finished: {resumption.step} steps. To go on, say trainer.max_steps= with a larger number."
-        )
+    folder = Path(run.settings.run_dir)
+    if resumption is not None and resumption.step >= run.trainer.max_steps:
+        log.info(f"{short(folder)} is finished: {resumption.step} steps; a larger trainer.max_steps= goes on")
         return resumption.best
     if run.trainer.is_global_zero:
-        _prepare_folder(cfg, run)
+        if resumption is None:
+            claim(folder)
+        else:
+            settle_events(folder)
+        _store_choices(cfg, run)
     log.info(run.describe())
-    log.info(f"Run: {folder}" + (f", from step {resumption.step}" if resumption else ""))
+    log.info(f"Run: {short(folder)}" + (f", from step {resumption.step}" if resumption else ""))
     try:
         run.trainer.fit(
             run.module, run.data, ckpt_path=resumption.checkpoint if resumption else None, weights_only=True
         )
     except Stopped as stop:
-        go_on = f"To go on: python train.py resume={folder}" if stop.saved else "Nothing was saved"
+        go_on = f"To go on: python train.py resume={short(folder)}" if stop.saved else "Nothing was saved"
         log.warning(f"Stopped after step {stop.step}. {go_on}")
         raise
     return _report(run, time.perf_counter() - started)
 
 
-def _prepare_folder(cfg: DictConfig, run: "Run") -> None:
-    """Take the run's folder, and keep in it the configuration with what was chosen: the precision and the text."""
-    if run.resumption is None:
-        claim(run.settings.run_dir)
-    else:
-        settle_events(run.settings.run_dir)
+def _store_choices(cfg: DictConfig, run: "Run") -> None:
+    """Keep the configuration in the run's folder, with the precision and the text that were chosen."""
     cfg = cfg.copy()
     cfg.trainer.precision = run.settings.trainer["precision"]
     if run.data.source != cfg.data.source:  # it goes on with this text, also where the other one can be had by then
         cfg.data.source, cfg.data.fallback = run.data.source, None
-    store_config(cfg, run.settings.run_dir)
+    store_config(cfg, Path(run.settings.run_dir))
 
 
 def _report(run: "Run", seconds: float) -> float:
     """Say how the run ended and what to do next; returns its best validation loss."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    folder, trainer = short(run.settings.run_dir), run.trainer
+    folder, trainer = short(Path(run.settings.run_dir)), run.trainer
     best = float(trainer.callback_metrics.get("val/best_loss", math.inf))
     steps = f"{trainer.global_step} steps in {seconds:.0f} s"
     scored = f"Best validation loss {best:.4f} (nats per character, on {run.data.corpus.name}), {steps}"
@@ -119,15 +115,13 @@ def _quieten(*, is_first: bool) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
 
 
-_began: list[Path] = []  # the jobs that began, and of a sweep those that did not end well
-_failed: list[Path] = []
+_failed: list[Path] = []  # the jobs of a sweep that did not end well
 
 
 @hydra.main(config_path="conf", config_name="train", **config.VERSION_BASE)
 def main(cfg: DictConfig) -> float | None:
-    """One run, or one job of a sweep: there a job that fails leaves its reason in its own log, and the rest go on."""
+    """One run, or one job of a sweep: a job that fails leaves its reason in its own log, and the rest go on."""
     resumption = None
-    _began.append(Path(cfg.run_dir))
     try:
         if cfg.resume:
             folder = Path(cfg.resume)
@@ -135,56 +129,16 @@ def main(cfg: DictConfig) -> float | None:
             resumption = load_state(folder)
         return train(cfg, resumption)
     except Exception as error:
-        ending = _ending(error, short(Path(cfg.run_dir)))
-        if not in_sweep():
-            if ending is None:
-                raise
-            log.error(f"error: {ending[0]}")
-            sys.exit(ending[1])
-        if ending is None:
-            log.exception("error: this job failed")
+        folder = short(Path(cfg.run_dir))
+        said = ending(error, folder)
+        if said is None:
+            log.exception("error: the run failed, and this is not foreseen:")
         else:
-            log.error(f"error: {ending[0]}")
-    _failed.append(short(Path(cfg.run_dir)))
-    return math.inf
-
-
-DISK = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES") if hasattr(errno, name)]
-
-
-def _ending(error: Exception, folder: Path) -> tuple[str, int] | None:
-    """What to say and the status to exit with, for an error that needs no traceback."""
-    if isinstance(error, UserError):
-        return str(error), 2
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        override = [f"cannot read {error.override}"] if isinstance(error, OverrideParseException) else []
-        lines = [*override, *(first_line(each) for each in (error, error.__cause__) if each)]
-        return ": ".join(dict.fromkeys(lines)) + _hint(error), 2
-    if isinstance(error, OSError) and error.errno in DISK:
-        return cannot_write(folder, error), 2
-    if isinstance(error, NonFiniteError):
-        return (
-            f"{error}; what was saved before is in {folder}/checkpoints. A lower optimizer.lr, a longer"
-            " optimizer.warmup_steps, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
-        ), 1
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
-        return (
-            "out of memory: a smaller data.batch_size needs less, with trainer.accumulate_grad_batches= to make up for"
-            " it, or a smaller model.block_size, or trainer.precision=bf16-mixed"
-        ), 1
-    return None
-
-
-def _hint(error: Exception) -> str:
-    """What may have been meant by a key or an option that Hydra does not know."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
-    cause = error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
-        prefix = str(cause.full_key).removesuffix(str(cause.key))
-        return did_you_mean(str(cause.key), map(str, cause.parent_node), prefix)
-    return ""
+            log.error(f"error: {said[0]}")
+        if not in_sweep():
+            sys.exit(1 if said is None else said[1])
+        _failed.append(folder)
+        return math.inf
 
 
 if __name__ == "__main__":
@@ -195,12 +149,12 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # before or after training; during it, the run saves first
         sys.exit(130)
     except Exception as error:
-        ending = _ending(error, Path())
-        if isinstance(error, OSError) and error.filename and not _began:  # Hydra could not make the folder
-            ending = cannot_write(short(Path(error.filename)), error), 2
-        if ending is None:
+        said = ending(error, Path())
+        if isinstance(error, OSError) and error.filename:  # Hydra could not make the folder
+            said = cannot_write(short(Path(error.filename)), error), 2
+        if said is None:
             raise
-        print(f"error: {ending[0]}", file=sys.stderr)
-        sys.exit(ending[1])
+        print(f"error: {said[0]}", file=sys.stderr)
+        sys.exit(said[1])
     if _failed:
         sys.exit(f"error: {len(_failed)} of the sweep's jobs failed: {', '.join(map(str, _failed))}")

@@ -43,7 +43,7 @@ class DataConfig:
         for name, source in (("source", self.source), ("fallback", self.fallback or "file")):
             if source not in SOURCES:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
-        if self.path is not None and self.source in ("shakespeare", "pydocs") and self.fallback != "file":
+        if self.path is not None and "file" not in (self.source, self.fallback):
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")

@@ -10,9 +10,8 @@ from torch import nn
 from chargpt.errors import UserError
 from chargpt.kernels.private import unscale_before_step
 
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # from how far the decay is (0 to 1) to what is left of the peak (1 to 0)
+# From how far the decay is (0 to 1) to what is left of the peak (1 to 0).
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "linear": lambda done: 1 - done,

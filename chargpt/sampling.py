@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def generate(
     cache.expand(N)
     text = list(idx.expand(N, -1).split(1, dim=1))  # of (N, 1)
     steps = sampling.max_new_tokens if kept < block_size else min(sampling.max_new_tokens, block_size - len(text))
-    step = CapturedStep(model, cache) if worth_capturing(idx.device, steps, N) else model.read
+    step = CapturedStep(model, cache) if worth_capturing(idx.device, steps, N) else partial(model.read, cache=cache)
     with fixed_weights(model) if steps >= WORTH_FIXING and N == 1 else nullcontext():
         for remaining in reversed(range(sampling.max_new_tokens)):
             token = next_token(logits, sampling, generator)  # (N,)
@@ -122,7 +123,7 @@ def generate(
             if not remaining:
                 return
             if len(text) <= block_size:
-                logits = step(text[-1], cache)
+                logits = step(text[-1])
             else:
                 text = text[-kept:]
                 cache.clear()

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chargpt.run.config import VERSION_BASE, register
-from chargpt.run.resume import choices_of, load_state, resumed_config
+from chargpt.run.resume import load_state
+from chargpt.run.stored import choices_of, resumed_config
 from train import train
 
 ROOT = Path(__file__).parents[1]

@@ -141,6 +141,7 @@ def test_split_too_short(tmp_path):
         ({"num_workers": -1}, r"data\.num_workers must be at least 0"),
         ({"seed": -1}, r"data\.seed must be at least 0"),
         ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
+        ({"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
         ({"fallback": "moby"}, r"data\.fallback must be one of shakespeare, .*; got 'moby'"),
     ],
 )

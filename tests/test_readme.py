@@ -57,8 +57,9 @@ def test_resume_commands(arguments, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
-def test_train_commands(overrides, tiny, tmp_path):
+def test_train_commands(overrides, tiny, tmp_path, caplog):
     """Each as it stands, made small: sizes and text are replaced, since a test has neither the time nor the network."""
+    caplog.set_level("INFO")
     cfg = composed(*overrides, f"run_dir={tmp_path}")
     if "Wandb" in str(overrides):  # it is not among our packages: what it would be called with is looked at
         assert cfg.trainer.logger == {
@@ -75,6 +76,10 @@ def test_train_commands(overrides, tiny, tmp_path):
         assert (tmp_path / "checkpoints" / "best.ckpt").exists()
     if "CSVLogger" in str(overrides):
         assert "val/loss" in (tmp_path / "csv" / "metrics.csv").read_text()
+        assert f"Metrics:     {tmp_path / 'csv'}" in caplog.text
+    assert ("See curves:" in caplog.text) == ("CSVLogger" not in str(overrides) and "fast_dev" not in str(overrides))
+    if "profiler" in str(overrides):
+        assert "run_training_batch" in caplog.text
     if "EarlyStopping" in str(overrides):
         (early,) = build_callbacks({"early": OmegaConf.to_container(cfg.callbacks.early)})
         assert (early.monitor, early.patience, early.mode) == ("val/loss", 3, "min")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +173,7 @@ def test_the_newest_run(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "outputs" / "day" / "run")
     done = run_script("sample.py", "--max-new-tokens", "5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == f"Sampling {Path('outputs', 'day', 'run', 'checkpoints', 'best.ckpt')}\n"
 
 
 def test_characters_of_several_bytes(tmp_path):

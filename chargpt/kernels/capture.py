@@ -36,18 +36,18 @@ class CapturedStep:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.graph = self._capture() if device.type == "cuda" else None
 
-    def __call__(self, token: Tensor, cache: "KVCache") -> Tensor:
+    def __call__(self, token: Tensor) -> Tensor:
         """Ids (N, 1) to logits (N, vocab_size), which hold until the next call.
 
         Raises:
             UserError: the cache is full.
         """
         self.token.copy_(token)
-        self.position.fill_(cache.length)
+        self.position.fill_(self.cache.length)
         if self.graph is None:
             self.logits = self._read()
         else:
-            cache.advance(1)
+            self.cache.advance(1)
             self.graph.replay()
         return self.logits
 

@@ -36,12 +36,6 @@ class Run:
     trainer: Trainer
     precision: str  # which one and why, in words, if there is something to say
     compiled: bool
-    resumption: Resumption | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether no step is left to take."""
-        return self.resumption is not None and self.resumption.step >= self.trainer.max_steps > 0
 
     def describe(self) -> str:
         """The text, the model and how it is computed, in a line each."""
@@ -71,7 +65,7 @@ def build(settings: Settings, resumption: Resumption | None = None) -> Run:
     precision = settle_precision(settings.trainer, resumption)
     callbacks = [RunRecord(settings), *build_callbacks(settings.callbacks)]
     # Each rank's batches are made for it already.
-    defaults: dict[str, Any] = {"default_root_dir": str(settings.run_dir), "use_distributed_sampler": False}
+    defaults: dict[str, Any] = {"default_root_dir": settings.run_dir, "use_distributed_sampler": False}
     arguments = defaults | settings.trainer
     if resumption is not None and _name_of(arguments.get("logger")) == "TensorBoardLogger":
         # Curves go on where the saved state stands.
@@ -80,7 +74,7 @@ def build(settings: Settings, resumption: Resumption | None = None) -> Run:
     if trainer.world_size > 1 and in_sweep():
         raise UserError("a sweep trains each job on one device: its other processes would each sweep again")
     compiled = compile_model(module.net, settings.compile, trainer.strategy.root_device, trainer.max_steps)
-    return Run(settings, data, module, trainer, precision, compiled, resumption)
+    return Run(settings, data, module, trainer, precision, compiled)
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:

@@ -5,7 +5,6 @@ The values stand in `conf/`. Keys and types are checked as Hydra composes them, 
 
 import functools
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -39,17 +38,11 @@ class TrainConfig:
 
 
 @dataclass
-class Settings:
+class Settings(TrainConfig):
     """The same, checked: what a run is built from."""
 
-    seed: int
-    run_dir: Path
-    data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
-    trainer: dict[str, Any]
-    callbacks: dict[str, Any]
-    compile: Any
 
 
 @functools.cache  # once is enough, and Hydra 1.4 warns of a second time
@@ -82,13 +75,9 @@ def read_config(cfg: DictConfig) -> Settings:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     if not 0 <= plain["seed"] < 2**32:
         raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
-    return Settings(
-        seed=plain["seed"],
-        run_dir=Path(plain["run_dir"]),
-        data=make("data", DataConfig, plain["data"]),
-        model=read_settings("model", MODEL_CONFIGS, plain["model"]),
-        optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, plain["optimizer"]),
-        trainer=plain["trainer"],
-        callbacks=plain["callbacks"],
-        compile=plain["compile"],
-    )
+    checked = {
+        "data": make("data", DataConfig, plain["data"]),
+        "model": read_settings("model", MODEL_CONFIGS, plain["model"]),
+        "optimizer": read_settings("optimizer", OPTIMIZER_CONFIGS, plain["optimizer"]),
+    }
+    return Settings(**(plain | checked))

@@ -14,10 +14,6 @@ CHOICES = ".hydra/hydra.yaml"  # Hydra's own settings, the chosen options among 
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # states of training, the newest first
 
 
-def cannot_write(folder: Path, error: OSError) -> str:
-    return f"cannot write to the output folder {folder}: {error.strerror}; hydra.run.dir=... names another"
-
-
 def short(folder: Path) -> Path:
     """The folder as one would type it: relative where it lies below the working directory."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

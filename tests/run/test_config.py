@@ -23,7 +23,7 @@ def test_composes_and_builds(option, tmp_path):
     chosen = read_config(composed(option, *extra, f"run_dir={tmp_path}"))
     assert chosen.data.block_size == chosen.model.block_size
     assert chosen.data.seed == chosen.seed
-    assert chosen.run_dir == tmp_path
+    assert chosen.run_dir == str(tmp_path)
     CharLM(chosen.model, chosen.optimizer, "abc", {"name": "a text", "sha256": ""})
     settle_precision(chosen.trainer, None)
     build_trainer(chosen.trainer, build_callbacks(chosen.callbacks))

@@ -27,7 +27,8 @@ from omegaconf import OmegaConf
 from chargpt.errors import Stopped, UserError
 from chargpt.kernels.choice import Precision
 from chargpt.run import build
-from chargpt.run.resume import choices_of, find_run, load_state, point_to_run
+from chargpt.run.resume import find_run, load_state, point_to_run
+from chargpt.run.stored import choices_of
 from chargpt.sources import SOURCES, Text, UnavailableError
 from train import train
 

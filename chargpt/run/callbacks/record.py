@@ -30,9 +30,7 @@ class RunRecord(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
-            config = OmegaConf.to_yaml(
-                OmegaConf.create(asdict(self.settings) | {"run_dir": str(self.settings.run_dir)})
-            )
+            config = OmegaConf.to_yaml(OmegaConf.create(asdict(self.settings)))
             text = f"# trained on {module.hparams['corpus']['name']}\n{config}"
             trainer.logger.experiment.add_text("config", verbatim(text), trainer.global_step)
 

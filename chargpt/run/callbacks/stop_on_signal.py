@@ -45,7 +45,7 @@ class StopOnSignal(AtStepEnd):
         self._stopping = self._signal is not None
         if trainer.world_size > 1:  # one process may have had the signal a step before another
             # All are asked only now and then, since they have to wait for one another.
-            asked = is_logged(trainer, trainer.global_step)
+            asked = is_logged(trainer, trainer.global_step) or trainer.global_step >= trainer.max_steps
             self._stopping = asked and trainer.strategy.reduce_boolean_decision(self._stopping, all=False)
         if self._stopping:
             for callback in trainer.checkpoint_callbacks:

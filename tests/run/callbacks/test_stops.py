@@ -45,6 +45,18 @@ def test_a_signal_that_comes_while_a_message_is_written(monkeypatch, capfd):
     assert capfd.readouterr().err == "SIGTERM: stopping after this step (again: stop at once)\n"
 
 
+@pytest.mark.parametrize(("step", "asked"), [(2, True), (3, False), (5, True)])
+def test_several_processes_ask_one_another_now_and_then(step, asked):
+    """In steps that are logged, here every second one, and after the last one, here the fifth."""
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda stop, all: True)
+    trainer = SimpleNamespace(
+        world_size=2, global_step=step, max_steps=5, log_every_n_steps=2, strategy=strategy, checkpoint_callbacks=[]
+    )
+    callback = stop_on_signal.StopOnSignal()
+    callback.on_step_end(trainer, None)
+    assert callback._stopping is asked
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
 def test_slurm_signal(tiny, tmp_path, handlers, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")

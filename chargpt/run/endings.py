@@ -1,0 +1,57 @@
+"""How a run that fails is told of: in one line and with a status, where no traceback is needed."""
+
+import errno
+import re
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from chargpt.errors import NonFiniteError, UserError, did_you_mean, first_line
+from chargpt.run.stored import options_of
+
+DISK = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES") if hasattr(errno, name)]
+
+
+def ending(error: Exception, folder: Path) -> tuple[str, int] | None:
+    """What to say, and the status to exit with; None for an error that is a bug.
+
+    Args:
+        folder: the run's.
+    """
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        override = [f"cannot read {error.override}"] if isinstance(error, OverrideParseException) else []
+        lines = [*override, *(first_line(each) for each in (error, error.__cause__) if each)]
+        return ": ".join(dict.fromkeys(lines)) + _hint(error), 2
+    if isinstance(error, OSError) and error.errno in DISK:
+        return cannot_write(folder, error), 2
+    if isinstance(error, NonFiniteError):
+        return (
+            f"{error}; what was saved before is in {folder}/checkpoints. A lower optimizer.lr, a longer"
+            " optimizer.warmup_steps, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
+        ), 1
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        return (
+            "out of memory: a smaller data.batch_size needs less, with trainer.accumulate_grad_batches= to make up for"
+            " it, or a smaller model.block_size, or trainer.precision=bf16-mixed"
+        ), 1
+    return None
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    return f"cannot write to the output folder {folder}: {error.strerror}; hydra.run.dir=... names another"
+
+
+def _hint(error: Exception) -> str:
+    """What may have been meant by a key or an option that Hydra does not know."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return did_you_mean(option, options_of(group), f"{group}=")
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
+        prefix = str(cause.full_key).removesuffix(str(cause.key))
+        return did_you_mean(str(cause.key), map(str, cause.parent_node), prefix)
+    return ""
