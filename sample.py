@@ -1,51 +1,93 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
+import contextlib
 import io
 import os
+import stat
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from chargpt.checkpoint import find_checkpoint
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, one_line, printable
 from chargpt.tokenizer import UnknownCharacterError
 
 if TYPE_CHECKING:
     import torch
 
 
+LONGEST_PROMPT = 16_000_000  # bytes
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status: 0, 2 for input that cannot be used, 130 for Ctrl-C."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    """Run the command line.
+
+    Returns:
+        Its exit status: 0, 1 where memory or the model's numbers fail, 2 for input that cannot be used, 130 for Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # text is UTF-8 here whatever the terminal's locale says
     try:
+        arguments = build_parser().parse_args(argv)
+        if [] in vars(arguments).values():  # what argparse makes of --ckpt=--
+            raise UserError("an option has no value")
         sample(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
+    except NonFiniteError as error:
+        tell(f"error: {error}")
+        return 1
+    except OSError as error:
+        tell(f"error: {first_line(error)}")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tell("error: out of memory: a smaller num_samples or max_new_tokens, or a shorter prompt, needs less")
+        return 1
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        tell("")
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
+def tell(message: str) -> None:
+    """A line on standard error, if there is one that takes it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(one_line(message), file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a wrong command line as of any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; python sample.py --help shows what there is")
+
+    def print_help(self, file: object = None) -> None:
+        with open_output(None) as out:
+            out.write(self.format_help())
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write text with a trained model.")
-    parser.add_argument("--ckpt", metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)")
+    parser = Parser(description="Write text with a trained model.")
+    parser.add_argument(
+        "--ckpt", type=name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", type=utf8, default="", metavar="TEXT", help="how the text begins (default: a new line)"
     )
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - is standard input")
+    prompt.add_argument(
+        "--prompt-file", type=name, metavar="FILE", help="a UTF-8 file with the prompt; - is standard input"
+    )
     parser.add_argument(
         "--unknown",
         choices=("error", "skip"),
@@ -60,14 +102,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
     parser.add_argument("--stop", type=utf8, metavar="TEXT", help="end before the first TEXT that is written")
-    parser.add_argument("--out", metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument(
+        "--out", type=name, metavar="FILE", help="write there, replacing what it holds, not to the terminal"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     return parser
 
 
 def utf8(argument: str) -> str:
     """The argument as UTF-8, whatever encoding the locale made Python read it with."""
-    return os.fsencode(argument).decode()
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+
+
+def name(argument: str) -> str:
+    """The name of a file."""
+    if "\0" in argument:
+        raise argparse.ArgumentTypeError("no file has a NUL in its name")
+    return argument
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -78,8 +132,14 @@ def sample(arguments: argparse.Namespace) -> None:
     """
     # What can be refused without torch is refused before it loads.
     path = find_checkpoint(arguments.ckpt)
+    if arguments.out is not None:
+        for file in (path, 0 if arguments.prompt_file == "-" else arguments.prompt_file):
+            if is_same_file(arguments.out, file):
+                raise UserError(f"--out would overwrite {file or 'the prompt'}")
+        if os.path.exists(arguments.out) and belongs_to_a_run(Path(os.path.realpath(arguments.out))):
+            raise UserError(f"--out would overwrite a file of a run: {arguments.out}")
     if arguments.ckpt is None:
-        print(f"Sampling {path}", file=sys.stderr)
+        tell(f"Sampling {path}")
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"seed must be at least 0 and below 2**63; got {arguments.seed}")
@@ -104,35 +164,76 @@ def sample(arguments: argparse.Namespace) -> None:
     else:
         generator.manual_seed(arguments.seed)
 
-    with ExitStack() as stack:
-        out = sys.stdout if arguments.out is None else stack.enter_context(open_output(arguments.out))
-        ids = torch.tensor([start], device=device)
-        tokens = generate(model, ids, sampling, generator)
-        for n, characters in enumerate(side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)):
+    tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
+    tokens = chain([next(tokens)], tokens)  # what fails so far leaves the output as it was
+    samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
+    with open_output(arguments.out) as out:
+        show = printable if out.isatty() else str  # a vocabulary may hold what a terminal would obey
+        for n, characters in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
-            out.write(tokenizer.decode(prompt_ids))
+            out.write(show(tokenizer.decode(prompt_ids)))
             for text in until(arguments.stop, map(tokenizer.decode, characters)):
-                out.write(text)
+                out.write(show(text))
                 out.flush()
             out.write("\n")
+
+
+def belongs_to_a_run(file: Path) -> bool:
+    """Whether a file is a checkpoint, or lies in the folder of a run."""
+    return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+
+
+def is_same_file(out: str, file: str | os.PathLike[str] | int | None) -> bool:
+    """Whether what is written would take the place of a file that is read."""
+    try:
+        return file is not None and os.path.samefile(out, file) and stat.S_ISREG(os.stat(out).st_mode)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def read_prompt(file: str) -> str:
     """The text of a UTF-8 file, or of standard input for `-`."""
     try:
-        return (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode()
+        if file == "-" and sys.stdin is None:
+            raise UserError("cannot read the prompt: standard input is closed")
+        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as source:
+            content = source.read(LONGEST_PROMPT + 1)
+        if len(content) > LONGEST_PROMPT:
+            raise UserError(f"the prompt in {file} is longer than {LONGEST_PROMPT:,} bytes")
+        return content.decode()
     except OSError as error:
         raise UserError(f"cannot read the prompt from {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt in {file} is not UTF-8 at byte offset {error.start}") from error
 
 
-def open_output(file: str) -> TextIO:
+@contextlib.contextmanager
+def open_output(file: str | None) -> Iterator[TextIO]:
+    """Where the text goes: a file, or standard output.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if file is None and sys.stdout is None:
+        raise UserError("cannot write the text: standard output is closed")
     try:
-        return open(file, "w", encoding="utf-8", newline="")
+        with contextlib.ExitStack() as stack:
+            out = sys.stdout
+            if file is not None:
+                out = stack.enter_context(open(file, "w", encoding="utf-8", newline=""))
+            yield out
+            out.flush()  # what fails at the end is to be told, too
     except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror}") from error
+        if file is None:
+            drop_output()
+        if not isinstance(error, BrokenPipeError):  # the reader, `head` say, has had enough
+            raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
+
+
+def drop_output() -> None:
+    """Python writes what is left when it ends; that would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def pick_device(name: str) -> "torch.device":
@@ -143,9 +244,15 @@ def pick_device(name: str) -> "torch.device":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"cannot use the device {name}: {str(error).splitlines()[0]}") from error
+        with warnings.catch_warnings(action="ignore"):
+            one = torch.ones(1, device=name)
+            if (one + one).item() == 2 and (one.device.index or 0) == (torch.device(name).index or 0):
+                return one.device
+        raise UserError(f"cannot use the device {name}: there is none of that number")
+    except UserError:
+        raise
+    except Exception as error:  # what a device that is not there raises depends on the device
+        raise UserError(f"cannot use the device {name}: {first_line(error)}") from error
 
 
 def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[list[int]]]:
@@ -155,11 +262,13 @@ def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[l
 
     def first() -> Iterator[list[int]]:
         for row in rows:
-            seen.append(row)
+            if columns > 1:
+                seen.append(row)
             yield row[:1]
 
     yield first()
-    seen.extend(rows)  # where the first text was stopped before its end
+    if columns > 1:
+        seen.extend(rows)  # where the first text was stopped before its end
     for column in range(1, columns):
         yield iter([row[column : column + 1] for row in seen])
 

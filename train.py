@@ -3,22 +3,27 @@
 import logging
 import math
 import os
+import re
+import shlex
 import sys
 import time
+import traceback
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from chargpt.errors import Stopped
+from chargpt.errors import Stopped, UserError, first_line, one_line, printable
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
-from chargpt.run.folder import claim, settle_events, short, store_config
+from chargpt.run.folder import CONFIG, claim, held, settle_events, short
+from chargpt.run.messages import Printable
 from chargpt.run.resume import Resumption, load_state, point_to_run
-from chargpt.run.stored import resumed_config
+from chargpt.run.stored import command_to_go_on, resumed_config, store_config
 from chargpt.run.sweep import in_sweep
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     from lightning.pytorch.utilities import rank_zero_only
 
     from chargpt.run.build import build
+    from chargpt.run.loggers import keep_rows
 
     started = time.perf_counter()
     _quieten(is_first=rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on the function
@@ -56,31 +62,51 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         log.info(f"{short(folder)} is finished: {resumption.step} steps; a larger trainer.max_steps= goes on")
         return resumption.best
     if run.trainer.is_global_zero:
+        cfg = _as_chosen(cfg, run)
         if resumption is None:
-            claim(folder)
-        else:
-            settle_events(folder)
-        _store_choices(cfg, run)
+            claim(folder, OmegaConf.to_yaml(cfg))
+        kept = (folder / CONFIG).read_bytes() if resumption else b""
+        store_config(cfg, folder)
+        settle_events(folder)
     log.info(run.describe())
     log.info(f"Run: {short(folder)}" + (f", from step {resumption.step}" if resumption else ""))
     try:
+        if run.trainer.is_global_zero:
+            keep_rows(run.trainer.loggers, resumption.step if resumption else 0)
         run.trainer.fit(
             run.module, run.data, ckpt_path=resumption.checkpoint if resumption else None, weights_only=True
         )
     except Stopped as stop:
-        go_on = f"To go on: python train.py resume={short(folder)}" if stop.saved else "Nothing was saved"
+        go_on = f"To go on: {command_to_go_on(folder)}" if stop.saved else "Nothing was saved"
         log.warning(f"Stopped after step {stop.step}. {go_on}")
         raise
+    except Exception as error:
+        if run.restoring.done:
+            raise
+        if resumption is not None and run.trainer.is_global_zero:
+            (folder / CONFIG).write_bytes(kept)  # what was changed just now did not work
+        if ending(error, folder) is not None:
+            raise
+        raise _at_the_start(error, resumption) from error
     return _report(run, time.perf_counter() - started)
 
 
-def _store_choices(cfg: DictConfig, run: "Run") -> None:
-    """Keep the configuration in the run's folder, with the precision and the text that were chosen."""
+def _at_the_start(error: Exception, resumption: Resumption | None) -> UserError:
+    """Before the first step is made, what is wrong is what came from outside; the whole story goes to the log alone."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream:
+            handler.stream.write(printable("".join(traceback.format_exception(error))))
+    where = f"{short(resumption.checkpoint)} cannot be gone on from" if resumption else "the run cannot begin"
+    return UserError(f"{where}: {type(error).__name__}: {first_line(error)} (more in the run's log)")
+
+
+def _as_chosen(cfg: DictConfig, run: "Run") -> DictConfig:
+    """The configuration with the precision and the text that were chosen."""
     cfg = cfg.copy()
-    cfg.trainer.precision = run.settings.trainer["precision"]
+    cfg.trainer.precision = run.settings.trainer.get("precision")
     if run.data.source != cfg.data.source:  # it goes on with this text, also where the other one can be had by then
         cfg.data.source, cfg.data.fallback = run.data.source, None
-    store_config(cfg, Path(run.settings.run_dir))
+    return cfg
 
 
 def _report(run: "Run", seconds: float) -> float:
@@ -92,11 +118,13 @@ def _report(run: "Run", seconds: float) -> float:
     steps = f"{trainer.global_step} steps in {seconds:.0f} s"
     scored = f"Best validation loss {best:.4f} (nats per character, on {run.data.corpus.name}), {steps}"
     lines = ["", scored if best < math.inf else f"Not validated, {steps}"]
+    if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
+        lines.append(f"To go on:    {command_to_go_on(Path(run.settings.run_dir))}")
     file = folder / "checkpoints" / "best.ckpt"
     if file.exists():
-        lines += [f"Checkpoint:  {file}", f"Sample it:   python sample.py --ckpt {folder}"]
+        lines += [f"Checkpoint:  {file}", f"Sample it:   python sample.py --ckpt {shlex.quote(str(folder))}"]
     if isinstance(trainer.logger, TensorBoardLogger):
-        lines.append(f"See curves:  tensorboard --logdir {folder}")
+        lines.append(f"See curves:  tensorboard --logdir {shlex.quote(str(folder))}")
     elif trainer.logger is not None and trainer.logger.save_dir:
         lines.append(f"Metrics:     {trainer.log_dir or trainer.logger.save_dir}")
     log.info("\n".join(lines))
@@ -111,6 +139,9 @@ def _quieten(*, is_first: bool) -> None:
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # One process makes the batches, in less time than it takes to move them between processes.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory.*exists and is not empty.*")  # its rows are kept
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # a batch follows from the step alone
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")  # it was told
     # Lightning 2.6 asks torch 2.13 for a type that it still has; nothing here can change that.
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
 
@@ -121,20 +152,28 @@ _failed: list[Path] = []  # the jobs of a sweep that did not end well
 @hydra.main(config_path="conf", config_name="train", **config.VERSION_BASE)
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep: a job that fails leaves its reason in its own log, and the rest go on."""
-    resumption = None
+    from lightning.pytorch.utilities import rank_zero_only
+
+    folder, overrides, resumption = Path(), HydraConfig.get().overrides.task, None
+    for deleted in filter(None, (re.fullmatch(r"~(callbacks\.[\w-]+)(=.*)?", each) for each in overrides)):
+        OmegaConf.update(cfg, deleted[1], None, force_add=True)  # what is null is kept, to go on with
     try:
-        if cfg.resume:
-            folder = Path(cfg.resume)
-            cfg = resumed_config(cfg, folder, HydraConfig.get().overrides.task)
-            resumption = load_state(folder)
-        return train(cfg, resumption)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if folder != Path(cfg.run_dir) or (cfg.resume and folder != Path(cfg.resume)):
+            raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
+        with held(folder) if is_first else nullcontext():
+            if cfg.resume:
+                cfg = resumed_config(cfg, folder, overrides)
+                resumption = load_state(folder)
+            return train(cfg, resumption)
     except Exception as error:
-        folder = short(Path(cfg.run_dir))
+        folder = short(folder)
         said = ending(error, folder)
         if said is None:
             log.exception("error: the run failed, and this is not foreseen:")
         else:
-            log.error(f"error: {said[0]}")
+            log.error(f"error: {one_line(said[0])}")
         if not in_sweep():
             sys.exit(1 if said is None else said[1])
         _failed.append(folder)
@@ -143,6 +182,8 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra raises before a job begins comes here, to be told in a line
+    logging.lastResort = console = logging.StreamHandler()  # until Hydra has set up logging
+    console.setFormatter(Printable())
     try:
         sys.argv[1:] = point_to_run(sys.argv[1:])
         main()
@@ -152,9 +193,9 @@ if __name__ == "__main__":
         said = ending(error, Path())
         if isinstance(error, OSError) and error.filename:  # Hydra could not make the folder
             said = cannot_write(short(Path(error.filename)), error), 2
-        if said is None:
-            raise
-        print(f"error: {said[0]}", file=sys.stderr)
+        if said is None:  # before a job begins, it is about what Hydra was told
+            said = f"{type(error).__name__}: {first_line(error)}", 2
+        print(f"error: {one_line(said[0])}", file=sys.stderr)
         sys.exit(said[1])
     if _failed:
         sys.exit(f"error: {len(_failed)} of the sweep's jobs failed: {', '.join(map(str, _failed))}")

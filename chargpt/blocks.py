@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, one_line
 from chargpt.sources import SOURCES
 
+LARGEST = 100_000_000  # beyond any machine, and small enough that products of two sizes can be counted
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
 
 
@@ -44,12 +45,13 @@ class DataConfig:
             if source not in SOURCES:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
         if self.path is not None and "file" not in (self.source, self.fallback):
-            raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
+            raise UserError(f"data.path is for a text of your own: data=file data.path={one_line(self.path)}")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
-        for name, least in (("block_size", 1), ("batch_size", 1), ("num_workers", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} must be at least {least}; got {getattr(self, name)}")
+        sizes = {"block_size": (1, LARGEST), "batch_size": (1, LARGEST), "num_workers": (0, 256)}
+        for name, (least, most) in (sizes | {"seed": (0, 2**63 - 1)}).items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"data.{name} must be at least {least} and at most {most:,}; got {getattr(self, name)}")
 
 
 class RandomBlocks(Dataset[Batch]):

@@ -5,14 +5,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, is_out_of_memory
 from chargpt.settings import read_settings
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
     import torch
 
-    from chargpt.model import Model, ModelConfig
+    from chargpt.model import Model
 
 
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
@@ -24,10 +24,17 @@ def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str |
         outputs: where to look for the newest run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it may not be looked for.
     """
+    try:
+        return _find_checkpoint(run_or_file, Path(outputs))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Path:
     if run_or_file is None:
-        found = [*Path(outputs).rglob("checkpoints/best.ckpt"), *Path(outputs).rglob("checkpoints/last.ckpt")]
+        found = [*outputs.rglob("checkpoints/best.ckpt"), *outputs.rglob("checkpoints/last.ckpt")]
         if not found:
             raise UserError(f"no run to sample from in {outputs}/: train one with python train.py, or name it: --ckpt")
         run_or_file = max(found, key=lambda file: file.stat().st_mtime).parent.parent
@@ -39,6 +46,8 @@ def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str |
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
         if (path / name).is_file():
             return path / name
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a checkpoint nor the folder of a run")
     raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
 
 
@@ -47,7 +56,7 @@ def load_checkpoint(
 ) -> "tuple[Model, CharTokenizer]":
     """The model in eval mode, and the tokenizer that it was trained with.
 
-    The file is read as data (`weights_only=True`): it cannot run code.
+    The file is read as data, by `chargpt.pickled`: it cannot run code.
 
     Args:
         path: a checkpoint that `train.py` wrote, or a run's folder.
@@ -56,66 +65,88 @@ def load_checkpoint(
     Raises:
         UserError: the file is missing, damaged or not a checkpoint of chargpt.
     """
-    import torch  # here, so that sample.py can name a missing file without waiting for it
-
-    from chargpt.model import build_model
-
     path = find_checkpoint(path)
     try:
         checkpoint = read_archive(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
         tokenizer = CharTokenizer(checkpoint["hyper_parameters"]["characters"])
-        config, weights = model_of(checkpoint)
+        model = model_in(checkpoint)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
-    # On torch's meta device no weights would be drawn, but its first use imports for a second.
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config, tokenizer.vocab_size)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit its settings: {config}") from error
     return model.to(device).eval(), tokenizer
 
 
 def read_archive(path: Path) -> dict[str, Any]:
-    """What a file holds that `torch.save` wrote, as data.
+    """What a file holds that `torch.save` wrote, as data, on the CPU.
 
-    Refused is also what `torch.load` would not notice: bytes that changed, and an archive that grows when it is read
-    (`torch.save` compresses nothing, so that is another's work).
+    The memory that it takes is in proportion to the file, whatever the file says, and every byte read matches its
+    checksum. `torch.load` notices neither.
 
     Raises:
-        Exception: the file is damaged or no such archive; of which kind depends on the damage.
+        OSError: the file cannot be read.
+        Exception: it is damaged or no such archive; of which kind depends on the damage.
     """
+    import numpy as np
     import torch
 
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+    from chargpt.pickled import Reader
+
+    size = path.stat().st_size
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if sum(max(record.file_size, record.compress_size) for record in records) > size:
             raise ValueError("larger than its file")
-        if (name := archive.testzip()) is not None:
-            raise ValueError(f"{name} does not match its checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):  # torch.save compresses nothing
+            raise ValueError("compressed")
+        [pickle] = [record.filename for record in records if record.filename.endswith("data.pkl")]
+
+        def read_storage(key: str, dtype: torch.dtype, length: int) -> torch.Tensor:
+            record = archive.getinfo(f"{pickle.removesuffix('data.pkl')}data/{key}")
+            if record.file_size != length * dtype.itemsize:
+                raise ValueError(f"{record.filename} is of another size")
+            numbers = torch.empty(record.file_size, dtype=torch.uint8)  # where kernels are quickest
+            numbers.numpy()[:] = np.frombuffer(archive.read(record), np.uint8)
+            return numbers.view(dtype)
+
+        return Reader(read_storage, size).read(archive.read(pickle))
 
 
-def model_of(checkpoint: dict[str, Any]) -> "tuple[ModelConfig, dict[str, torch.Tensor]]":
-    """The model's configuration in a checkpoint, and its weights, which can be of that size.
-
-    Checked before the model is built: a forged file could otherwise demand any amount of memory.
+def model_in(checkpoint: dict[str, Any]) -> "Model":
+    """The model in a checkpoint, around its very tensors.
 
     Raises:
         LookupError, TypeError, AttributeError: settings or weights are missing.
-        UserError: the settings are wrong, or the weights are of another size.
+        UserError: the settings are wrong, or the weights do not fit them or are not finite.
     """
-    from chargpt.model import MODEL_CONFIGS
+    from chargpt.model import MODEL_CONFIGS, build_skeleton
 
     settings = checkpoint["hyper_parameters"]
     config = read_settings("model", MODEL_CONFIGS, settings["model"])
     weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    if not config.fits(len(settings["characters"]), shapes):
-        raise UserError(f"the weights do not fit its settings: {config}")
-    return config, weights
+    for name, weight in weights.items():
+        if not weight.is_contiguous():
+            raise UserError(f"the weights {name} are not laid out as a model's")
+    kinds = {weight.dtype for weight in weights.values()}
+    if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
+        raise UserError(f"its weights are not numbers of one kind: {', '.join(sorted(map(str, kinds)))}")
+    misfit = f"the weights do not fit its settings: {config}"
+    if getattr(config, "n_layer", 0) > len(weights):  # each layer has some, so a skeleton need not be made to tell
+        raise UserError(misfit)
+    model = build_skeleton(config, len(settings["characters"]))
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(misfit) from error
+    for name, weight in weights.items():
+        least, most = weight.aminmax()
+        if not (least.isfinite() and most.isfinite()):
+            raise UserError(f"the weights {name} are not finite numbers")
+    return model

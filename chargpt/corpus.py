@@ -1,24 +1,27 @@
 """A text in its encoded form on disk.
 
 A text is one or more UTF-8 files read in order. It is encoded once, into a file of ids in the smallest unsigned integer
-type that fits the vocabulary; a small JSON file beside it describes them. Both are named by the text's SHA-256 and
-follow from the text alone, and each is put in place by one rename: processes that encode the same text at once write
-the same bytes, and a reader sees a whole file or none.
+type that fits the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`); a small JSON file beside it (`SHA256.json`)
+describes them. Both are named by the text's SHA-256 and follow from the text alone, so that a run finds its text again
+by the hash. Each is put in place by one rename: a reader sees a whole file or none.
 """
 
 import codecs
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from chargpt.cache import cache_folder, replacing
-from chargpt.errors import UserError
+from chargpt.cache import cache_folder, locked, replacing, tidy
+from chargpt.errors import UserError, one_line
+from chargpt.files import cannot_read
 from chargpt.sources import Text
 from chargpt.tokenizer import CharTokenizer
 
@@ -45,53 +48,123 @@ class Corpus:
     ids: np.ndarray
 
 
-def encode_text(text: Text) -> Corpus:
+def encode_text(text: Text, expected: str | None = None) -> Corpus:
     """Encode a text, unless that was done before, and open it.
 
+    Args:
+        expected: the SHA-256 that the text must have.
+
     Raises:
-        UserError: it is empty, binary or not UTF-8, or cannot be read, or the cache cannot be written.
+        UserError: it is empty, binary or not UTF-8, or another than expected, or cannot be read, or the cache cannot be
+            written.
     """
     name, files, _ = text
     with _bar("Reading", files) as bar:
         sha256, characters, length = _survey(files, bar)
     if not length:
         raise UserError(f"{name} is empty: there is no text to train on")
-    tokenizer = CharTokenizer(characters)
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    ids_file = cache_folder() / "encoded" / f"{sha256}.{dtype}"
-    description_file = ids_file.with_suffix(".json")
-    description = {"text_sha256": sha256, "characters": characters, "length": length}
-    if not _is_whole(ids_file, description_file, description):
-        log.info(f"Encoding {name}: {length:,} characters, {tokenizer.vocab_size:,} of them distinct")
-        table = np.zeros(UNICODE, dtype)
-        table[[ord(char) for char in characters]] = np.arange(tokenizer.vocab_size)
-        digest = hashlib.sha256()
-        with replacing(ids_file) as out, _bar("Encoding", files) as bar:
-            for piece in _pieces(files, bar):
-                ids = table[_code_points(piece)]
-                digest.update(ids)
-                out.write(ids)
-            if out.tell() != length * dtype.itemsize:
-                raise UserError(f"{name} changed while it was read; run again once it is complete")
-        with replacing(description_file) as out:
-            out.write(json.dumps(description | {"ids_sha256": digest.hexdigest()}, ensure_ascii=False).encode())
-    return Corpus(name, sha256, tokenizer, np.memmap(ids_file, dtype, mode="r", shape=(length,)))
+    if expected not in (None, sha256):
+        raise UserError(f"the text has changed since the run began: {name}; start a new run for it")
+    corpus = _open(sha256, name, characters)
+    if corpus is not None:
+        tidy(_folder())
+        return corpus
+    with locked(_folder()):
+        # Another process may have encoded it while this one waited.
+        return _open(sha256, name, characters) or _encode(text, sha256, characters)
 
 
-def _is_whole(ids_file: Path, description_file: Path, description: dict) -> bool:
-    """Whether both files are there, belong to this text and have the bytes that were written."""
+def find_encoded(sha256: str, name: str) -> Corpus | None:
+    """What the cache holds of the text with this SHA-256; None where that is nothing, or damaged.
+
+    Args:
+        sha256: may come from a stranger's file, as may the name.
+        name: what the text is called.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+        return None
+    return _open(sha256, one_line(name))
+
+
+def _folder() -> Path:
+    return cache_folder() / "encoded"
+
+
+def _open(sha256: str, name: str, characters: str | None = None) -> Corpus | None:
+    """The text in the cache, if both files are there and spell it.
+
+    Args:
+        characters: its distinct characters, if they are known.
+    """
+    description_file = _folder() / f"{sha256}.json"
     try:
+        if not description_file.is_file():  # to open a pipe would take for ever
+            return None
         found = json.loads(description_file.read_bytes())
-        if {key: found.get(key) for key in description} != description:
-            return False
-        with ids_file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == found.get("ids_sha256")
-    except (OSError, ValueError, AttributeError):
+        tokenizer = CharTokenizer(found["characters"])
+        if found["text_sha256"] != sha256 or characters not in (None, tokenizer.characters):
+            return None
+        dtype = _dtype(tokenizer)
+        ids_file = description_file.with_suffix(f".{dtype}")
+        if not ids_file.is_file():
+            return None
+        corpus = Corpus(name, sha256, tokenizer, np.memmap(ids_file, dtype, mode="r"))
+        return corpus if _spells(corpus) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _encode(text: Text, sha256: str, characters: str) -> Corpus:
+    """A second pass over a text, once its characters are known, and the files that this gives.
+
+    Raises:
+        UserError: it is no longer the text of the first pass, or the cache cannot be written.
+    """
+    name, files, _ = text
+    tokenizer = CharTokenizer(characters)
+    log.info(f"Encoding {name}: {tokenizer.vocab_size:,} distinct characters")
+    dtype = _dtype(tokenizer)
+    description_file = _folder() / f"{sha256}.json"
+    ids_file = description_file.with_suffix(f".{dtype}")
+    table = np.zeros(UNICODE, dtype)
+    table[[ord(char) for char in characters]] = np.arange(tokenizer.vocab_size)
+    read = hashlib.sha256()
+    with replacing(ids_file) as out, _bar("Encoding", files) as bar:
+        for piece in _pieces(files, bar, read.update):
+            out.write(table[_code_points(piece)])
+        if read.hexdigest() != sha256:
+            raise UserError(f"{name} changed while it was read; run again once it is complete")
+    description = {"text_sha256": sha256, "characters": characters}
+    with replacing(description_file) as out:
+        out.write(json.dumps(description, ensure_ascii=False).encode())
+    try:
+        return Corpus(name, sha256, tokenizer, np.memmap(ids_file, dtype, mode="r"))
+    except OSError as error:  # a file system may lack the means
+        raise cannot_read(ids_file, error) from error
+
+
+def _dtype(tokenizer: CharTokenizer) -> np.dtype:
+    """The smallest type for its ids."""
+    return np.min_scalar_type(tokenizer.vocab_size - 1)
+
+
+def _spells(corpus: Corpus) -> bool:
+    """Whether the ids and the vocabulary give back the text that the corpus is named by."""
+    digest = hashlib.sha256()
+    try:
+        table = _code_points(corpus.tokenizer.characters)
+        for start in range(0, len(corpus.ids), PIECE):
+            digest.update(table[corpus.ids[start : start + PIECE]].tobytes().decode("utf-32-le").encode())
+    except (ValueError, IndexError):  # what is no character, and what is not in the vocabulary
         return False
+    return digest.hexdigest() == corpus.sha256
 
 
-def _pieces(files: list[Path], bar: tqdm) -> Iterator[bytes | str]:
+def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object]) -> Iterator[bytes | str]:
     """The text in pieces of at most `PIECE` bytes: as bytes where a piece is plain ASCII, otherwise decoded.
+
+    Args:
+        told: is called with all bytes as they are read, a hash's `update`.
 
     Raises:
         UserError: a file cannot be read, is binary (has a NUL byte) or is not UTF-8; the byte's offset is given.
@@ -102,8 +175,11 @@ def _pieces(files: list[Path], bar: tqdm) -> Iterator[bytes | str]:
             with file.open("rb") as stream:
                 offset = 0
                 while piece := stream.read(PIECE):
+                    told(piece)
                     if (at := piece.find(0)) >= 0:
-                        raise UserError(f"{file} is binary, not text: a NUL byte at byte offset {offset + at}")
+                        raise UserError(
+                            f"{one_line(file)} is binary, not text: a NUL byte at byte offset {offset + at}"
+                        )
                     pending = len(decoder.getstate()[0])  # bytes of a character that the last edge cut
                     if piece.isascii() and not pending:
                         yield piece
@@ -118,16 +194,18 @@ def _pieces(files: list[Path], bar: tqdm) -> Iterator[bytes | str]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(
-                f"{file} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start} ({error.reason});"
-                " convert it first, for example with iconv -f LATIN1 -t UTF-8"
+                f"{one_line(file)} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
+                f" ({error.reason}); convert it first, for example with iconv -f LATIN1 -t UTF-8"
             ) from error
         except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
+            raise cannot_read(file, error) from error
 
 
 def _bar(what: str, files: list[Path]) -> tqdm:
     """A bar of the bytes read, on a terminal, from the first second on."""
-    size = sum(file.stat().st_size for file in files if file.exists())
+    size = 0
+    with suppress(OSError):  # told of when it is read
+        size = sum(file.stat().st_size for file in files)
     return tqdm(desc=what, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False)
 
 
@@ -141,8 +219,7 @@ def _code_points(piece: bytes | str) -> np.ndarray:
 def _survey(files: list[Path], bar: tqdm) -> tuple[str, str, int]:
     """One pass over the text: its SHA-256, its sorted distinct characters and its length in characters."""
     digest, seen, length = hashlib.sha256(), np.zeros(UNICODE, bool), 0
-    for piece in _pieces(files, bar):
-        digest.update(piece if isinstance(piece, bytes) else piece.encode())
+    for piece in _pieces(files, bar, digest.update):
         codes = _code_points(piece)
         seen[codes] = True
         length += len(codes)

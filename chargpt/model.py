@@ -4,17 +4,21 @@ From "Let's build GPT: from scratch, in code, spelled out" (Karpathy, 2023), wit
 comments: B sequences per batch, T characters of context, C = n_embd channels.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from chargpt.attention import KVCache, LayerCache, causal_attention
 from chargpt.errors import UserError
 from chargpt.kernels.dropout import Dropout
 from chargpt.kernels.linear import Linear, linear
 
-Shapes = dict[str, tuple[int, ...]]  # of the tensors in a state dict
+MOST_LAYERS = 1_000
+LARGEST = 100_000_000  # beyond any machine, and small enough that products of two sizes can be counted
 
 
 @dataclass
@@ -29,7 +33,8 @@ class GPTConfig:
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
 
     Raises:
-        UserError: a size is below 1, n_embd is not divisible by n_head, or dropout is outside [0, 1).
+        UserError: a size is below 1 or beyond any machine, n_embd is not divisible by n_head, or dropout is outside
+            [0, 1).
     """
 
     name: str = "gpt"
@@ -40,21 +45,11 @@ class GPTConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "block_size", "n_layer", "n_head", "n_embd")
+        _check_sizes(self, block_size=LARGEST, n_layer=MOST_LAYERS, n_head=LARGEST, n_embd=LARGEST)
         if self.n_embd % self.n_head:
             raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be at least 0 and below 1; got {self.dropout}")
-
-    def fits(self, vocab_size: int, shapes: Shapes) -> bool:
-        """Whether a state dict with these shapes can be of this size. Checked before a model is built: a forged file
-        could otherwise demand any amount of memory."""
-        layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-        return (
-            shapes.get("token_embedding_table.weight") == (vocab_size, self.n_embd)
-            and shapes.get("position_embedding_table.weight") == (self.block_size, self.n_embd)
-            and len(layers) == self.n_layer
-        )
 
 
 @dataclass
@@ -65,24 +60,20 @@ class BigramConfig:
         block_size: how many characters a batch's rows have; the model itself looks at one.
 
     Raises:
-        UserError: it is below 1.
+        UserError: it is below 1, or beyond any machine.
     """
 
     name: str = "bigram"
     block_size: int = 256
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "block_size")
-
-    def fits(self, vocab_size: int, shapes: Shapes) -> bool:
-        """Whether a state dict with these shapes can be of this size."""
-        return shapes.get("token_embedding_table.weight") == (vocab_size, vocab_size)
+        _check_sizes(self, block_size=LARGEST)
 
 
-def _check_sizes(config: "ModelConfig", *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"model.{name} must be at least 1; got {getattr(config, name)}")
+def _check_sizes(config: "ModelConfig", **most: int) -> None:
+    for name, limit in most.items():
+        if not 1 <= getattr(config, name) <= limit:
+            raise UserError(f"model.{name} must be at least 1 and at most {limit:,}; got {getattr(config, name)}")
 
 
 class MultiHeadAttention(nn.Module):
@@ -126,9 +117,14 @@ class MultiHeadAttention(nn.Module):
     @staticmethod
     def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         """Turn the lecture's `heads.N.{query,key,value}.weight` into `qkv.weight`; drop its `tril` buffers."""
-        names = [f"{prefix}heads.{n}.{part}.weight" for part in ("query", "key", "value") for n in range(module.n_head)]
-        if all(name in state_dict for name in names):
-            state_dict[f"{prefix}qkv.weight"] = torch.cat([state_dict.pop(name) for name in names])
+
+        def names() -> Iterator[str]:  # not a list: a configuration may claim any number of heads
+            return (
+                f"{prefix}heads.{n}.{part}.weight" for part in ("query", "key", "value") for n in range(module.n_head)
+            )
+
+        if all(name in state_dict for name in names()):
+            state_dict[f"{prefix}qkv.weight"] = torch.cat([state_dict.pop(name) for name in names()])
             for n in range(module.n_head):
                 state_dict.pop(f"{prefix}heads.{n}.tril", None)
 
@@ -207,10 +203,15 @@ class GPT(nn.Module):
     def _embed(self, idx: Tensor, positions: Tensor) -> Tensor:
         return self.token_embedding_table(idx) + self.position_embedding_table(positions)  # (B, T, C) + (T, C)
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for `batch_size` sequences, to `read` with."""
+    def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
+        """An empty cache, to `read` with.
+
+        Args:
+            batch_size: sequences.
+            length: characters that it has room for in each; by default block_size.
+        """
         config, weight = self.config, self.lm_head.weight
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        shape = (config.n_layer, batch_size, config.n_head, length or config.block_size, config.n_embd // config.n_head)
         return KVCache(shape, weight.device, weight.dtype)
 
     @torch.no_grad()  # what the cache keeps has no gradients
@@ -255,10 +256,10 @@ class Bigram(nn.Module):
         """Logits of the character after each one: ids (B, T) to (B, T, vocab_size)."""
         return self.token_embedding_table(idx)
 
-    def new_cache(self, batch_size: int) -> KVCache:
+    def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
         """A cache without layers: the table needs no memory of earlier characters."""
         weight = self.token_embedding_table.weight
-        return KVCache((0, batch_size, 1, self.config.block_size, 1), weight.device, weight.dtype)
+        return KVCache((0, batch_size, 1, length or self.config.block_size, 1), weight.device, weight.dtype)
 
     def read(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Logits of the next character after `idx`: (B, T) ids to (B, vocab_size)."""
@@ -274,3 +275,25 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": Bigra
 def build_model(config: ModelConfig, vocab_size: int) -> Model:
     """The model that a configuration is for."""
     return GPT(config, vocab_size) if isinstance(config, GPTConfig) else Bigram(config, vocab_size)
+
+
+def build_skeleton(config: ModelConfig, vocab_size: int) -> Model:
+    """The same model without numbers: its parameters have names and shapes only, take no memory, and none is drawn.
+
+    It becomes a model by `load_state_dict(weights, assign=True)`, which refuses weights of other names or shapes.
+    """
+    with _Skeletons():
+        return build_model(config, vocab_size)
+
+
+class _Skeletons(TorchFunctionMode):
+    """Inside, `torch.empty` gives tensors on the meta device, and nothing is filled in; in `torch.device("meta")` the
+    filling in would be done, too, for which PyTorch imports for more than a second."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **kwargs | {"device": "meta"})
+        if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

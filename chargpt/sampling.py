@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.kernels.capture import CapturedStep, worth_capturing
 from chargpt.kernels.linear import fixed_weights
+from chargpt.memory import check_memory
 from chargpt.model import Model
 
 WINDOWS = ("exact", "stride")
@@ -75,14 +76,18 @@ def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | 
     logits = logits.float()
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits / sampling.temperature
+    if sampling.temperature != 1:
+        # Counted from the largest down, so that only what is too unlikely overflows; float32 lacks the extremes.
+        wide = logits if 1e-30 < sampling.temperature < 1e30 else logits.to("cpu", torch.float64)
+        logits = ((wide - wide.amax(-1, keepdim=True)) / sampling.temperature).to(logits)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], float("-inf"))
     probs = logits.softmax(-1)  # (B, vocab_size)
     if sampling.top_p is not None:
         ranked = probs.sort(-1, descending=True).values
         before = ranked.cumsum(-1) - ranked  # the probability of all that stand before
-        least = ranked.masked_fill(before >= sampling.top_p, float("inf")).amin(-1, keepdim=True)
+        limit = max(sampling.top_p, 1e-30)  # what float32 takes for 0 would leave none
+        least = ranked.masked_fill(before >= limit, float("inf")).amin(-1, keepdim=True)
         probs = probs.masked_fill(probs < least, 0.0)
     # What torch.multinomial does to draw once, less its checks, for which the host would wait for the device.
     return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
@@ -104,19 +109,34 @@ def generate(
 
     Yields:
         (N,) ids, `max_new_tokens` times.
+
+    Raises:
+        UserError: so many texts side by side need more memory than the machine has.
+        NonFiniteError: the model's outputs are not finite. On a CPU each is looked at, elsewhere only the first: the
+            host would wait for the device.
     """
     sampling = sampling or Sampling()
     N, block_size = sampling.num_samples, model.config.block_size
     idx = idx[:, -block_size:]  # (1, T)
     kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # characters read anew past the window
-    cache = model.new_cache(1)
-    logits = model.read(idx, cache).expand(N, -1)  # (N, vocab_size)
+    cache = model.new_cache(1, min(block_size, idx.shape[1] + sampling.max_new_tokens))
+    logits = model.read(idx, cache)  # (1, vocab_size)
+    if idx.is_cpu:
+        kept_of_each = sum(layer.keys_and_values.nbytes for layer in cache.layers) + 48 * sampling.max_new_tokens
+        # Some 8 floats per character of choice.
+        needed = (N - 1) * (kept_of_each + 8 * logits.shape[-1] * 4)
+        check_memory(needed, "so many texts side by side", "lessen num_samples or max_new_tokens")
+    logits = logits.expand(N, -1)  # (N, vocab_size)
     cache.expand(N)
     text = list(idx.expand(N, -1).split(1, dim=1))  # of (N, 1)
     steps = sampling.max_new_tokens if kept < block_size else min(sampling.max_new_tokens, block_size - len(text))
     step = CapturedStep(model, cache) if worth_capturing(idx.device, steps, N) else partial(model.read, cache=cache)
     with fixed_weights(model) if steps >= WORTH_FIXING and N == 1 else nullcontext():
+        check = True
         for remaining in reversed(range(sampling.max_new_tokens)):
+            if check and not logits.isfinite().all():
+                raise NonFiniteError("the model's outputs are not finite numbers")
+            check = idx.is_cpu
             token = next_token(logits, sampling, generator)  # (N,)
             yield token
             text.append(token[:, None])

@@ -1,7 +1,9 @@
-"""From plain settings, as a configuration file or a checkpoint holds them, to the dataclass that they are for."""
+"""From plain settings, as a configuration file or a checkpoint holds them, to the objects that they are for."""
 
+import reprlib
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from chargpt.errors import UserError, did_you_mean
@@ -23,10 +25,10 @@ def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, def
         UserError: the name or an option is unknown, or a value is of another type or out of range.
     """
     if not isinstance(settings, dict):
-        raise UserError(f"{group} must be a mapping of options; got {settings!r}")
+        raise UserError(f"{group} must be a mapping of options; got {_shown(settings)}")
     name = settings.get("name", default)
     if not isinstance(name, str) or name not in kinds:
-        raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {name!r}")
+        raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {_shown(name)}")
     return make(group, kinds[name], settings | {"name": name})
 
 
@@ -36,30 +38,67 @@ def make(group: str, kind: type[Config], options: dict[str, Any]) -> Config:
     Raises:
         UserError: an option is unknown, of another type or out of range.
     """
-    expected = typing.get_type_hints(kind)
-    for key, value in options.items():
-        if key not in expected:
-            raise UserError(f"unknown key {group}.{key}{did_you_mean(str(key), expected, f'{group}.')}")
-        if not _is_a(value, expected[key]):
-            raise UserError(f"{group}.{key} must be {_name(expected[key])}; got {value!r}")
+    known = typing.get_type_hints(kind)
+    for key in options:
+        if key not in known:
+            key = str(key)[:100]
+            raise UserError(f"unknown key {group}.{key}{did_you_mean(key, known, f'{group}.')}")
+    check_types(group, known, options)
     return kind(**options)
 
 
+def arguments_of(kind: type) -> dict[str, Any]:
+    """The types that a class declares for its arguments; none where they cannot be told."""
+    try:
+        return typing.get_type_hints(kind.__init__)  # type: ignore[misc]  # asked what it declares, and not called
+    except Exception:  # somebody else's annotations may name what is only there for a type checker
+        return {}
+
+
+def check_types(group: str, expected: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse a value of another type than the one declared; where none is declared, any will do.
+
+    Raises:
+        UserError: there is one.
+    """
+    for key, value in options.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{group}.{key} must be a number of at most 64 bits; got {_shown(value)}")
+        if not _is_a(value, expected.get(key, Any)):
+            raise UserError(f"{group}.{key} must be {_name(expected[key])}; got {_shown(value)}")
+
+
 def _is_a(value: Any, kind: Any) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, each) for each in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_a(each, typing.get_args(kind)[0]) for each in value)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(value, each) for each in parts)
+    if origin is typing.Literal:
+        return any(type(value) is type(each) and value == each for each in parts)
+    if origin in (list, Iterable):
+        return isinstance(value, list) and all(_is_a(each, parts[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(each, parts[1]) for each in value.values())
+    if kind is Any or not isinstance(kind, type):  # or something finer than is told apart here
+        return True
     if isinstance(value, bool):  # to Python a whole number
-        return kind is bool
+        return kind in (bool, object)
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def _name(kind: Any) -> str:
     """What to call a type in a message to someone who may not know Python."""
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_name(each) for each in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return "a list"
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(map(_name, parts)))
+    if origin is typing.Literal:
+        return " or ".join(map(str, parts))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
-    return names[kind]
+    names |= {list: "a list", Iterable: "a list", dict: "a mapping"}
+    return names.get(origin or kind) or f"a {getattr(kind, '__name__', kind)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring, short.maxother, short.maxlevel = 100, 100, 3
+    return short.repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "one of more than 40 digits"

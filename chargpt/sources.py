@@ -1,15 +1,17 @@
 """Where text comes from: a table of sources, each of which gives UTF-8 files to read in order."""
 
-import glob
 import hashlib
+import io
 import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from chargpt.cache import cache_folder, replacing
-from chargpt.errors import UserError
+from chargpt.cache import cache_folder, locked, replacing
+from chargpt.errors import UserError, first_line, one_line
+from chargpt.files import cannot_read, identity, matches, status
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
 
     Args:
         source: a name in `SOURCES`.
-        path: for `file`, a file, a folder (all its `.txt` files, at any depth, sorted by name) or a glob.
+        path: for `file`, a file, a folder (all its `.txt` files, at any depth, sorted by name) or a glob; a file that
+            has several names counts once.
         fallback: the source to use, with a warning, where the first one is unavailable.
 
     Raises:
@@ -57,37 +60,51 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
 
 def shakespeare(path: str | None) -> Text:
     """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it when it is not there."""
-    import pooch  # takes a while to import
-
     folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder())
     file = folder / SHAKESPEARE_FILE
-    if not file.exists():
-        log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
-        pooch.get_logger().setLevel("WARNING")
+    if not os.path.lexists(file):
         try:
-            pooch.retrieve(
-                SHAKESPEARE_URL,
-                known_hash=SHAKESPEARE_SHA256,
-                fname=file.name,
-                path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=True, timeout=(3, 10)),
-            )
+            with locked(folder, leftovers=f"{SHAKESPEARE_FILE}.*.tmp"):  # the folder may be the user's own
+                if not os.path.lexists(file):  # another process may have brought it meanwhile
+                    content = _downloaded(folder)
+                    with replacing(file) as out:
+                        out.write(content)
         except Exception as error:  # a look-up, a connection, a proxy, a folder, a hash: each fails in a way of its own
             raise UnavailableError(
-                f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}: {error}). To"
-                f" train on it, connect to the network, or set CHARGPT_DATA_DIR to a folder that holds"
-                f" {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on a text of your own: data=file data.path=my.txt"
+                f"Tiny Shakespeare is not at {one_line(file)}, and the download failed ({type(error).__name__}:"
+                f" {first_line(error)}). To train on it, connect to the network, or set CHARGPT_DATA_DIR to a folder"
+                f" that holds {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on a text of your own:"
+                " data=file data.path=my.txt"
             ) from error
+    identity(file)
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+        raise cannot_read(file, error) from error
     if digest != SHAKESPEARE_SHA256:
         raise UserError(
-            f"{file} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
-            f" remove it, or train on it as it is with data=file data.path={file}"
+            f"{one_line(file)} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
+            f" remove it, or train on it as it is with data=file data.path={one_line(file)}"
         )
     return Text("tiny Shakespeare", [file])
+
+
+def _downloaded(folder: Path) -> bytes:
+    """Tiny Shakespeare from the network, in memory: nothing of it is on disk before its hash is known to be right.
+
+    Args:
+        folder: where it will go, to be told.
+    """
+    import pooch  # takes a while to import
+
+    log.info(f"Downloading tiny Shakespeare (1.1 MB) to {one_line(folder)}")
+    content = io.BytesIO()
+    pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))(SHAKESPEARE_URL, content, None)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    if digest != SHAKESPEARE_SHA256:
+        raise UserError(f"the SHA-256 hash of what came is {digest}, not {SHAKESPEARE_SHA256}")
+    return content.getvalue()
 
 
 def pydocs(path: str | None) -> Text:
@@ -96,8 +113,12 @@ def pydocs(path: str | None) -> Text:
 
     text = "\n\n".join(topics[name] for name in sorted(topics)).encode()
     file = cache_folder() / "pydocs.txt"
-    if not file.exists() or file.read_bytes() != text:  # another Python has another text
-        with replacing(file) as out:
+    try:
+        there = file.is_file() and file.read_bytes() == text  # another Python has another text
+    except OSError:
+        there = False
+    if not there:
+        with locked(file.parent), replacing(file) as out:
             out.write(text)
     return Text("the Python language reference (pydoc_data.topics)", [file])
 
@@ -106,18 +127,23 @@ def file(path: str | None) -> Text:
     """A file, a folder's `.txt` files, or what a glob matches."""
     if not path:
         raise UserError("data=file needs a text: data.path=my.txt (a file, a folder or a glob)")
-    root = Path(path)
-    if root.is_dir():
-        files = sorted(file for file in root.rglob("*.txt") if file.is_file())
+    name = one_line(path)
+    if "\0" in path or any(0xD800 <= ord(char) < 0xE000 for char in path):
+        raise UserError(f"data.path={name} is not a name that UTF-8 can write; a folder above it or a glob can be")
+    root = Path(os.path.expanduser(path))
+    found = status(root)
+    if found is None:
+        files = matches(Path(root.anchor), root.parts[bool(root.anchor) :], hidden=False)
         if not files:
-            raise UserError(f"the folder {path} holds no .txt file; a glob names others: data.path='{path}/**/*.md'")
-    elif root.exists():
-        files = [root]
+            raise UserError(f"no text at data.path={name}: no such file, folder or match of a glob")
+    elif stat.S_ISDIR(found.st_mode):
+        files = matches(root, ("**", "*.txt"), hidden=True)
+        if not files:
+            raise UserError(f"the folder {name} holds no .txt file; a glob names others: data.path='{name}/**/*.md'")
     else:
-        files = sorted(Path(match) for match in glob.glob(path, recursive=True) if Path(match).is_file())
-        if not files:
-            raise UserError(f"no text at data.path={path}: no such file, folder or match of a glob")
-    return Text(path, files)
+        files = [root]
+    once = {identity(file): file for file in sorted(files, reverse=True)}  # of several names, the first
+    return Text(name, sorted(once.values()))
 
 
 SOURCES: dict[str, Callable[[str | None], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}

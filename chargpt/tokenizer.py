@@ -23,12 +23,14 @@ class CharTokenizer:
         characters: the vocabulary, each character once, in order of code point.
 
     Raises:
-        UserError: the characters are none, repeated or out of order.
+        UserError: the characters are none, repeated, out of order, or such as UTF-8 cannot write (surrogates).
     """
 
     def __init__(self, characters: str):
-        if not isinstance(characters, str) or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
+        if type(characters) is not str or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
             raise UserError("a vocabulary is one or more distinct characters in order of code point")
+        if any("\ud800" <= character <= "\udfff" for character in characters):
+            raise UserError("a vocabulary has no surrogates: UTF-8 cannot write them")
         self.characters = characters
         self._ids = {char: i for i, char in enumerate(characters)}
 

@@ -71,7 +71,8 @@ def resume(folder: Path, *overrides: str) -> float:
 def resumed(folder: Path, *overrides: str) -> DictConfig:
     """The configuration that `python train.py resume=FOLDER OVERRIDES` would go on with."""
     choices = [f"{group}={option}" for group, option in choices_of(folder).items()]
-    return resumed_config(composed(*choices, *overrides, f"run_dir={folder}"), folder, [*choices, *overrides])
+    cfg = composed(*choices, *overrides, f"run_dir={folder}", f"resume='{folder}'")
+    return resumed_config(cfg, folder, [*choices, *overrides])
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -139,6 +140,8 @@ def run_script(script: str, *arguments: str, **options: Any) -> subprocess.Compl
     return subprocess.run(**_as_a_person_would(script, arguments, options))
 
 
-def launch(*arguments: str) -> subprocess.Popen:
+def launch(*arguments: str, **options: Any) -> subprocess.Popen:
     """Start train.py in a process of its own; its messages are to be read from `stderr`."""
-    return subprocess.Popen(**_as_a_person_would("train.py", arguments, {"stderr": subprocess.PIPE, "text": True}))
+    return subprocess.Popen(
+        **_as_a_person_would("train.py", arguments, {"stderr": subprocess.PIPE, "text": True} | options)
+    )

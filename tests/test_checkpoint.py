@@ -117,6 +117,11 @@ def saved(model, weights, characters="ab"):
 
 
 SMALL = GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4), 2).state_dict()
+NAME = "token_embedding_table.weight"
+TABLE = {NAME: torch.eye(2)}
+DOUBLED: list = []  # a few bytes in a file, and any number in a message
+for _ in range(50):
+    DOUBLED = [DOUBLED, DOUBLED]
 SIZES = {"name": "gpt", "block_size": 4, "n_layer": 1, "n_head": 1, "n_embd": 4}
 
 
@@ -150,9 +155,28 @@ def test_as_much_as_is_needed(tmp_path):
         (saved(SIZES | {"n_head": "1"}, SMALL), "model.n_head must be a whole number"),
         (saved(SIZES | {"n_head": 3}, SMALL), "n_embd must be divisible"),
         (saved(SIZES, SMALL, "abc"), "weights do not fit"),
-        (saved(SIZES | {"n_layer": 10**9}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"n_embd": 10**9}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"block_size": 10**9}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"n_layer": 2}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"n_layer": 1000}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"n_embd": 10**8}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"block_size": 10**8}, SMALL), "weights do not fit"),
+        (saved(SIZES | {"n_layer": 10**30}, SMALL), "model.n_layer must be a number of at most 64 bits"),
+        (saved({"name": "bigram", "block_size": 10**15}, TABLE), "model.block_size must be at least 1 and at most"),
+        (saved({"name": "bigram"}, TABLE, "a\ud800"), "a vocabulary has no surrogates"),
+        (saved({"name": "bigram"}, TABLE, ["a", "b"]), "a vocabulary is"),
+        (saved({"name": "bigram"}, {NAME: torch.eye(2) / 0}), f"the weights {NAME} are not finite numbers"),
+        (saved({"name": "bigram"}, {NAME: torch.tensor([[0, 1], [0, torch.nan]])}), "are not finite numbers"),
+        (saved({"name": "bigram"}, {NAME: torch.eye(2).int()}), "not numbers of one kind: torch.int32"),
+        (
+            saved({"name": "bigram"}, {NAME: torch.zeros(1).expand(2, 2)}),
+            "is damaged, or not a checkpoint",
+        ),
+        (saved({"name": "bigram"}, {NAME: torch.tensor([[0.0, 1], [2, 3]]).t()}), "are not laid out as a model's"),
+        (saved({"name": "bigram"}, {NAME: torch.empty(2, 2, device="meta")}), "is damaged, or not a checkpoint"),
+        (saved({"name": "bigram"}, {NAME: torch.eye(2).to_sparse()}), "is damaged, or not a checkpoint"),
+        (saved({"name": "bigram"}, {NAME: torch.eye(2).to(torch.complex64)}), "is damaged, or not a checkpoint"),
+        (saved(SIZES, SMALL | {"lm_head.bias": torch.zeros(2).double()}), "one kind: torch.float32, torch.float64"),
+        (saved({"name": DOUBLED}, TABLE), "is damaged, or not a checkpoint"),
+        (saved({"name": "bigram", "a" * 10**6: 1}, TABLE), f"unknown key model.{'a' * 100} (there are"),
         (saved(SIZES, {k: v for k, v in SMALL.items() if k != "lm_head.bias"}), "do not fit its settings"),
         (saved(SIZES, SMALL | {"blocks.0.ln1.weight": torch.zeros(5)}), "do not fit its settings"),
         (saved(SIZES, SMALL | {"another": torch.zeros(5)}), "do not fit its settings"),
@@ -165,6 +189,58 @@ def test_foreign(content, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=re.escape(message)):
         load_checkpoint("foreign.ckpt")
     assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_kinds_of_numbers(kind, tmp_path):
+    torch.save(saved(SIZES, {name: weight.to(kind) for name, weight in SMALL.items()}), tmp_path / "small.ckpt")
+    model, _ = load_checkpoint(tmp_path / "small.ckpt")
+    assert {weight.dtype for weight in model.parameters()} == {kind}
+    assert torch.equal(model.ln_f.weight, SMALL["ln_f.weight"].to(kind))
+
+
+def test_the_lectures_keys(tmp_path):
+    weights = dict(SMALL)
+    qkv = weights.pop("blocks.0.sa.qkv.weight")
+    for part, weight in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
+        weights[f"blocks.0.sa.heads.0.{part}.weight"] = weight.clone()
+    torch.save(saved(SIZES, weights), tmp_path / "lecture.ckpt")
+    model, _ = load_checkpoint(tmp_path / "lecture.ckpt")
+    assert torch.equal(model.blocks[0].sa.qkv.weight, qkv)
+
+
+def test_layers_that_are_only_claimed_are_not_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("chargpt.model.build_skeleton", None)
+    torch.save(saved(SIZES | {"n_layer": 1000}, SMALL), tmp_path / "claims.ckpt")
+    with pytest.raises(UserError, match="weights do not fit"):
+        load_checkpoint(tmp_path / "claims.ckpt")
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "small.ckpt")
+
+    torch.save(saved(SIZES, SMALL), tmp_path / "small.ckpt")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=r"^cannot read .*small\.ckpt: Permission denied$"):
+        load_checkpoint(tmp_path / "small.ckpt")
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    with pytest.raises(UserError, match=r"^cannot read small\.ckpt: Permission denied$"):
+        find_checkpoint(tmp_path / "small.ckpt")
+
+
+def test_neither_a_file_nor_a_folder():
+    with pytest.raises(UserError, match=f"{os.devnull} is neither a checkpoint nor the folder of a run"):
+        find_checkpoint(os.devnull)
+
+
+def test_no_memory_is_not_damage(tiny_run, monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("chargpt.checkpoint.read_archive", refuse)
+    with pytest.raises(MemoryError):
+        load_checkpoint(tiny_run)
 
 
 def test_randomness_is_left_alone(tiny_run):

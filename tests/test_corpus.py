@@ -1,8 +1,13 @@
 import hashlib
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
-from chargpt.corpus import encode_text
+from chargpt.cache import locked
+from chargpt.corpus import encode_text, find_encoded
 from chargpt.errors import UserError
 from chargpt.sources import Text
 
@@ -93,7 +99,7 @@ def test_damaged_cache_is_written_again(harm, tmp_path, cache):
         description.write_text({"description": "[", "list": "[]", "another": another}[harm])
     assert text_of(encoded(file)) == text
     assert ids.read_bytes() == good
-    assert json.loads(description.read_bytes())["length"] == len(text)
+    assert json.loads(description.read_bytes())["characters"] == "".join(sorted(set(text)))
     assert json.loads(description.read_bytes())["characters"] == "".join(sorted(set(text)))
 
 
@@ -108,7 +114,7 @@ def test_two_at_once(tmp_path, cache):
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(file)]) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
-    assert sorted(f.suffix for f in (cache / "chargpt" / "encoded").iterdir()) == [".json", ".uint16"]
+    assert sorted(f.suffix for f in (cache / "chargpt" / "encoded").glob("[!.]*")) == [".json", ".uint16"]
 
 
 @pytest.mark.parametrize(
@@ -130,20 +136,170 @@ def test_unusable_files(content, message, piece, tmp_path, cache, monkeypatch):
     assert not cache.exists()
 
 
-def test_a_text_that_changes_while_it_is_read(tmp_path, cache, monkeypatch):
-    """Between the two passes over it: nothing is kept."""
+@pytest.mark.parametrize("after", ["hell", "hello!", "hullo", "olleh", "hexlo", "", "h\0llo"])
+def test_a_text_that_changes_while_it_is_read(after, tmp_path, cache, monkeypatch):
+    """Between the two passes over it, in length or not: nothing is kept."""
     file = tmp_path / "text.txt"
     survey = room._survey
 
-    def then_shortened(files, bar):
+    def then_changed(files, bar):
         found = survey(files, bar)
-        file.write_text("hell")
+        file.write_text(after)
         return found
 
-    monkeypatch.setattr(room, "_survey", then_shortened)
-    with pytest.raises(UserError, match="changed while it was read"):
+    monkeypatch.setattr(room, "_survey", then_changed)
+    with pytest.raises(UserError, match=r"changed while it was read; run again|is binary"):
         encoded(file, "hello")
-    assert [found for found in cache.rglob("*") if found.is_file()] == []
+    assert [found.name for found in cache.rglob("*") if found.is_file()] == [".lock"]
+
+
+def test_another_text_than_expected(tmp_path, cache):
+    """It is told before anything is written."""
+    right = hashlib.sha256(b"hello").hexdigest()
+    for content in ("hullo", "hello there"):
+        (tmp_path / "text.txt").write_text(content)
+        with pytest.raises(UserError, match="the text has changed since the run began: a text; start a new run"):
+            encode_text(Text("a text", [tmp_path / "text.txt"]), right)
+    assert not cache.exists()
+    (tmp_path / "text.txt").write_text("hello")
+    assert text_of(encode_text(Text("a text", [tmp_path / "text.txt"]), right)) == "hello"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_found_by_its_hash(text, tmp_path):
+    corpus = encoded(tmp_path / "text.txt", text)
+    found = find_encoded(corpus.sha256, "as it\nwas called")
+    assert (found.name, found.sha256, text_of(found)) == ("as it\\nwas called", corpus.sha256, text)
+    assert found.ids.dtype == corpus.ids.dtype
+    assert not found.ids.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["", "0" * 64, "../" + "0" * 61, "x", None, 5, "{}A", " {}", "{}\n", "../encoded/{}"])
+def test_what_is_no_hash_of_a_text_here(name, tmp_path, cache):
+    sha256 = encoded(tmp_path / "text.txt", "text").sha256
+    assert find_encoded(name.format(sha256[:-1]) if isinstance(name, str) else name, "a text") is None
+
+
+def test_a_damaged_cache_is_not_found(tmp_path, cache):
+    """Whichever byte of it is another, or missing."""
+    corpus = encoded(tmp_path / "text.txt", "näive")
+    for file in (cache / "chargpt" / "encoded").glob("[!.]*"):
+        good = file.read_bytes()
+        for at in range(len(good)):
+            for bad in (good[:at], good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]):
+                file.write_bytes(bad)
+                assert find_encoded(corpus.sha256, "a text") is None
+        file.unlink()
+        assert find_encoded(corpus.sha256, "a text") is None
+        os.mkfifo(file)
+        assert find_encoded(corpus.sha256, "a text") is None
+        file.unlink()
+        file.write_bytes(good)
+    assert text_of(find_encoded(corpus.sha256, "a text")) == "näive"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"characters": "abcd"},  # other characters for the same ids
+        {"characters": "ba"},
+        {"characters": "a\ud800"},
+        {"characters": ["a"]},
+        {"characters": None},
+        {"text_sha256": "0" * 64},
+    ],
+)
+def test_a_description_that_is_not_this_texts(changes, tmp_path, cache):
+    corpus = encoded(tmp_path / "text.txt", "text")
+    (file,) = (cache / "chargpt" / "encoded").glob("*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert find_encoded(corpus.sha256, "a text") is None
+    assert text_of(encoded(tmp_path / "text.txt")) == "text"
+    assert text_of(find_encoded(corpus.sha256, "a text")) == "text"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "5", "", "\0"])
+def test_no_description_at_all(content, tmp_path, cache):
+    corpus = encoded(tmp_path / "text.txt", "text")
+    (file,) = (cache / "chargpt" / "encoded").glob("*.json")
+    file.write_text(content)
+    assert find_encoded(corpus.sha256, "a text") is None
+
+
+KILLED = """
+import os, sys, pathlib
+from chargpt import corpus
+from chargpt.sources import Text
+code_points, pieces = corpus._code_points, []
+def killed(piece):
+    pieces.append(piece)
+    if len(pieces) == 3:
+        os.kill(os.getpid(), 9)
+    return code_points(piece)
+corpus.PIECE, corpus._code_points = 4, killed
+corpus.encode_text(Text("a text", [pathlib.Path(sys.argv[1])]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows kills otherwise")
+@pytest.mark.parametrize("known", [False, True])
+def test_a_killed_process_leaves_nothing_for_long(known, tmp_path, cache):
+    """The next start removes what it left, also where it has nothing to encode."""
+    file = tmp_path / "text.txt"
+    if known:
+        encoded(file, "a text from before")
+    file.write_text("hello")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(file)]).returncode == -signal.SIGKILL
+    folder = cache / "chargpt" / "encoded"
+    assert len(list(folder.glob("*.tmp"))) == 1
+    text = "a text from before" if known else "hello"
+    assert text_of(encoded(file, text)) == text
+    assert sorted(each.suffix for each in folder.glob("[!.]*")) == [".json", ".uint8"]
+
+
+def test_what_another_process_encoded_meanwhile(tmp_path, cache, caplog):
+    """Who waited for the cache does not encode the text again."""
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "text.txt"
+    file.write_text("hello")
+    folder = cache / "chargpt" / "encoded"
+    with locked(folder):
+        thread = threading.Thread(target=encoded, args=(file,))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        survey = hashlib.sha256(b"hello").hexdigest()
+        room._encode(Text("a text", [file]), survey, "ehlo")
+    thread.join(10)
+    assert caplog.text.count("Encoding") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs Unix")
+def test_a_cache_that_can_only_be_read(monkeypatch):
+    """What it holds, it gives; for the rest there is a clear error."""
+    with tempfile.TemporaryDirectory() as place:  # pytest's folders are closed to other users
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        file, folder = Path(place, "text.txt"), Path(place, "chargpt", "encoded")
+        encoded(file, "hello")
+        find_encoded(encoded(file).sha256, "")  # Python loads an encoding at its first use, which that user may not
+        (folder / ".lock").unlink()
+        (folder / "x.tmp").write_text("left by somebody")
+        for each in (place, file, folder.parent, folder, *folder.iterdir()):
+            os.chmod(each, 0o555)
+        user = os.geteuid()
+        try:
+            if user == 0:  # may write all the same
+                os.seteuid(65534)
+            assert text_of(encoded(file)) == text_of(find_encoded(encoded(file).sha256, "a text")) == "hello"
+            with pytest.raises(UserError, match=r"cannot write .*encoded: Permission denied"):
+                encode_text(Text("a text", [file, file]))
+        finally:
+            os.seteuid(user)
+            os.chmod(place, 0o755)
+            folder.parent.chmod(0o755)
+            folder.chmod(0o755)
+        assert (folder / "x.tmp").exists()
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -151,3 +307,16 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
     with pytest.raises(UserError, match=r"cannot write .* XDG_CACHE_HOME"):
         encoded(tmp_path / "text.txt", "text")
+
+
+@pytest.mark.parametrize("value", ["", "relative", "/dev/null"])
+def test_odd_places_of_the_cache(value, tmp_path, monkeypatch):
+    """It works there, or one line says why not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    if value == "/dev/null":
+        with pytest.raises(UserError, match="cannot write /dev/null/chargpt/encoded: Not a directory"):
+            encoded(tmp_path / "text.txt", "text")
+    else:
+        assert text_of(encoded(tmp_path / "text.txt", "text")) == "text"

@@ -1,14 +1,22 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, STEPS, assert_same, curves, resume, signal_at, start, state
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.blocks import DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
-from chargpt.errors import UserError
+from chargpt.errors import Stopped, UserError
+from chargpt.sources import SOURCES, Text, UnavailableError
 
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
 
@@ -74,14 +82,13 @@ def test_validation_predicts_every_target_once(length, block, batch, world):
         assert targets == list(range(1, length))
 
 
-def trainer(global_step=0, accumulate=1, rank=0, world_size=1):
-    device = SimpleNamespace(root_device=torch.device("cpu"))
+def trainer(batches=0, rank=0, world_size=1):
+    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
     return SimpleNamespace(
-        global_step=global_step,
-        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
         global_rank=rank,
         world_size=world_size,
-        strategy=device,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
 
 
@@ -90,17 +97,87 @@ def data_of(file, **config):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("step", "accumulate"), [(0, 1), (5, 1), (5, 3)])
+@pytest.mark.parametrize("batches", [0, 5])
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
-def test_the_loader_goes_on_where_training_stands(text_file, workers, step, accumulate, rank, world_size):
+def test_the_loader_goes_on_where_training_stands(text_file, workers, batches, rank, world_size):
     data = data_of(text_file, batch_size=4, num_workers=workers)
     data.setup()
-    data.trainer = trainer(step, accumulate, rank, world_size)
+    data.trainer = trainer(batches, rank, world_size)
     expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed, rank, world_size)
     for n, (inputs, targets) in zip(range(5), data.train_dataloader(), strict=False):
-        assert torch.equal(inputs, expected[step * accumulate + n][0])
-        assert torch.equal(targets, expected[step * accumulate + n][1])
+        assert torch.equal(inputs, expected[batches + n][0])
+        assert torch.equal(targets, expected[batches + n][1])
     assert n == 4
+
+
+@pytest.mark.parametrize(("accumulate", "at"), [(1, 4), (2, 6)])
+def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
+    """Interrupted at the end of one, and in one that ends within a step: Lightning then steps with what there is. No
+    batch is left out.
+    """
+    seen, real = [], RandomBlocks.__getitem__
+    monkeypatch.setattr(RandomBlocks, "__getitem__", lambda self, step: seen.append(step) or real(self, step))
+    epochs = ["trainer.limit_train_batches=5", f"trainer.accumulate_grad_batches={accumulate}"]
+    settings = [*tiny, *STEPS, *epochs, "model.dropout=0.1", "callbacks.text_samples=null"]
+    start(tmp_path / "once", *settings)
+    assert seen == list(range(len(seen)))
+    with pytest.raises(Stopped):
+        start(tmp_path / "twice", *settings, *signal_at(at))
+    resume(tmp_path / "twice", "+callbacks.stop=null")
+    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
+        assert_same(state(tmp_path / "once")[key], state(tmp_path / "twice")[key], key)
+    assert curves(tmp_path / "once") == curves(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_draws_no_random_number_that_training_draws(text_file, workers):
+    """An extra validation changes nothing of training."""
+    data = data_of(text_file, batch_size=4, num_workers=workers)
+    data.setup()
+    data.trainer = trainer()
+    before = torch.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        next(iter(loader))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no process groups of this kind")
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_outlive_what_ends_the_run(method, text_file):
+    """What is sent to the whole process group is answered by the main process."""
+    data = data_of(text_file, batch_size=4, num_workers=2)
+    data.setup()
+    data.trainer = trainer()
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = method
+    before, batches = {child.pid for child in multiprocessing.active_children()}, iter(loader)
+    next(batches), next(batches)
+    workers = {child.pid for child in multiprocessing.active_children()} - before
+    assert len(workers) == 2
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        for worker in workers:
+            os.kill(worker, getattr(signal, name))
+    expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed)
+    for step in range(2, 12):
+        assert torch.equal(next(batches)[0], expected[step][0])
+
+
+def test_workers_keep_nobody_from_ending(text_file):
+    """A process that ends with a loader at work, which multiprocessing ends by SIGTERM."""
+    code = """
+import sys
+from unittest.mock import MagicMock
+from chargpt import CharDataModule, DataConfig
+data = CharDataModule(DataConfig(source="file", path=sys.argv[1], block_size=16, num_workers=2))
+data.setup()
+data.trainer = MagicMock(global_rank=0, world_size=1)
+data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = 0
+batches = iter(data.train_dataloader())
+next(batches)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(text_file)]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_validation_is_shared_among_devices(text_file):
@@ -130,6 +207,65 @@ def test_split_too_short(tmp_path):
         data.setup()
 
 
+def test_one_character_over_and_over(tmp_path):
+    (tmp_path / "same.txt").write_text("x" * 1000)
+    with pytest.raises(UserError, match="has a single distinct character: there is nothing to learn"):
+        data_of(tmp_path / "same.txt").setup()
+
+
+# The text of a run that goes on
+
+
+@pytest.fixture
+def known(text_file, tmp_path):
+    """A text that lies in the cache and nowhere else any more: its name and its hash."""
+    file = tmp_path / "known.txt"
+    file.write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")
+    corpus = encode_text(Text("a known text", [file]))
+    file.unlink()
+    return {"name": "a known text", "sha256": corpus.sha256}
+
+
+@pytest.mark.parametrize("source", ["file", "shakespeare"])
+def test_a_run_goes_on_with_the_text_in_the_cache(source, known, monkeypatch):
+    monkeypatch.setitem(SOURCES, source, None)  # nobody asks there
+    data = CharDataModule(DataConfig(source=source, fallback="pydocs", block_size=16), **known)
+    data.setup()
+    assert {"name": data.corpus.name, "sha256": data.corpus.sha256} == known
+    assert data.source == source
+
+
+def test_a_run_whose_text_is_gone():
+    data = CharDataModule(DataConfig(source="file", block_size=16), sha256="0" * 64, name="a\ntext")
+    with pytest.raises(UserError, match=r"the text of the run \(a\\ntext\) is not in the cache .*: data\.path="):
+        data.setup()
+
+
+def test_a_run_goes_on_with_the_text_that_is_named(known, text_file, tmp_path):
+    """If it is the same; the one in the cache is not asked then."""
+    with pytest.raises(UserError, match=r"the text has changed since the run began: .*verse\.txt; start"):
+        CharDataModule(DataConfig(source="file", path=str(text_file), block_size=16), **known).setup()
+    (tmp_path / "again.txt").write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")
+    data = CharDataModule(DataConfig(source="file", path=str(tmp_path / "again.txt"), block_size=16), **known)
+    data.setup()
+    assert data.corpus.name.endswith("again.txt")
+
+
+def test_a_run_goes_on_with_what_its_source_has(text_file, monkeypatch):
+    """It is read where the cache lacks it, and no other text is taken instead."""
+    monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("tiny Shakespeare", [text_file]))
+    config = DataConfig(source="shakespeare", fallback="pydocs", block_size=16)
+    with pytest.raises(UserError, match="the text has changed since the run began: tiny Shakespeare"):
+        CharDataModule(config, sha256="0" * 64).setup()
+
+    def gone(path):
+        raise UnavailableError("it is not here")
+
+    monkeypatch.setitem(SOURCES, "shakespeare", gone)
+    with pytest.raises(UserError, match="it is not here"):
+        CharDataModule(config, sha256="0" * 64).setup()
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -139,9 +275,14 @@ def test_split_too_short(tmp_path):
         ({"block_size": 0}, r"data\.block_size must be at least 1"),
         ({"batch_size": 0}, r"data\.batch_size must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers must be at least 0"),
-        ({"seed": -1}, r"data\.seed must be at least 0"),
+        ({"seed": -1}, r"data\.seed must be at least 0 and at most .*; got -1"),
+        ({"seed": 2**63}, r"data\.seed must be at least 0 and at most 9,223,372,036,854,775,807"),
+        ({"batch_size": 2**64}, r"data\.batch_size must be at least 1 and at most"),
+        ({"num_workers": 257}, r"data\.num_workers must be at least 0 and at most 256"),
+        ({"block_size": 2**60}, r"data\.block_size must be at least 1 and at most 100,000,000"),
         ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
         ({"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
+        ({"path": "my\n.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\\n\.txt"),
         ({"fallback": "moby"}, r"data\.fallback must be one of shakespeare, .*; got 'moby'"),
     ],
 )

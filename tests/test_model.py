@@ -1,14 +1,18 @@
 import itertools
 import math
+import subprocess
+import sys
+import tracemalloc
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model
+from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
 
 SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
 VOCAB = 11
@@ -197,6 +201,10 @@ def test_bigram_reads_as_gpt_does(idx):
         ({"n_embd": -3}, "model.n_embd must be at least 1"),
         ({"n_head": 0}, "model.n_head must be at least 1"),
         ({"block_size": 0}, "model.block_size must be at least 1"),
+        ({"n_layer": 1001}, "model.n_layer must be at least 1 and at most 1,000; got 1001"),
+        ({"n_embd": 10**30}, "model.n_embd must be at least 1 and at most 100,000,000; got 10{30}$"),
+        ({"block_size": 10**30}, "model.block_size must be"),
+        ({"n_head": 10**30}, "model.n_head must be"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
         ({"dropout": -0.1}, "model.dropout"),
         ({"dropout": float("nan")}, "model.dropout"),
@@ -208,8 +216,9 @@ def test_out_of_range(change, message):
 
 
 def test_out_of_range_for_a_bigram():
-    with pytest.raises(UserError, match=r"model\.block_size must be at least 1; got 0"):
-        BigramConfig(block_size=0)
+    for size in (0, 10**30):
+        with pytest.raises(UserError, match=r"model\.block_size must be at least 1 and at most 100,000,000; got"):
+            BigramConfig(block_size=size)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gpt", GPT), ("bigram", Bigram)])
@@ -222,19 +231,57 @@ def test_built_from_its_configuration(name, kind):
     assert model.config is config
 
 
-def shapes(model):
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+@pytest.mark.parametrize("config", [GPTConfig(**SIZES), BigramConfig()])
+def test_a_skeleton_says_what_a_model_would_and_holds_nothing(config):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    skeleton = build_skeleton(config, VOCAB)
+    assert torch.equal(torch.rand(3), expected)  # nothing was drawn
+    model = build_model(config, VOCAB)
+    assert {tensor.device.type for tensor in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
+    assert {n: t.shape for n, t in skeleton.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    skeleton.load_state_dict(model.state_dict(), assign=True)
+    idx = torch.randint(VOCAB, (2, 12))
+    assert torch.equal(skeleton.eval()(idx), model.eval()(idx))
+    assert all(parameter.requires_grad for parameter in skeleton.parameters())
 
 
-def test_a_state_dict_fits_its_own_configuration_only(gpt, lecture):
-    config, bigram = GPTConfig(**SIZES), Bigram(BigramConfig(), VOCAB)
-    assert config.fits(VOCAB, shapes(gpt))
-    assert config.fits(VOCAB, shapes(lecture))
-    assert not config.fits(VOCAB + 1, shapes(gpt))
-    for change in ({"block_size": 13}, {"n_layer": 2}, {"n_layer": 10**9}, {"n_embd": 48}):
-        assert not GPTConfig(**SIZES | change).fits(VOCAB, shapes(gpt))
-    assert BigramConfig().fits(VOCAB, shapes(bigram))
-    assert not BigramConfig().fits(VOCAB + 1, shapes(bigram))
-    assert not BigramConfig().fits(VOCAB, shapes(gpt))
-    assert not config.fits(VOCAB, shapes(bigram))
-    assert not config.fits(VOCAB, {})
+def test_a_skeleton_is_quick():
+    """For sampling to start at once: PyTorch's meta device alone would first import for a second."""
+    code = (
+        "import sys, torch, chargpt.model as m\n"
+        "before = set(sys.modules)\n"
+        "m.build_skeleton(m.GPTConfig(), 65)\n"
+        "print(len(set(sys.modules) - before))\n"
+        "with torch.device('meta'): m.build_model(m.GPTConfig(), 65)\n"
+        "print(len(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    ours, plain = map(int, done.stdout.split())
+    assert ours <= 2
+    assert plain > 100
+
+
+def test_heads_that_are_only_claimed_are_not_listed():
+    """One key of the lecture's and a huge number of heads would otherwise become as many names."""
+    skeleton = build_skeleton(GPTConfig(n_layer=1, n_embd=10**7, n_head=10**7), 2)
+    tracemalloc.start()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        skeleton.load_state_dict({"blocks.0.sa.heads.0.query.weight": torch.zeros(1)}, assign=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_cache_has_the_room_that_is_asked_for(gpt, idx):
+    cache = gpt.new_cache(1, 5)
+    assert cache.layers[0].keys_and_values.shape[3] == 5
+    torch.testing.assert_close(gpt.read(idx[:1, :5], cache), gpt(idx[:1, :5])[:, -1], rtol=1e-10, atol=1e-12)
+    assert gpt.new_cache(1).layers[0].keys_and_values.shape[3] == 12
+
+
+def test_what_a_bigram_claims_takes_no_memory():
+    """Nothing in its file is as large as its block_size."""
+    bigram = Bigram(BigramConfig(block_size=10**8), VOCAB)
+    assert bigram.new_cache(1).layers == []

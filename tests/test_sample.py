@@ -1,5 +1,6 @@
 """`sample.py` as a person runs it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ import pytest
 import torch
 from helpers import ROOT, run_script
 
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import Bigram, BigramConfig
-from sample import build_parser, until
+from sample import build_parser, side_by_side, until
 
 
 def run(tiny_run, *arguments, **options):
@@ -149,13 +151,139 @@ def test_help_needs_no_torch_and_sampling_no_lightning(tiny_run):
         (["--prompt-file", "no/such/file"], "cannot read the prompt from no/such/file: No such file"),
         (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
         (["--ckpt", "no/such/run"], "no such checkpoint or run: no/such/run"),
+        (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
+        (["--ckpt", "a\0"], "argument --ckpt: no file has a NUL in its name"),
+        (["--out", "a\0"], "argument --out: no file has a NUL in its name"),
+        (["--out", "."], "cannot write to .: Is a directory"),
+        (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
+        (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
+        (["--prompt-file", "/dev/zero"], "the prompt in /dev/zero is longer than 16,000,000 bytes"),
+        (["--prompt", os.fsdecode(b"\xff")], "argument --prompt: the text is not UTF-8"),
+        (["--stop", "\ud800"], "argument --stop: the text is not UTF-8"),
+        (["--nonsense", "\x1b"], r"unrecognized arguments: --nonsense \\x1b"),
+        (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
+        (["--device", "meta"], "cannot use the device meta"),
+        (["--device", "cpu:99"], "cannot use the device cpu:99: there is none of that number"),
+        (["--device", "mkldnn"], "cannot use the device mkldnn"),
+        (["--device", ""], "cannot use the device : "),
+        (["--seed", "1" + 30 * "0"], "seed must be at least 0 and below"),
+        (["--temperature", "nan"], "temperature must be 0"),
+        (["--temperature", "inf"], "temperature must be 0"),
+        (["--num-samples", "1" + 12 * "0"], "so many texts side by side need some"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(quick, arguments, message):
     status, out, err = quick(*arguments)
     assert (status, out) == (2, "")
     assert re.match(f"error: {message}", err)
-    assert err.count("\n") == 1
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
+def test_out_never_takes_the_place_of_what_is_read(link, tiny_run, quick, tmp_path):
+    prompt, out = tmp_path / "prompt.txt", tmp_path / "out.txt"
+    prompt.write_text("a")
+    for file, arguments in ((tiny_run / "checkpoints" / "best.ckpt", ()), (prompt, ("--prompt-file", str(prompt)))):
+        before = file.read_bytes()
+        link(file, out)
+        status, _, err = quick("--out", str(out), *arguments)
+        assert file.read_bytes() == before
+        assert (status, err) == ((0, "") if link is shutil.copy else (2, f"error: --out would overwrite {file}\n"))
+        out.unlink()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", ".hydra/config.yaml", "train.log"])
+def test_out_is_no_file_of_a_run(name, tiny_run, quick, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "train.log").touch()
+    before = (run / name).read_bytes()
+    status, _, err = quick("--out", str(run / name))
+    assert (status, err) == (2, f"error: --out would overwrite a file of a run: {run / name}\n")
+    assert (run / name).read_bytes() == before
+    assert quick("--out", str(run / "play.txt"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "message"),
+    [
+        (MemoryError(), 1, "out of memory: a smaller num_samples"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+        (NonFiniteError("not finite"), 1, "not finite"),
+        (UserError("too much"), 2, "too much"),
+        (OSError(5, "Input/output error"), 2, r"\[Errno 5\] Input/output error"),
+    ],
+)
+def test_what_fails_before_the_first_character_leaves_the_file(failure, status, message, quick, tmp_path, monkeypatch):
+    def fail(*_):
+        raise failure
+        yield
+
+    monkeypatch.setattr("chargpt.sampling.generate", fail)
+    (tmp_path / "out.txt").write_text("kept")
+    found, out, err = quick("--out", str(tmp_path / "out.txt"))
+    assert (found, out, (tmp_path / "out.txt").read_text()) == (status, "", "kept")
+    assert re.match(f"error: {message}", err)
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(quick, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("chargpt.checkpoint.load_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        quick()
+
+
+@pytest.mark.parametrize("arguments", [("--max-new-tokens", "5"), ("--help",)])
+def test_a_full_device(arguments, tiny_run):
+    with open("/dev/full", "w") as full:
+        done = run(tiny_run, *arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
+
+
+def test_closed_streams(tiny_run, tmp_path):
+    def without(*streams, arguments=()):
+        closing = "".join(f"os.close({stream});" for stream in streams)
+        code = f"import os, sys; {closing} os.execv(sys.executable, [sys.executable, 'sample.py', *sys.argv[1:]])"
+        command = [sys.executable, "-c", code, "--ckpt", str(tiny_run), "--max-new-tokens", "5", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = without(1)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write the text: standard output is closed\n")
+    done = without(1, 2)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    done = without(0, arguments=("--prompt-file", "-"))
+    assert (done.returncode, done.stderr) == (2, "error: cannot read the prompt: standard input is closed\n")
+    done = without(0, 1, 2, arguments=("--out", str(tmp_path / "text.txt")))
+    assert done.returncode == 0
+    assert len((tmp_path / "text.txt").read_text()) == 6
+
+
+def test_a_terminal_is_not_commanded(tmp_path):
+    """What a vocabulary may hold is shown there, and written as it is elsewhere."""
+    characters = "\t\n\x1b]a\x9b\u202e"
+    weights = {"net.token_embedding_table.weight": torch.zeros(len(characters), len(characters))}
+    settings = {"characters": characters, "model": {"name": "bigram"}}
+    torch.save({"hyper_parameters": settings, "state_dict": weights}, tmp_path / "evil.ckpt")
+    arguments = ("--ckpt", str(tmp_path / "evil.ckpt"), "--prompt", "\x1b]", "--seed", "1", "--max-new-tokens", "99")
+    written = run_script("sample.py", *arguments).stdout
+    assert set(written) == set(characters)
+    master, terminal = os.openpty()
+    done = run_script("sample.py", *arguments, capture_output=False, stdout=terminal, stderr=subprocess.PIPE)
+    os.close(terminal)
+    shown = os.read(master, 10_000).decode().replace("\r\n", "\n")
+    os.close(master)
+    assert done.returncode == 0, done.stderr
+    assert shown == written.replace("\x1b", r"\x1b").replace("\x9b", r"\x9b").replace("\u202e", r"\u202e")
+
+
+def test_one_endless_text_is_not_kept():
+    rows = iter(range(3))
+    first = next(side_by_side(([n] for n in rows), 1))
+    kept = first.gi_frame.f_locals
+    assert [next(first), next(first)] == [[0], [1]]
+    assert kept["seen"] == []
 
 
 def test_unknown_characters_can_be_skipped(quick):

@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.errors import UserError
+from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.sampling import Sampling, generate, next_token
 
@@ -137,6 +139,62 @@ def test_temperature_sharpens():
         drawn = next_token(many, Sampling(temperature=temperature), torch.Generator().manual_seed(0))
         expected = torch.tensor([1.0 / temperature, 0.0]).softmax(-1)[0].item()
         assert (drawn == 0).float().mean().item() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"),
+    [
+        ([1.0, 1.0, 0.5], 1e-45),
+        ([1.0, 1.0, 0.5], 1e-300),
+        ([-7.0, 80.0, 79.0], 1e-38),
+        ([0.0, 1e-45, 0.0], 1e-45),
+        ([3e38, 2e38, 3e38], 0.5),
+        ([3e38, -3e38, 1e38], 1e38),
+        ([-3e38, -3e38, 3e38], 0.01),
+        ([1.0, 2.0, 3.0], 1e300),
+        ([1.0, 2.0, 3.0], 1.7),
+    ],
+)
+def test_any_temperature_and_any_finite_logits(logits, temperature):
+    """As plain arithmetic in float64 says."""
+    exact = torch.tensor(logits).double()
+    expected = ((exact - exact.max()) / temperature).softmax(0)
+    many = torch.tensor([logits]).repeat(20_000, 1)
+    drawn = next_token(many, Sampling(temperature=temperature), torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn, minlength=3) / len(drawn)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
+    assert not found[expected == 0].any()
+
+
+@pytest.mark.parametrize("choice", [{"top_p": 1e-320}, {"top_p": 1e-45}, {"temperature": 1e-300, "top_p": 1e-300}])
+def test_the_least_share_is_the_likeliest_character(choice):
+    assert support([0.0, 2.0, 2.0, 1.0], **choice) == {1, 2}
+
+
+def test_numbers_beyond_64_bits(gpt):
+    huge = Sampling(max_new_tokens=10**30, top_k=10**30)
+    assert len(list(itertools.islice(generate(gpt, prompt(3), huge), 20))) == 20
+
+
+def test_more_texts_than_there_is_memory_for(gpt):
+    with pytest.raises(UserError, match=r"need some [\d,]+ GB of memory, and this machine has [\d,]+ GB"):
+        next(generate(gpt, prompt(3), Sampling(num_samples=10**12)))
+
+
+def test_a_cache_no_larger_than_the_text(gpt, monkeypatch):
+    """A long window costs memory when it is used."""
+    lengths, new_cache = [], gpt.new_cache
+    monkeypatch.setattr(gpt, "new_cache", lambda N, length: lengths.append(length) or new_cache(N, length))
+    expected = text_of(gpt, prompt(3), max_new_tokens=20)
+    assert torch.equal(text_of(gpt, prompt(3), max_new_tokens=4), expected[:, :4])
+    assert lengths == [8, 7]
+
+
+def test_outputs_that_are_not_finite(gpt):
+    with torch.no_grad():
+        gpt.lm_head.bias.fill_(torch.inf)
+    with pytest.raises(NonFiniteError, match="the model's outputs are not finite numbers"):
+        next(generate(gpt, prompt(3)))
 
 
 @pytest.mark.parametrize(

@@ -115,5 +115,5 @@ def test_our_own_configurations():
     assert read_settings("optimizer", OPTIMIZER_CONFIGS, betas) == AdamWConfig(betas=[0, 0.9])
     with pytest.raises(UserError, match=r"model\.n_layer must be a whole number; got '2'"):
         read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": "2"})
-    with pytest.raises(UserError, match=r"model\.n_layer must be at least 1; got 0"):
+    with pytest.raises(UserError, match=r"model\.n_layer must be at least 1 and at most 1,000; got 0"):
         read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 0})

@@ -2,7 +2,9 @@ import hashlib
 import http.server
 import logging
 import os
+import socket
 import threading
+from pathlib import Path
 
 import pooch
 import pytest
@@ -53,6 +55,162 @@ def test_file_folder_and_glob(tmp_path):
     assert found("*.txt") == ["a.txt", "b.txt"]
 
 
+def names(path):
+    return [file.name for file in find_text("file", str(path)).files]
+
+
+def contents(path):
+    return [file.read_text() for file in find_text("file", str(path)).files]
+
+
+@pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt", "**", "[ab]*"])
+def test_a_file_of_several_names_counts_once(pattern, tmp_path):
+    (tmp_path / "b.txt").write_text("one")
+    (tmp_path / "a.txt").hardlink_to(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to("b.txt")
+    assert names(tmp_path / pattern) == ["a.txt"]
+
+
+def test_a_folder_of_several_names_counts_once(tmp_path):
+    """Its own name comes first, and a loop of links ends; what only a link leads to counts, too."""
+    data, away = tmp_path / "data", tmp_path / "away"
+    (data / "sub").mkdir(parents=True)
+    away.mkdir()
+    (data / "sub" / "b.txt").write_text("b")
+    (away / "d.txt").write_text("d")
+    for link, target in {"a_link": "sub", "loop": ".", "sub/up": "..", "c_link": away, "itself": "itself"}.items():
+        (data / link).symlink_to(target)
+    for path in (data, data / "**" / "*.txt"):
+        files = find_text("file", str(path)).files
+        assert [str(file.relative_to(data)) for file in files] == ["c_link/d.txt", "sub/b.txt"]
+    assert contents(data / "*" / "*.txt") == ["b", "d"]
+
+
+def test_what_a_glob_takes(tmp_path):
+    """Hidden names only where they are asked for, and every sign that a shell knows."""
+    for name in (".hidden/a.txt", "x/.b.txt", "x/c.txt", "x/y/z/d.txt", "x/[e].txt"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    assert contents(tmp_path) == [".hidden/a.txt", "x/.b.txt", "x/[e].txt", "x/c.txt", "x/y/z/d.txt"]
+    assert contents(tmp_path / "**/*.txt") == ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]
+    assert contents(tmp_path / "x/**") == ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]
+    assert contents(tmp_path / "**/.*.txt") == ["x/.b.txt"]
+    assert contents(tmp_path / ".*/?.txt") == [".hidden/a.txt"]
+    assert contents(tmp_path / "x/[c-e].txt") == ["x/c.txt"]
+    assert contents(tmp_path / "x/[[]e].txt") == contents(tmp_path / "x/[e].txt") == ["x/[e].txt"]
+    assert contents(tmp_path / "*/y/../*.txt") == ["x/[e].txt", "x/c.txt"]
+
+
+def test_names_from_home_and_above(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path / "sub")
+    for path in ("~/a.txt", "~", "~/*.txt", "../a.txt", "..", "../*.txt"):
+        assert names(path) == ["a.txt"]
+
+
+def test_folders_deeper_than_pythons_stack(tmp_path):
+    folders = [tmp_path]
+    while len(folders) < 1050:
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    (folders[-1] / "a.txt").write_text("deep down")
+    try:
+        assert contents(tmp_path) == ["deep down"]
+    finally:  # pytest's own way to remove them is not for so many
+        (folders[-1] / "a.txt").unlink()
+        for folder in folders[:0:-1]:
+            folder.rmdir()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"a\nb.txt", b"a\x1b[31m.txt", b"\xf0\x9f\x99\x82 '\".txt"])
+def test_any_name_of_a_file(name, tmp_path):
+    """It is read; in a message it stands in one line of characters that can be printed."""
+    file = os.path.join(os.fsencode(tmp_path), name)
+    with open(file, "w") as out:
+        out.write("text")
+    assert contents(tmp_path) == contents(tmp_path / "*.txt") == ["text"]
+    with open(file, "wb") as out:
+        out.write(b"\0")
+    with pytest.raises(UserError, match="is binary") as error:
+        encode_text(find_text("file", str(tmp_path)))
+    assert str(error.value).isprintable()
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def listener(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))  # the name of a socket is short
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def process(path):
+    path.symlink_to("/proc/self/status")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+@pytest.mark.parametrize("way", ["", "a.txt", "*.txt", "shakespeare"])
+@pytest.mark.parametrize("make", [pipe, listener, device, process])
+def test_what_is_no_file_on_disk_is_not_opened(make, way, tmp_path, monkeypatch):
+    """One line says what to do instead, where it is named, lies in a folder or matches a glob."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHARGPT_DATA_DIR", str(tmp_path))
+    make(tmp_path / ("tinyshakespeare.txt" if way == "shakespeare" else "a.txt"))
+    with pytest.raises(UserError, match=r"\.txt is .*, not a file on disk, .*: save it first \(cat ") as error:
+        find_text(*((way,) if way == "shakespeare" else ("file", str(tmp_path / way))))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="needs Unix")
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/dev/zero"])
+def test_what_comes_by_a_device(path):
+    """Also where it is a file just now: the run could not go on with it."""
+    with pytest.raises(UserError, match="not a file on disk"):
+        find_text("file", path)
+
+
+def refused(harm):
+    """As the disk refuses it to anyone but root, who runs tests, too."""
+
+    def refuse(path, *arguments, **options):
+        if isinstance(path, str | Path) and Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return harm(path, *arguments, **options)
+
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "*/*.txt", "secret/*.txt"])
+def test_a_folder_that_cannot_be_read(call, pattern, tmp_path, monkeypatch):
+    """It is an error, not a shorter text."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    monkeypatch.setattr(os, call, refused(getattr(os, call)))
+    with pytest.raises(UserError, match=r"cannot read .*secret: Permission denied"):
+        find_text("file", str(tmp_path / pattern))
+
+
+@pytest.mark.parametrize("pattern", ["", "a.txt", "*.txt", "**/a.txt"])
+@pytest.mark.parametrize(("target", "reason"), [("gone.txt", "the file that it links to is missing"), ("a.txt", "")])
+def test_a_link_that_leads_nowhere(target, reason, pattern, tmp_path):
+    (tmp_path / "a.txt").symlink_to(target)
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "no_text").symlink_to("gone")
+    with pytest.raises(UserError, match=rf"cannot read .*a\.txt: {reason}"):
+        find_text("file", str(tmp_path / pattern))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -61,13 +219,22 @@ def test_file_folder_and_glob(tmp_path):
         ("none.txt", r"no text at data\.path=none\.txt"),
         ("*.txt", r"no text at data\.path=\*\.txt"),
         (".", r"the folder \. holds no \.txt file; a glob names others"),
+        ("a\0b.txt", r"data\.path=a\\x00b\.txt is not a name"),
+        ("caf\udce9.txt", r"data\.path=caf\\udce9\.txt is not a name that UTF-8 can write"),
+        ("a\nb.txt", r"no text at data\.path=a\\nb\.txt"),
+        ("x" * 5000, "cannot read xxx.*: File name too long"),
+        ("x/" * 2500 + "*.txt", "cannot read x/x/.*: File name too long"),
+        ("~nobody_of_this_name/a.txt", "no text at data"),
+        ("notes.md/*.txt", "no text at data"),
+        ("notes.md/a.txt", "no text at data"),
     ],
 )
 def test_no_such_text(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("text")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         find_text("file", path, fallback="pydocs")
+    assert str(error.value).isprintable()
 
 
 def test_pydocs_needs_no_network(cache, offline):
@@ -85,6 +252,10 @@ def test_pydocs_of_another_python_is_replaced(cache):
     find_text("pydocs")
     assert file.stat().st_ino == written.st_ino  # what is right stays
     file.write_text("older")
+    find_text("pydocs")
+    assert file.read_bytes() == content
+    file.unlink()
+    os.mkfifo(file)
     find_text("pydocs")
     assert file.read_bytes() == content
 
@@ -150,12 +321,36 @@ def test_download_is_checked_and_atomic(tmp_path, cache, monkeypatch):
         monkeypatch.setattr(room, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
         with pytest.raises(UserError, match="hash"):
             find_text("shakespeare")
-        assert [file.name for file in cache.rglob("*") if file.is_file()] == []
+        assert [file.name for file in cache.rglob("*") if file.is_file()] == [".lock"]
         monkeypatch.setattr(room, "SHAKESPEARE_SHA256", hashlib.sha256(page).hexdigest())
         (file,) = find_text("shakespeare").files
         assert file.read_bytes() == page
         assert cache in file.parents
         server.shutdown()
+
+
+def test_what_a_killed_download_left(tmp_path, monkeypatch):
+    """It goes with the next download, and nothing else does in a folder that may be the user's own."""
+    content = b"First Citizen:"
+    monkeypatch.setenv("CHARGPT_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(room, "SHAKESPEARE_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: lambda url, out, _: out.write(content))
+    for name in ("tinyshakespeare.txt.x.tmp", "mine.tmp"):
+        (tmp_path / name).write_text("half")
+    (file,) = find_text("shakespeare").files
+    assert file.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == [".lock", "mine.tmp", "tinyshakespeare.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("two\nlines\x1b[31m")])
+def test_a_download_that_fails_says_so_in_one_line(error, cache, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: fail)
+    with pytest.raises(UserError, match="download failed") as failure:
+        find_text("shakespeare")
+    assert str(failure.value).isprintable()
 
 
 @pytest.mark.slow

@@ -363,6 +363,9 @@ def test_the_configuration_is_shown():
     done = run_script("train.py", "--cfg", "job", "run_dir=x")
     assert done.returncode == 0
     assert "n_embd: 384" in done.stdout
+    done = run_script("train.py", "--cfg", "job", "--resolve", "hydra.run.dir=x")
+    assert done.returncode == 0, done.stderr
+    assert "dirpath: x/checkpoints" in done.stdout
 
 
 @pytest.mark.slow

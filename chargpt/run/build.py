@@ -8,21 +8,29 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
+from chargpt.corpus import Corpus
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model
+from chargpt.memory import check_memory
+from chargpt.model import build_skeleton
 from chargpt.module import CharLM
 from chargpt.run.callbacks.record import RunRecord
+from chargpt.run.callbacks.restoring import Restoring
+from chargpt.run.checkpoints import StateInMemory
 from chargpt.run.config import Settings
+from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
 from chargpt.run.sweep import in_sweep
+from chargpt.settings import arguments_of, check_types
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
 TRAINER_ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 
 
@@ -36,6 +44,7 @@ class Run:
     trainer: Trainer
     precision: str  # which one and why, in words, if there is something to say
     compiled: bool
+    restoring: Restoring
 
     def describe(self) -> str:
         """The text, the model and how it is computed, in a line each."""
@@ -54,27 +63,53 @@ def build(settings: Settings, resumption: Resumption | None = None) -> Run:
     Raises:
         UserError: the settings or the text cannot be used, or do not fit what the run goes on from.
     """
-    seed_everything(settings.seed, workers=True, verbose=False)
-    data = CharDataModule(settings.data)
+    seed_everything(settings.seed, verbose=False)
+    if resumption is not None:
+        check_resumption(resumption, settings)
+    data = CharDataModule(settings.data, **(resumption.text if resumption else {}))
     data.setup()
     corpus = data.corpus
     text = {"name": corpus.name, "sha256": corpus.sha256}
-    if resumption is not None:
-        check_resumption(resumption, settings, corpus)
+    _check_sizes(settings, corpus)
     module = CharLM(settings.model, settings.optimizer, corpus.tokenizer.characters, text)
     precision = settle_precision(settings.trainer, resumption)
-    callbacks = [RunRecord(settings), *build_callbacks(settings.callbacks)]
-    # Each rank's batches are made for it already.
-    defaults: dict[str, Any] = {"default_root_dir": settings.run_dir, "use_distributed_sampler": False}
-    arguments = defaults | settings.trainer
-    if resumption is not None and _name_of(arguments.get("logger")) == "TensorBoardLogger":
-        # Curves go on where the saved state stands.
-        arguments["logger"] = arguments["logger"] | {"purge_step": resumption.step + 1}
-    trainer = build_trainer(arguments, callbacks)
+    restoring = Restoring(resumption)
+    callbacks = [restoring, RunRecord(settings), *build_callbacks(settings.callbacks)]
+    trainer = build_trainer(_arguments(settings, resumption), callbacks)
     if trainer.world_size > 1 and in_sweep():
         raise UserError("a sweep trains each job on one device: its other processes would each sweep again")
     compiled = compile_model(module.net, settings.compile, trainer.strategy.root_device, trainer.max_steps)
-    return Run(settings, data, module, trainer, precision, compiled)
+    return Run(settings, data, module, trainer, precision, compiled, restoring)
+
+
+def _arguments(settings: Settings, resumption: Resumption | None) -> dict[str, Any]:
+    """The Trainer's arguments: those of the settings, and what keeps it in the run's folder and lets it go on."""
+    given = settings.trainer
+    arguments = {"use_distributed_sampler": False} | given  # each rank's batches are made for it already
+    arguments["default_root_dir"] = given.get("default_root_dir") or settings.run_dir
+    arguments["logger"] = continued(given.get("logger"), settings.run_dir, resumption.step + 1 if resumption else 0)
+    if resumption is not None:
+        plugins = _made("trainer.plugins", given.get("plugins") or [])
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):  # one of the user's own reads for itself
+            arguments["plugins"] = [*plugins, StateInMemory(resumption.state)]
+    return arguments
+
+
+def _check_sizes(settings: Settings, corpus: Corpus) -> None:
+    """Refuse what could not be trained here, before any of it is made.
+
+    Raises:
+        UserError: the model or a batch needs more memory than there is.
+    """
+    if device_type(str(settings.trainer.get("accelerator", "auto"))) != "cpu":
+        return
+    vocab_size, data = corpus.tokenizer.vocab_size, settings.data
+    numbers = sum(parameter.numel() for parameter in build_skeleton(settings.model, vocab_size).parameters())
+    # Each parameter with its gradient and the optimizer's two moments; each logit with its gradient; 4 bytes each.
+    check_memory(16 * numbers, f"{numbers:,} parameters in training", "a smaller model.n_embd or model.n_layer")
+    logits = data.batch_size * data.block_size * vocab_size
+    check_memory(8 * logits, "the outputs for one batch", "a smaller data.batch_size or model.block_size")
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:
@@ -102,7 +137,13 @@ def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -
 
 
 def device_type(accelerator: str) -> str:
-    """The type of device that Lightning takes for its `accelerator` argument."""
+    """The type of device that Lightning takes for its `accelerator` argument.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if accelerator in ("cuda", "mps") and not getattr(torch, accelerator).is_available():
+        raise UserError(f"trainer.accelerator={accelerator} is not to be had on this machine")
     if accelerator not in ("auto", "gpu"):
         return accelerator
     if torch.cuda.is_available():
@@ -116,7 +157,14 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     Raises:
         UserError: a callback cannot be made as described.
     """
-    return [_made(f"callbacks.{name}", config) for name, config in configs.items() if config]
+    callbacks = {f"callbacks.{name}": config for name, config in configs.items() if config is not None}
+    made = {name: _made(name, config) for name, config in callbacks.items()}
+    for name, callback in made.items():
+        if not isinstance(callback, Callback):
+            raise UserError(f"{name} is no callback of Lightning's: it needs {name}._target_=..., or is null")
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise UserError(f"{name} counts epochs, and random blocks have none: trainer.accumulate_grad_batches=...")
+    return list(made.values())
 
 
 def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trainer:
@@ -134,11 +182,18 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         count = config.get(name)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise UserError(f"trainer.{name} must be a whole number of steps, at least 1; got {count}")
-    clip = config.get("gradient_clip_val") or 0
-    if not isinstance(clip, int | float) or clip < 0:
-        raise UserError(f"trainer.gradient_clip_val must be at least 0, or null; got {clip}")
-
+    for name in EPOCH_COUNTS:
+        if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
+            raise UserError(
+                f"trainer.{name} counts epochs, and random blocks have none: trainer.max_steps=... counts steps"
+            )
+    batches = config.get("limit_train_batches")
+    if batches is not None and (type(batches) is not int or batches < 1):
+        raise UserError(f"trainer.limit_train_batches must be a number of batches, at least 1, or null; got {batches}")
     arguments = {name: _made(f"trainer.{name}", value) for name, value in config.items()}
+    check_types("trainer", arguments_of(Trainer), arguments)
+    if not (arguments.get("gradient_clip_val") or 0) >= 0:
+        raise UserError(f"trainer.gradient_clip_val must be at least 0, or null; got {arguments['gradient_clip_val']}")
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
@@ -148,7 +203,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     try:
         return Trainer(**arguments, callbacks=list(callbacks))
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with them, they are what was asked for
         raise UserError(f"trainer: {first_line(error)}") from error
 
 
@@ -170,11 +225,11 @@ def _made(name: str, config: Any) -> Any:
         return made
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
-        return get_class(made.pop("_target_"))(**made)
-    except Exception as error:  # any class may be named, and each fails in a way of its own
+        kind = get_class(made.pop("_target_"))
+    except Exception as error:  # any name may be given, and each may fail in a way of its own
         raise UserError(f"{name}: {first_line(error)}") from error
-
-
-def _name_of(config: Any) -> str | None:
-    """The name of the class that a configuration stands for."""
-    return str(config["_target_"]).rpartition(".")[2] if isinstance(config, dict) and "_target_" in config else None
+    check_types(name, arguments_of(kind), made)
+    try:
+        return kind(**made)
+    except Exception as error:
+        raise UserError(f"{name}: {first_line(error)}") from error

@@ -1,8 +1,11 @@
-"""How the checkpoints of a run are written: under another name and renamed, so that a crash leaves the one before."""
+"""How the checkpoints of a run are written, under another name and renamed, so that a crash leaves the one before; and
+how Lightning gets one."""
 
 import os
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
 
@@ -27,3 +30,21 @@ def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path
     except BaseException:
         half.unlink(missing_ok=True)
         raise
+
+
+class StateInMemory(TorchCheckpointIO):
+    """Writes checkpoints as Lightning does, and gives it a state that was read and checked, so that the file need not
+    be read a second time.
+
+    Args:
+        state: what a checkpoint holds; it is given once, and not kept.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        super().__init__()
+        self.state = state
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> dict[str, Any]:
+        state = dict(self.state)
+        self.state.clear()
+        return state

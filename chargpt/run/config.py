@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.blocks import DataConfig
@@ -57,9 +58,15 @@ def register() -> None:
     # Any argument of the Trainer may be given, without a plus, also those that no file in conf/ names.
     store.store(group="schema", name="trainer", node=OmegaConf.create({}, flags={"struct": False}))
     register_resolver = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver  # as 2.4 calls it
-    options: dict[str, Any] = {"replace": True}
+    options: dict[str, Any] = {"replace": True}  # which one of the two does not declare
     register_resolver("folder_name", folder_name, **options)
-    register_resolver("unless", lambda condition, value: None if condition else value, **options)
+    register_resolver("output_dir", _output_dir, **options)
+
+
+def _output_dir() -> str:
+    """Where Hydra writes; while it only shows a configuration (`--cfg job --resolve`), where it would."""
+    hydra: Any = HydraConfig.get()
+    return OmegaConf.select(hydra, "runtime.output_dir") or hydra.run.dir
 
 
 def read_config(cfg: DictConfig) -> Settings:
@@ -72,7 +79,13 @@ def read_config(cfg: DictConfig) -> Settings:
     for key in map(str, cfg):
         if key not in known:
             raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
+    for key in known:
+        if key not in cfg:
+            raise UserError(f"the configuration has no {key}")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    for group in ("trainer", "callbacks"):
+        if not isinstance(plain[group], dict):
+            raise UserError(f"{group} must be a mapping; got {plain[group]!r}")
     if not 0 <= plain["seed"] < 2**32:
         raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
     checked = {

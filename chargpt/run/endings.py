@@ -1,17 +1,30 @@
 """How a run that fails is told of: in one line and with a status, where no traceback is needed."""
 
 import errno
-import re
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from chargpt.errors import NonFiniteError, UserError, did_you_mean, first_line
+from chargpt.errors import NonFiniteError, UserError, did_you_mean, first_line, is_out_of_memory
 from chargpt.run.stored import options_of
 
-DISK = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES") if hasattr(errno, name)]
+NAMES = (
+    "ENOSPC",
+    "EDQUOT",
+    "EFBIG",
+    "EIO",
+    "EROFS",
+    "EACCES",
+    "EPERM",
+    "EEXIST",
+    "ENOTDIR",
+    "EISDIR",
+    "ENAMETOOLONG",
+    "ELOOP",
+)
+DISK = [getattr(errno, name) for name in NAMES if hasattr(errno, name)]
 
 
 def ending(error: Exception, folder: Path) -> tuple[str, int] | None:
@@ -33,7 +46,7 @@ def ending(error: Exception, folder: Path) -> tuple[str, int] | None:
             f"{error}; what was saved before is in {folder}/checkpoints. A lower optimizer.lr, a longer"
             " optimizer.warmup_steps, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
         ), 1
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+    if is_out_of_memory(error):
         return (
             "out of memory: a smaller data.batch_size needs less, with trainer.accumulate_grad_batches= to make up for"
             " it, or a smaller model.block_size, or trainer.precision=bf16-mixed"

@@ -1,13 +1,17 @@
-"""The folder of a run: that no other run is in it, and what stands in it."""
+"""The folder of a run: who works in it, and what stands in it."""
 
 import os
 import re
+import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, printable
 
 CONFIG = ".hydra/config.yaml"
 CHOICES = ".hydra/hydra.yaml"  # Hydra's own settings, the chosen options among them
@@ -15,28 +19,97 @@ CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # states o
 
 
 def short(folder: Path) -> Path:
-    """The folder as one would type it: relative where it lies below the working directory."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    """The folder as one would type it: relative where it lies below the directory in which the command was given."""
+    here = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def claim(folder: Path) -> None:
-    """Make the run's folder of checkpoints; only one run can, so no run writes over another's.
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Work in a run's folder, where no other process does; what a killed one left half-written there is removed.
+
+    The lock is the system's: it ends with the process, however that ends.
+
+    Raises:
+        UserError: another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another process is at work in {short(folder)}: stop it first, or let it end") from None
+    try:
+        for half in (*folder.glob("checkpoints/.*.tmp"), *folder.glob(".hydra/*.tmp")):
+            half.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def check_contents(folder: Path) -> None:
+    """Refuse a folder in which something leads elsewhere: what is read or written there would be another's.
+
+    Raises:
+        UserError: there is a link to somewhere outside, a pipe or the like, or a checkpoint that Lightning would load
+            by itself.
+    """
+    check_name(folder)
+    root = os.path.realpath(folder)
+    for parent, folders, files in os.walk(root, onerror=_raise):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                inside = Path(os.path.realpath(path)).is_relative_to(root)
+                wrong = "" if inside else "a link to somewhere outside of it"
+            elif stat.S_ISREG(status.st_mode):
+                wrong = "a hard link (a plain copy, cp -r, has none)" if status.st_nlink > 1 else ""
+            else:
+                wrong = "" if stat.S_ISDIR(status.st_mode) else "neither a file nor a folder"
+            if path.name.startswith("hpc_ckpt_"):
+                wrong = "a checkpoint of a name that Lightning loads by itself"
+            if wrong:
+                raise UserError(f"the run's folder {short(folder)} has {wrong}: {path.relative_to(root)}")
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a folder of which a library would take the name for another place, or cannot write it.
+
+    Raises:
+        UserError: Hydra would take a part of it for a reference, or Lightning's way to files for an address.
+    """
+    name = str(folder.absolute())
+    for part in ("${", "::", "://"):
+        if part in name:
+            raise UserError(f"a run's folder cannot have {part} in its name, which stands for another place: {folder}")
+    if printable(name) != name:
+        raise UserError(f"a run's folder cannot have control characters in its name, nor what is not UTF-8: {folder}")
+
+
+def _raise(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
+def claim(folder: Path, config: str) -> None:
+    """Make the run's folder of checkpoints, unless another run has it already.
+
+    A run that ended before its first save begins again in its folder.
+
+    Args:
+        config: the text of the run's configuration.
 
     Raises:
         UserError: there is a run in the folder.
     """
-    try:
-        (folder / "checkpoints").mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{short(folder)} holds a run already; hydra.run.dir=... names another folder") from None
-
-
-def store_config(cfg: DictConfig, folder: Path) -> None:
-    """Keep the configuration as it is now for the next time."""
-    half = folder / f"{CONFIG}.tmp"
-    half.parent.mkdir(exist_ok=True)
-    OmegaConf.save(cfg, half)
-    os.replace(half, folder / CONFIG)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_name(folder)
+    if found := next(folder.glob("hpc_ckpt_*"), None):
+        raise UserError(f"{short(folder)} has a checkpoint of a name that Lightning loads by itself: {found.name}")
+    saved = [*folder.glob("checkpoints/*")]
+    same = (folder / CONFIG).is_file() and (folder / CONFIG).read_text(encoding="utf-8") == config
+    if any((folder / name).exists() for name in CHECKPOINTS) or (saved and not same):
+        raise UserError(f"{short(folder)} holds a run already; hydra.run.dir=... names another folder")
+    (folder / "checkpoints").mkdir(exist_ok=True)
 
 
 def settle_events(folder: Path) -> None:
@@ -48,6 +121,6 @@ def settle_events(folder: Path) -> None:
     seconds = [int(match[2]) for match in files.values() if match]
     ahead = max(seconds, default=0) - int(time.time()) + 1
     if ahead > 0:
-        for file, match in files.items():
+        for file, match in sorted(files.items()):  # the earliest first: its new name is nobody's
             if match:
                 file.rename(folder / f"{match[1]}{int(match[2]) - ahead}{match[3]}")

@@ -1,21 +1,26 @@
 """Going on with a run: finding it, and its newest usable state of training.
 
-A run's folder may come from elsewhere: checkpoints are read as data (`weights_only=True`, every byte against its
-checksum), and `chargpt.run.stored` says what is taken of its configuration.
+A run's folder may come from elsewhere: checkpoints are read as data, by `chargpt.pickled`, `chargpt.run.stored` says
+what is taken of its configuration, and nothing in it leads out of it.
 """
 
 import logging
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chargpt.checkpoint import model_of, read_archive
-from chargpt.corpus import Corpus
-from chargpt.errors import UserError
+import torch
+
+from chargpt.checkpoint import model_in, read_archive
+from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings
-from chargpt.run.folder import CHECKPOINTS, CONFIG
-from chargpt.run.stored import choices_of, groups_of_conf
+from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
+from chargpt.run.stored import choices_of, composed, groups_of_conf, resumed_config, spelled
 from chargpt.settings import read_settings
 
 log = logging.getLogger(__name__)
@@ -27,69 +32,117 @@ class Resumption:
 
     Attributes:
         checkpoint: the file with the state of training.
+        state: what was read from it.
         step: optimizer steps taken.
         best: the lowest validation loss so far, in nats per character.
         model, optimizer: the configurations that it was trained with.
-        sha256: of the text that it was trained on.
+        text: the name and the `sha256` of the text that it was trained on.
     """
 
     checkpoint: Path
+    state: dict[str, Any]
     step: int
     best: float
     model: ModelConfig
     optimizer: OptimizerConfig
-    sha256: str
+    text: dict[str, str]
 
 
-def find_run(resume: str, outputs: str | Path = "outputs") -> Path:
-    """The folder of the run to go on with: the one named, or for `auto` the newest with a usable checkpoint.
-
-    Raises:
-        UserError: there is none.
-    """
-    if resume != "auto":
-        run = Path(resume)
-        if not (run / CONFIG).is_file():
-            raise UserError(f"{resume} is not the folder of a run: it has no {CONFIG}")
-        return run
-    found = [file for name in CHECKPOINTS for file in Path(outputs).rglob(name)]
-    runs = dict.fromkeys(file.parents[1] for file in sorted(found, key=lambda file: -file.stat().st_mtime))
-    for run in runs:
-        if (run / CONFIG).is_file() and _newest_state(run) is not None:
-            return run
-    raise UserError(f"resume=auto found no run with a usable checkpoint in {outputs}/")
-
-
-def point_to_run(arguments: list[str]) -> list[str]:
+def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
     """The command line with `resume=` in full: the options that the run chose from `conf/`, what was said now, and the
-    run's folder, which is also where the output goes.
+    run's folder, which is also where the output goes. `resume=allow` begins a run where there is none yet.
+
+    Args:
+        outputs: where `resume=auto` looks.
 
     Raises:
         UserError: there is no such run, or the command line is that of a sweep, or chooses other options.
     """
-    given = [argument for argument in arguments if argument.startswith("resume=")]
-    if not given or given[-1] in ("resume=", "resume=null"):
+    for argument in arguments:
+        if argument.startswith("--e"):
+            raise UserError("resume= goes on with a run; Hydra's --experimental-rerun would run whatever a file says")
+        if any("\ud800" <= char <= "\udfff" for char in argument):
+            raise UserError(f"this argument is not UTF-8: {argument!r}")
+    resume, rest = _split(arguments, "resume")
+    if resume in (None, "null"):
         return arguments
-    if "-m" in arguments or "--multirun" in arguments:
+    if not resume:
+        raise UserError("resume= is empty: it takes a run's folder, auto (the newest that can go on) or allow")
+    if any(argument == "-m" or argument.startswith("--m") for argument in rest):
         raise UserError("a sweep cannot resume; resume its jobs one by one, resume=outputs/sweeps/...")
-    run = find_run(_unquoted(given[-1].removeprefix("resume=")))
-    quoted = "'" + str(run.absolute()).replace("'", "\\'") + "'"  # sweeps' folders have commas and equals signs
-    rest = [argument for argument in arguments if argument not in given]
-    groups, choices = groups_of_conf(), choices_of(run)
-    for argument in rest:
-        group, _, option = argument.lstrip("+").partition("=")
-        if group in groups and option != choices.get(group):
-            own = f"{group}={choices[group]}" if group in choices else group
-            raise UserError(f"resume goes on with the run's own {own}: single values can be changed, not {argument}")
-    chosen = [f"{group}={option}" for group, option in choices.items()]
-    return [*chosen, *rest, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    folder, others = _split(rest, "hydra.run.dir")
+    if resume == "auto":
+        run = _newest_run(others, Path(outputs))
+    elif resume == "allow":
+        if not folder or "${" in folder:
+            raise UserError("resume=allow needs a folder to begin a run in, or to go on with it: hydra.run.dir=...")
+        if Path(folder).exists():
+            check_contents(Path(folder))
+        if not any((Path(folder) / name).exists() for name in CHECKPOINTS):
+            return [*rest, "resume=null"]
+        run = Path(folder)
+    else:
+        run = Path(resume)
+        if not run.is_dir():
+            raise UserError(f"there is no folder {resume}")
+    run = Path(os.path.realpath(run))  # as Hydra would have it, too
+    check_contents(run)
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    if folder and Path(os.path.realpath(folder)) != run:
+        raise UserError(f"a run goes on in its own folder, {run}, not in hydra.run.dir={folder}")
+    place = spelled(str(run))
+    return [*_with_choices(run, others), f"resume={place}", f"hydra.run.dir={place}"]
+
+
+def _split(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The last value that is given to a key, or None, and the other arguments."""
+    given = [each for each in arguments if re.match(rf"\+{{0,2}}{re.escape(key)}=", each)]
+    rest = [each for each in arguments if each not in given]
+    return (_unquoted(given[-1].partition("=")[2]), rest) if given else (None, rest)
 
 
 def _unquoted(value: str) -> str:
     """The value that Hydra reads: it is quoted for the other processes of a run on several devices."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1].replace(f"\\{value[0]}", value[0])
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and not Path(value).exists():
+        return re.sub(rf"(\\+)({value[0]}|\Z)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
     return value
+
+
+def _with_choices(run: Path, rest: list[str]) -> list[str]:
+    """The options that a run chose, and the other arguments, which choose no others."""
+    groups, choices = groups_of_conf(), choices_of(run)
+    for argument in rest:
+        group = re.split("[@:=]", argument.lstrip("+~"))[0]
+        if group in groups and argument != f"{group}={choices.get(group)}":
+            own = f"{group}={choices[group]}" if group in choices else group
+            raise UserError(f"resume goes on with the run's own {own}: single values can be changed, not {argument}")
+    return [*(f"{group}={option}" for group, option in choices.items()), *rest]
+
+
+def _newest_run(rest: list[str], outputs: Path) -> Path:
+    """The newest run that these arguments can go on with; says on what others it passed over.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [file for name in CHECKPOINTS for file in outputs.rglob(name)]
+    runs = dict.fromkeys(file.parents[1] for file in sorted(found, key=lambda file: -file.lstat().st_mtime))
+    overrides = [argument for argument in rest if not argument.startswith("-")]
+    for run in runs:
+        try:
+            check_contents(run)
+            state = load_state(run)
+            said = _with_choices(run, overrides)
+            cfg = composed([each for each in said if not each.startswith("hydra.")])
+            if state.step >= (max_steps := resumed_config(cfg, run, said).trainer.max_steps):
+                raise UserError(f"{run} is finished: {state.step} of {max_steps} steps")
+        except Exception as error:  # whatever is wrong with this one, another may be right
+            why = error if isinstance(error, UserError) else first_line(error)
+            log.warning(f"Passing over {one_line(run)}: {one_line(why)}")
+        else:
+            return run
+    raise UserError(f"resume=auto found no run to go on with in {outputs}/")
 
 
 def load_state(run: Path) -> Resumption:
@@ -98,49 +151,96 @@ def load_state(run: Path) -> Resumption:
     Raises:
         UserError: neither is usable.
     """
-    state = _newest_state(run)
-    if state is None:
+    files = [file for name in CHECKPOINTS if (file := run / name).exists()]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is in the way: it is no file")
+    for file in files:
+        try:
+            return _read(file, run)
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+        except Exception as error:  # what a damaged file raises depends on the damage
+            if is_out_of_memory(error):
+                raise
+            why = error if isinstance(error, UserError) else type(error).__name__
+            log.warning(f"Passing over {one_line(file)}: it is damaged, or not a state of training ({one_line(why)})")
+    if files:
         raise UserError(f"{run} has no usable checkpoint to go on from ({' or '.join(CHECKPOINTS)})")
-    return state
-
-
-def _newest_state(run: Path) -> Resumption | None:
-    for file in (run / name for name in CHECKPOINTS):
-        if file.exists():
-            try:
-                return _read(file)
-            except Exception as error:  # what a damaged file raises depends on the damage
-                log.warning(f"Passing over {file}: it is damaged, or not a state of training ({type(error).__name__})")
-    return None
-
-
-def _read(file: Path) -> Resumption:
-    checkpoint = read_archive(file)
-    for key in ("loops", "optimizer_states", "lr_schedulers", "callbacks"):
-        checkpoint[key]
-    if type(checkpoint["global_step"]) is not int:
-        raise TypeError("not a state of training")
-    model, _ = model_of(checkpoint)
-    saved = checkpoint["hyper_parameters"]
-    return Resumption(
-        checkpoint=file.absolute(),
-        step=checkpoint["global_step"],
-        best=float(checkpoint["state_dict"]["best_val_loss.min_value"]),
-        model=model,
-        optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
-        sha256=saved["corpus"]["sha256"],
+    raise UserError(
+        f"{run} ended before its first save: there is nothing to go on from. The command that began it, with"
+        f" hydra.run.dir={spelled(str(run))}, begins it again in this folder"
     )
 
 
-def check_resumption(resumption: Resumption, settings: Settings, corpus: Corpus) -> None:
-    """Refuse a state that is another model's, or was trained on another text, before a model is made.
+def _read(file: Path, run: Path) -> Resumption:
+    state = read_archive(file)
+    [optimizer] = state["optimizer_states"]
+    if not (_is_of_counts(state["loops"]) and _is_of_tensors(optimizer["state"])):
+        raise TypeError("not a state of training")
+    state["lr_schedulers"] = []  # they follow from the step and the settings
+    step, saved = state["global_step"], state["hyper_parameters"]
+    if type(step) is not int or not re.fullmatch(r"[\w.+-]{1,40}", state["pytorch-lightning_version"]):
+        raise TypeError("not a state of training")
+    model = model_in(state)
+    state["callbacks"] = dict(_given_back(state["callbacks"], run))
+    return Resumption(
+        checkpoint=file.absolute(),
+        state=state,
+        step=step,
+        best=float(state["state_dict"]["best_val_loss.min_value"]),
+        model=model.config,
+        optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
+        text={key: str(saved["corpus"][key]) for key in ("name", "sha256")},
+    )
+
+
+def _is_of_counts(loops: Any) -> bool:
+    """Whether the state of Lightning's loops is made of counts, as it is."""
+    return all(map(_is_of_counts, loops.values())) if isinstance(loops, dict) else isinstance(loops, int)
+
+
+def _is_of_tensors(states: dict[int, dict[str, Any]]) -> bool:
+    """Whether an optimizer's state has tensors and numbers for each parameter, and nothing deeper."""
+    values = [value for state in states.values() for value in state.values()]
+    return all(value is None or isinstance(value, torch.Tensor | int | float) for value in values)
+
+
+def _given_back(states: dict[str, Any], run: Path) -> Iterator[tuple[str, Any]]:
+    """The states of callbacks that may be restored.
+
+    Not that of a time limit, which counts anew at each start. And none with the path of something outside the run's
+    folder, which a callback may remove as if it had made it: `ModelCheckpoint` does, of a run that was copied, say.
+    """
+    for name, state in states.items():
+        if not name.isprintable() or name.startswith("Timer"):
+            continue
+        if (path := next(_paths_outside(state, os.path.realpath(run)), None)) is None:
+            yield name, state
+        else:
+            said = f"it has the path of something outside {one_line(run)}: {one_line(path)}"
+            log.warning(f"The state of {name} is left out: {said}")
+
+
+def _paths_outside(state: Any, folder: str) -> Iterator[str]:
+    if isinstance(state, str):
+        leads_on = "::" in state or "://" in state or state.startswith("~")  # to libraries that may be asked
+        if leads_on or (os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder)):
+            yield state
+    elif isinstance(state, dict | list | tuple | set):
+        for each in state:
+            yield from _paths_outside(each, folder)
+            if isinstance(state, dict):
+                yield from _paths_outside(state[each], folder)
+
+
+def check_resumption(resumption: Resumption, settings: Settings) -> None:
+    """Refuse a state that is another model's, before a model is made.
 
     Raises:
         UserError: it is.
     """
-    if resumption.sha256 != corpus.sha256:
-        raise UserError(f"the text has changed since the run began: {corpus.name}; start a new run for it")
     for key in ("model", "optimizer"):
         before = getattr(resumption, key)
         if before != getattr(settings, key):
-            raise UserError(f"{resumption.checkpoint} was trained with another {key}: {before}")
+            raise UserError(f"{short(resumption.checkpoint)} was trained with another {key}: {before}")

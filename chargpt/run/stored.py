@@ -1,31 +1,41 @@
 """The configuration that a run's folder keeps, which may come from a stranger.
 
 A run goes on with a configuration composed anew from our own `conf/`, by the options that the run chose there. What the
-folder says contributes values of known keys: no class, no path of output and no interpolation is taken from it.
+folder says contributes values of known keys: no class, no path and no interpolation is taken from it.
 """
 
+import io
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml  # what OmegaConf reads with
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.errors import UserError, first_line
-from chargpt.run.folder import CHOICES, CONFIG
+from chargpt.errors import UserError, first_line, one_line
+from chargpt.run.config import VERSION_BASE
+from chargpt.run.folder import CHOICES, CONFIG, short
 
 log = logging.getLogger(__name__)
 
 CONF = Path(__file__).parents[2] / "conf"
 OWN = ("run_dir", "resume")  # what stands here belongs to this start, not to the run
+TEXT = "data.path"  # not taken either: a run finds its text by the hash
 FIXED = (  # changing these would not go on with the run: weights, optimizer state and batches depend on them
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.val_fraction",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
+LARGEST, DEEPEST = 1 << 18, 20  # bytes and levels of a configuration
 
 
 def groups_of_conf() -> set[str]:
@@ -58,14 +68,49 @@ def choices_of(run: Path) -> dict[str, str]:
     return choices
 
 
+def composed(overrides: list[str]) -> DictConfig:
+    """What Hydra composes of `conf/`."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides)
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        return compose("train", overrides)
+
+
+def store_config(cfg: DictConfig, run: Path) -> None:
+    """Keep the configuration as it is now for the next time, and of a run that begins what it chose."""
+    if cfg.resume and cfg.data.path is None:  # the text was found by its hash: keep where it once was
+        cfg = cfg.copy()
+        cfg.data.path = (_leaves(_load(run / CONFIG)) or {}).get(TEXT)
+    files: dict[str, Any] = {CONFIG: cfg}
+    if cfg.resume is None and HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        files |= {CHOICES: OmegaConf.create({"hydra": hydra}), ".hydra/overrides.yaml": hydra.overrides.task}
+    (run / CONFIG).parent.mkdir(exist_ok=True)
+    for name, content in files.items():
+        half = run / f"{name}.tmp"
+        half.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+        os.replace(half, run / name)
+
+
 def _load(file: Path) -> Any:
     """A YAML file as plain containers, interpolations left as they stand.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or no configuration that was written here: far too long or deep, or with aliases, by
+            which a small file can describe a huge tree.
     """
     try:
-        return OmegaConf.to_container(OmegaConf.load(file))
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError("it is too long for a configuration")
+        text = content.decode()
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it is too deep for a configuration, or has aliases")
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
         raise UserError(f"{file} is damaged: {first_line(error)}") from error
 
@@ -80,27 +125,77 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
     Raises:
         UserError: an override cannot be honoured, or the run's configuration is damaged or has what must be said again.
     """
-    values = _leaves(_load(run / CONFIG))
-    if values is None:
-        raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
+    values = _values_of(run)
     parsed = OverridesParser.create().parse_overrides(overrides)
     said = dict.fromkeys(each.key_or_group for each in parsed if each.key_or_group not in {"resume", *groups_of_conf()})
-    cfg = OmegaConf.create(cfg)  # the caller's stays as it is
-    ours = _leaves(OmegaConf.to_container(cfg)) or {}  # as they stand, interpolations included
-    left = {key: value for key, value in values.items() if not _is_below(key, {*OWN, *said})}
-    unsaid = [key for key, value in left.items() if not _take(cfg, key, value, ours.get(key, _missing))]
+    cfg, unsaid = _taken(cfg, values, said)
     if unsaid:
-        had = ", ".join(f"{key}={values[key]}" for key in unsaid)
-        again = " ".join(shlex.quote(f"{'' if _is_known(cfg, key) else '+'}{key}={values[key]}") for key in unsaid)
+        had = ", ".join(f"{key}={one_line(values[key])}" for key in unsaid)
+        mine = [each for each, one in zip(overrides, parsed, strict=True) if one.key_or_group in said]
+        command = _command(run, [*mine, *_spoken(cfg, values, unsaid)])
         raise UserError(
-            f"{run} had {had}, which is not taken from a run's folder. To go on with it, say it again:"
-            f" python train.py {shlex.quote(f'resume={run}')} {again}"
+            f"{run} had {had}, which is not taken from a run's folder. To go on without a callback say"
+            f" +callbacks.NAME=null; to go on with it, say it again: {command}"
         )
     for key in said:
         if key in values:
             _tell_change(key, _resolved(values, key), OmegaConf.select(cfg, key))
+        elif not any(_is_below(each, [key]) for each in values) and not key.startswith("hydra."):
+            log.info(f"Changed: {key}={OmegaConf.select(cfg, key)} (was not set)")
     cfg.run_dir = str(run.absolute())
     return cfg
+
+
+def command_to_go_on(run: Path) -> str:
+    """The command line that goes on with a run of one's own: what is not taken from its folder is said in it."""
+    try:
+        values = _values_of(run)
+        choices = [f"{group}={option}" for group, option in choices_of(run).items()]
+        cfg, unsaid = _taken(composed(choices), values, ())
+        return _command(run, _spoken(cfg, values, unsaid))
+    except (UserError, HydraException, OmegaConfBaseException):  # options of somebody's own: --config-dir
+        return _command(run, [])
+
+
+def _values_of(run: Path) -> dict[str, Any]:
+    values = _leaves(_load(run / CONFIG))
+    if values is None:
+        raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
+    return values
+
+
+def _taken(cfg: DictConfig, values: dict[str, Any], said: Iterable[str]) -> tuple[DictConfig, list[str]]:
+    """A configuration with the stored values that may be taken, and the keys of those that must be said again."""
+    cfg = OmegaConf.create(cfg)  # the caller's stays as it is
+    ours = _leaves(OmegaConf.to_container(cfg)) or {}  # as they stand, interpolations included
+    left = {key: value for key, value in values.items() if not _is_below(key, {*OWN, TEXT, *said})}
+    return cfg, [key for key, value in left.items() if not _take(cfg, key, value, ours.get(key, _missing))]
+
+
+def _command(run: Path, overrides: Iterable[str]) -> str:
+    folder = str(short(run))
+    folder = f"./{folder}" if folder in ("auto", "allow", "null") else folder  # which stand for others
+    return shlex.join(["python", "train.py", f"resume={folder}", *overrides])
+
+
+def _spoken(cfg: DictConfig, values: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """Stored values as overrides on a command line."""
+    return [f"{'' if _is_known(cfg, key) else '+'}{key}={spelled(values[key])}" for key in keys]
+
+
+def spelled(value: Any) -> str:
+    """A value as Hydra reads it on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    # In quotes a quote is escaped, and so are the backslashes before it and before the end.
+    doubled = re.sub(r"(?<!\\)(\\+)(?='|\Z)", r"\1\1", value)
+    return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def _is_below(key: str, others: Iterable[str]) -> bool:
@@ -140,24 +235,24 @@ def _take(cfg: DictConfig, key: str, value: Any, ours: Any) -> bool:
     """Put a stored value into the configuration where that is harmless; whether nothing of it is lost.
 
     Harmless are numbers, booleans, null and lists of them, and text where `conf/` has text that is neither a class nor
-    where output goes.
+    where output goes, nor which engine trains: that one may read files in ways of its own.
     """
-    if value == ours:
+    if value == ours and type(value) is type(ours):
         return True
     if isinstance(value, str):
         if key.endswith("._target_"):  # ours stands, also where the class has moved since
             return key == "trainer._target_" or str(ours).rpartition(".")[2] == value.rpartition(".")[2]
         if isinstance(ours, str) and "${" in ours:
             return "${" in value  # what hangs on another key still does, however it is written by now
-        if ours is _missing or "${" in value or key.startswith("trainer.logger."):
+        if ours is _missing or "${" in value or key == "trainer.strategy" or key.startswith("trainer.logger."):
             return False
-    elif not all(
+    elif key == "trainer.num_nodes" or not all(
         each is None or isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
-    ):
-        return False
-    if not _is_known(cfg, key):
+    ):  # it would wait for others
         return False
     try:
+        if not _is_known(cfg, key):
+            return value is None
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     except OmegaConfBaseException:  # of another type than the key's
         return False
@@ -165,13 +260,13 @@ def _take(cfg: DictConfig, key: str, value: Any, ours: Any) -> bool:
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any] | None:
-    """The values in a tree of dicts by the path to each, a list being a value; None if it is no such tree."""
-    if not isinstance(node, dict):
+    """The values in a tree of dicts by the path to each; None if it is no such tree. A value is also a list, and a dict
+    that is empty or has other keys than names."""
+    if not isinstance(node, dict) or not all(isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in node):
         return {path: node} if path else None
+    if not node and path:
+        return {path: node}
     found: dict[str, Any] = {}
     for name, value in node.items():
-        below = _leaves(value, f"{path}.{name}" if path else name) if isinstance(name, str) else None
-        if below is None:
-            return None
-        found |= below
+        found |= _leaves(value, f"{path}.{name}" if path else name) or {}
     return found

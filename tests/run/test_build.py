@@ -96,13 +96,20 @@ def test_what_is_refused(override, message):
         ("gpu", False, True, "mps"),
         ("auto", False, False, "cpu"),
         ("cpu", True, True, "cpu"),
-        ("cuda", False, False, "cuda"),
+        ("cuda", True, False, "cuda"),
+        ("tpu", False, False, "tpu"),
     ],
 )
 def test_the_device_that_a_precision_is_chosen_for(accelerator, cuda, mps, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert device_type(accelerator) == expected
+
+
+def test_a_device_that_this_machine_lacks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda is not to be had on this machine"):
+        device_type("cuda")
 
 
 def test_a_precision_is_chosen_for_auto_alone_and_told(monkeypatch):

@@ -1,10 +1,13 @@
+import multiprocessing
+import os
+import shutil
+import signal
 import time
 
 import pytest
-from omegaconf import OmegaConf
 
 from chargpt.errors import UserError
-from chargpt.run.folder import claim, settle_events, short, store_config
+from chargpt.run.folder import CONFIG, check_contents, claim, held, settle_events, short
 
 
 def test_short(tmp_path, monkeypatch):
@@ -14,27 +17,92 @@ def test_short(tmp_path, monkeypatch):
 
 
 def test_only_one_run_can_claim_a_folder(tmp_path):
-    claim(tmp_path / "deep" / "run")
-    with pytest.raises(UserError, match=r"run holds a run already; hydra\.run\.dir="):
-        claim(tmp_path / "deep" / "run")
-    (tmp_path / "other" / ".hydra").mkdir(parents=True)  # as Hydra leaves it
-    claim(tmp_path / "other")
+    claim(tmp_path / "run", "a: 1\n")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    for config in ("a: 1\n", "a: 2\n"):
+        with pytest.raises(UserError, match=r"run holds a run already; hydra\.run\.dir="):
+            claim(tmp_path / "run", config)
+    (tmp_path / "other" / ".hydra").mkdir(parents=True)
+    claim(tmp_path / "other", "a: 1\n")
 
 
-def test_a_configuration_is_replaced_at_once(tmp_path, monkeypatch):
-    """Where writing breaks off, the one before stays."""
-    store_config(OmegaConf.create({"a": "道", "b": "${a}"}), tmp_path)
-    file = tmp_path / ".hydra" / "config.yaml"
-    assert OmegaConf.to_container(OmegaConf.load(file)) == {"a": "道", "b": "${a}"}
+def test_a_run_that_ended_before_its_first_save_can_begin_again(tmp_path):
+    """Another one cannot where the first has left something: it may be a model that somebody put there."""
+    claim(tmp_path, "a: 1\n")
+    claim(tmp_path, "a: 2\n")
+    (tmp_path / CONFIG).parent.mkdir()
+    (tmp_path / CONFIG).write_text("a: 1\n", encoding="utf-8")
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    claim(tmp_path, "a: 1\n")
+    with pytest.raises(UserError, match="holds a run already"):
+        claim(tmp_path, "a: 2\n")
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(UserError, match="holds a run already"):
+        claim(tmp_path, "a: 1\n")
 
-    def breaks(config, file):
-        file.write_text("a: ")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(OmegaConf, "save", breaks)
-    with pytest.raises(OSError, match="No space left"):
-        store_config(OmegaConf.create({"a": 2}), tmp_path)
-    assert OmegaConf.to_container(OmegaConf.load(file)) == {"a": "道", "b": "${a}"}
+def hold(folder, ready):
+    with held(folder):
+        ready.send("held")
+        signal.pause()
+
+
+def test_one_process_at_a_time(tmp_path):
+    """The second is told at once, and the lock ends with a process that is killed."""
+    ours, theirs = multiprocessing.Pipe()
+    other = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, theirs))
+    other.start()
+    assert ours.recv() == "held"
+    with pytest.raises(UserError, match=f"another process is at work in {tmp_path}"), held(tmp_path):
+        pass
+    other.kill()
+    other.join()
+    with held(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    halves = ["checkpoints/.last.ckpt.tmp", "checkpoints/.best.ckpt.tmp", ".hydra/config.yaml.tmp"]
+    whole = ["checkpoints/last.ckpt", ".hydra/config.yaml", "mine.tmp"]
+    for name in [*halves, *whole]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with held(tmp_path):
+        assert [(tmp_path / name).exists() for name in [*halves, *whole]] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("place", [".hydra/config.yaml.tmp", "train.log", "checkpoints", ".lock", "a/b"])
+def test_links_to_somewhere_else(place, tmp_path):
+    """Writing to one writes to its target, so they are refused, those of no target included; others are fine."""
+    run, target = tmp_path / "run", tmp_path / "target"
+    (run / place).parent.mkdir(parents=True)
+    for other in (target, run.parent / "run2", tmp_path / "none"):
+        if other != tmp_path / "none":
+            other.touch()
+        (run / place).symlink_to(other)
+        with pytest.raises(UserError, match=f"the run's folder .* has a link to somewhere outside of it: {place}"):
+            check_contents(run)
+        (run / place).unlink()
+    (run / place).symlink_to("../run/inside")
+    check_contents(run)
+    (run / place).unlink()
+    os.link(target, run / place)
+    with pytest.raises(UserError, match="has a hard link"):
+        check_contents(run)
+    (run / place).unlink()
+    os.mkfifo(run / place)
+    with pytest.raises(UserError, match="has neither a file nor a folder"):
+        check_contents(run)
+    (run / place).unlink()
+    shutil.copytree(run, tmp_path / "link").joinpath("inside").touch()
+    (tmp_path / "run3").symlink_to(tmp_path / "link")  # the folder itself is where its owner says
+    check_contents(tmp_path / "run3")
+
+
+def test_checkpoints_that_lightning_loads_by_itself(tmp_path):
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    with pytest.raises(UserError, match="of a name that Lightning loads by itself: hpc_ckpt_1"):
+        claim(tmp_path, "")
 
 
 def test_events_of_the_future_are_settled(tmp_path):

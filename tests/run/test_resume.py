@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from chargpt.errors import Stopped, UserError
 from chargpt.kernels.choice import Precision
 from chargpt.run import build
-from chargpt.run.resume import find_run, load_state, point_to_run
+from chargpt.run.resume import load_state, point_to_run
 from chargpt.run.stored import choices_of
 from chargpt.sources import SOURCES, Text, UnavailableError
 from train import train
@@ -170,7 +170,7 @@ def test_the_best_so_far_is_the_lowest(tiny, tmp_path):
 
 
 def test_moved_folder_keeps_its_best(tiny, tmp_path):
-    start(tmp_path / "a", *tiny, *QUIET, "optimizer.lr=0.5")  # diverges soon
+    start(tmp_path / "a", *tiny, *QUIET, "optimizer.lr=2")  # diverges soon
     shutil.move(tmp_path / "a", tmp_path / "b")
     best = (tmp_path / "b" / "checkpoints" / "best.ckpt").read_bytes()
     score = float(state(tmp_path / "b")["state_dict"]["best_val_loss.min_value"])
@@ -197,9 +197,11 @@ def test_what_cannot_be_changed(whole, override, message):
         resumed(whole, override)
 
 
-@pytest.mark.parametrize("override", ["model=bigram", "data=pydocs"])
+@pytest.mark.parametrize(
+    "override", ["model=bigram", "data=pydocs", "+model=gpt", "~model", "model={n_layer: 3}", "model@x=gpt"]
+)
 def test_other_options_cannot_be_chosen(whole, override):
-    with pytest.raises(UserError, match=f"single values can be changed, not {override}"):
+    with pytest.raises(UserError, match=f"single values can be changed, not {re.escape(override)}"):
         point_to_run([override, f"resume={whole}"])
 
 
@@ -222,14 +224,24 @@ def test_a_callback_can_be_left_out(whole):
     assert resumed(whole, "callbacks.throughput=null").callbacks.throughput is None
 
 
-def test_callbacks_of_ones_own_must_be_said_again(tiny, tmp_path):
+def test_callbacks_of_ones_own_must_be_said_again(tiny, tmp_path, caplog):
     with pytest.raises(Stopped):
         start(tmp_path, *tiny, *signal_at(2))
-    with pytest.raises(UserError, match=r"had callbacks\.stop\._target_=faults\.SignalAt, .*say it again") as no:
+    with pytest.raises(
+        UserError, match=r"had callbacks\.stop\._target_=faults\.SignalAt, .*say it again: python"
+    ) as no:
         resume(tmp_path)
     assert "\n" not in str(no.value)
     command = shlex.split(str(no.value).partition("say it again: ")[2])
     assert command == ["python", "train.py", f"resume={tmp_path}", *(each.replace(" ", "") for each in signal_at(2))]
+    assert f"Stopped after step 3. To go on: {shlex.join(command)}" in caplog.text
+    with pytest.raises(UserError) as no:  # what is said now is in the command, too
+        resume(tmp_path, command[3], "trainer.max_steps=7")
+    assert shlex.split(str(no.value).partition("say it again: ")[2])[3:] == [
+        command[3],
+        "trainer.max_steps=7",
+        command[4],
+    ]
     again = signal_at(3)
     assert resumed(tmp_path, *again).callbacks.stop == {"_target_": "faults.SignalAt", "steps": [3]}
     assert resumed(tmp_path, "+callbacks.stop=null").callbacks.stop is None
@@ -281,7 +293,9 @@ def test_changed_text(tiny, text_file, tmp_path):
     start(tmp_path / "run", *tiny, *QUIET, f"data.path={text}")
     text.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
     with pytest.raises(UserError, match="the text has changed since the run began"):
-        resume(tmp_path / "run", "trainer.max_steps=14")
+        resume(tmp_path / "run", "trainer.max_steps=14", f"data.path={text}")
+    resume(tmp_path / "run", "trainer.max_steps=14")  # in the cache is the one that it began with
+    assert OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml").data.path == str(text)
 
 
 # Which run, and from which checkpoint
@@ -302,26 +316,92 @@ def test_damaged_last_checkpoint(harm, whole, copy, caplog):
         torch.save({"model": 1}, last)
     else:
         last.write_bytes(content)
-    run = find_run("auto", copy.parent)
-    assert load_state(run).step == 9
+    assert load_state(copy).step == 9
     assert "Passing over" in caplog.text
     assert "last.ckpt" in caplog.text
-    resume(run)
-    assert_same(state(whole)["state_dict"], state(run)["state_dict"])
+    resume(copy)
+    assert_same(state(whole)["state_dict"], state(copy)["state_dict"])
 
 
-def test_auto_takes_the_newest_run_that_can_go_on(whole, tmp_path):
+def found(outputs, *arguments):
+    """The name of the run that `resume=auto` finds."""
+    line = point_to_run(["resume=auto", *arguments], outputs)
+    assert line[-1].replace("hydra.run.dir", "resume") == line[-2]
+    return Path(line[-1].partition("=")[2].strip("'")).name
+
+
+def test_auto_takes_the_newest_run_that_can_go_on(whole, tmp_path, caplog):
+    """And says why it passed over others: finished, damaged, of another's making, with links out of it."""
     with pytest.raises(UserError, match="resume=auto found no run"):
-        find_run("auto", tmp_path)
-    for n, name in enumerate(("old", "broken")):
-        shutil.copytree(whole, tmp_path / name)
-        for file in (tmp_path / name / "checkpoints").iterdir():
+        found(tmp_path)
+    for n, name in enumerate(("first", "old", "finished", "broken", "foreign", "linked")):
+        run = shutil.copytree(whole, tmp_path / name)
+        if name == "foreign":
+            change(run, {"callbacks.x": MKDIR})
+        if name == "linked":
+            (run / "train.log").symlink_to("/etc/hostname")
+        if name in ("first", "old"):
+            change(run, {"trainer.max_steps": 16})
+        for file in (run / "checkpoints").iterdir():
             if name == "broken":
                 file.write_bytes(b"nothing")
             os.utime(file, (n + 1, n + 1))
-    assert find_run("auto", tmp_path) == tmp_path / "old"
+    assert found(tmp_path) == "old"
+    passed = [record.message for record in caplog.records if record.message.startswith(f"Passing over {tmp_path}")]
+    for name, why in (
+        ("linked", "has a link to somewhere outside of it: train.log"),
+        ("foreign", "had callbacks.x._target_=os.mkdir"),
+        ("broken", "has no usable checkpoint"),
+        ("finished", "is finished: 12 of 12 steps"),
+    ):
+        assert sum(f"Passing over {tmp_path / name}: " in line and why in line for line in passed) == 1, name
+    assert found(tmp_path, "trainer.max_steps=20") == "finished"
+    with pytest.raises(UserError, match=r"there is no folder .*none"):
+        point_to_run([f"resume={tmp_path}/none"])
     with pytest.raises(UserError, match="is not the folder of a run"):
-        find_run(str(tmp_path / "none"))
+        point_to_run([f"resume={tmp_path}/old/checkpoints"])
+
+
+def test_allow_begins_a_run_or_goes_on_with_it(whole, tmp_path):
+    """One command line for the first and every later start."""
+    line = ["resume=allow", "model=gpt", f"hydra.run.dir={tmp_path}/run", "trainer.max_steps=16"]
+    begins = ["model=gpt", f"hydra.run.dir={tmp_path}/run", "trainer.max_steps=16", "resume=null"]
+    assert point_to_run(line) == begins
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)  # killed before the first save
+    assert point_to_run(line) == begins
+    shutil.copytree(whole, tmp_path / "run", dirs_exist_ok=True)
+    place = f"'{tmp_path}/run'"
+    goes_on = [
+        "data=file",
+        "model=gpt",
+        "model=gpt",
+        "trainer.max_steps=16",
+        f"resume={place}",
+        f"hydra.run.dir={place}",
+    ]
+    assert point_to_run(line) == goes_on
+    with pytest.raises(UserError, match="resume= is empty"):
+        point_to_run(["resume="])
+    for folder in ([], ["hydra.run.dir="], ["hydra.run.dir=outputs/${now:%S}"]):
+        with pytest.raises(UserError, match=r"resume=allow needs a folder .*: hydra\.run\.dir="):
+            point_to_run(["resume=allow", *folder])
+
+
+def test_a_run_that_ended_before_its_first_save(whole, tmp_path):
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    shutil.copy(whole / ".hydra" / "config.yaml", tmp_path / "run" / ".hydra")
+    with pytest.raises(
+        UserError, match=rf"ended before its first save: .* with hydra\.run\.dir='{tmp_path}/run', begins"
+    ):
+        load_state(tmp_path / "run")
+
+
+def test_the_folder_is_the_runs_own(whole, tmp_path):
+    with pytest.raises(UserError, match="a run goes on in its own folder"):
+        point_to_run([f"resume={whole}", f"hydra.run.dir={tmp_path}"])
+    shutil.copytree(whole, tmp_path / "${oc.env:HOME}")
+    with pytest.raises(UserError, match=r"a run's folder cannot have \$\{ in its name"):
+        point_to_run([f"resume={tmp_path}/${{oc.env:HOME}}"])
 
 
 def test_command_line(whole, tmp_path):
@@ -331,9 +411,12 @@ def test_command_line(whole, tmp_path):
     assert point_to_run(["x=1", "resume=null"]) == ["x=1", "resume=null"]
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     line = ["data=file", "model=gpt", "x=1", f"resume={quoted}", f"hydra.run.dir={quoted}"]
-    assert point_to_run(["x=1", f"resume={folder}"]) == line
-    with pytest.raises(UserError, match="a sweep cannot resume"):
-        point_to_run(["-m", f"resume={folder}"])
+    for way in (f"resume={folder}", f"+resume={folder}", f"++resume={folder}", f"resume={quoted}"):
+        assert point_to_run(["x=1", way]) == line
+        assert point_to_run(line) == ["data=file", "model=gpt", *line]  # as the processes of other devices do
+    for flag in ("-m", "--multirun", "--multi"):
+        with pytest.raises(UserError, match="a sweep cannot resume"):
+            point_to_run([flag, f"resume={folder}"])
 
 
 # Configurations from strangers
@@ -407,6 +490,10 @@ MKDIR = {"_target_": "os.mkdir", "path": "was_here"}  # Hydra itself refuses os.
         ({"model.n_layer": "many"}, r"run had model\.n_layer=many"),
         ({"trainer.misspelt": 5}, r"trainer\.misspelt is not an argument"),
         ({"callbacks": 5}, r"run had callbacks=5|damaged"),
+        ({"trainer.strategy": "deepspeed"}, r"run had trainer\.strategy=deepspeed"),
+        ({"trainer.profiler": "simple"}, r"run had trainer\.profiler=simple"),
+        ({"trainer.max_time": {"minutes": 5}}, r"run had trainer\.max_time\.minutes=5"),
+        ({"trainer.logger": 5}, r"trainer\.logger must be a Logger or a list or true or false or null; got 5"),
     ],
 )
 def test_a_strangers_configuration_is_refused(values, message, copy, monkeypatch):

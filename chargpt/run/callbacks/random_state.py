@@ -1,9 +1,12 @@
 """Random numbers: each rank's own, and after an interruption those that would have come."""
 
+import logging
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
 
 
 class RandomState(Callback):
@@ -38,6 +41,11 @@ class RandomState(Callback):
             states = [{"cpu": old["cpu"]} | ({"device": old["cuda"][0]} if old["cuda"] else {})] if old else []
         if len(states) == trainer.world_size:
             self._restored = states[trainer.global_rank]
+        elif states:
+            log.warning(
+                f"This run had {len(states)} devices and goes on with {trainer.world_size}: from here on, batches and"
+                " dropout are not those that would have come"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._restored is not None:  # only now: making the loaders has drawn numbers since

@@ -21,7 +21,7 @@ class AtStepEnd(Callback):
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        batches, interval = trainer.global_step * trainer.accumulate_grad_batches, trainer.val_check_batch or 1
+        batches, interval = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch or 1
         validates = trainer.enable_validation and (trainer.should_stop or batches % interval == 0)
         if not validates:
             self._end_step(trainer, module)

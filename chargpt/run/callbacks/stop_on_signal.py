@@ -13,10 +13,13 @@ from chargpt.module import is_logged
 from chargpt.run.callbacks.last_checkpoint import LastCheckpoint
 from chargpt.run.callbacks.step_end import AtStepEnd
 
+HANGUP = 1  # SIGHUP, which Windows lacks
+
 
 class StopOnSignal(AtStepEnd):
-    """SIGINT (Ctrl-C), SIGTERM and, from SLURM, SIGUSR1 let the step end, have `LastCheckpoint` save it, and end the
-    process with 128 + SIGINT or SIGTERM, which ends a sweep, too. A second signal ends it at once.
+    """SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
+    SIGUSR2 let the step end, have `LastCheckpoint` save it, and end the process with 128 + the signal (SIGTERM for the
+    last two), which ends a sweep, too. A second signal ends it at once.
     """
 
     _signal: int | None = None
@@ -28,9 +31,11 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        signals = [signal.SIGINT, signal.SIGTERM]
-        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):  # Windows has none
-            signals.append(signal.SIGUSR1)
+        names = ["SIGINT", "SIGTERM", "SIGHUP"]
+        if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
+            names += ["SIGUSR1", "SIGUSR2"]
+        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
+        signals = [each for each in signals if each != HANGUP or signal.getsignal(each) != signal.SIG_IGN]
         self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -77,4 +82,4 @@ class StopOnSignal(AtStepEnd):
 
 
 def _status(signum: int) -> int:
-    return 128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+    return 128 + (signum if signum in (signal.SIGINT, HANGUP) else signal.SIGTERM)

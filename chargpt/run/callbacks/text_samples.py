@@ -5,6 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from chargpt.errors import UserError
 from chargpt.module import CharLM
 from chargpt.run.callbacks.record import verbatim
 from chargpt.sampling import Sampling, generate
@@ -20,11 +21,13 @@ class TextSamples(Callback):
         length: characters to generate.
 
     Raises:
-        UserError: `length` is below 1.
+        UserError: `length` is below 1, or above 10,000, for which training would have to wait too long.
     """
 
     def __init__(self, prompt: str = "\n", length: int = 300):
         self.prompt = prompt
+        if not 1 <= length <= 10_000:
+            raise UserError(f"length must be at least 1 and at most 10,000; got {length}")
         self.sampling = Sampling(max_new_tokens=length)
 
     @rank_zero_only

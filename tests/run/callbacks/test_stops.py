@@ -9,10 +9,12 @@ import pytest
 import torch
 from helpers import STEPS, signal_at, start, state
 
-from chargpt.errors import NonFiniteError, Stopped
+from chargpt.errors import NonFiniteError, Stopped, UserError
 from chargpt.run.callbacks import stop_on_signal
 
-HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+HANDLED = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def handlers():
     assert [signal.getsignal(each) for each in HANDLED] == before
 
 
-@pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path, handlers, caplog, capfd):
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *signal_at(2, signum=int(getattr(signal, signum))))
@@ -58,23 +60,35 @@ def test_several_processes_ask_one_another_now_and_then(step, asked):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
-def test_slurm_signal(tiny, tmp_path, handlers, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
+@pytest.mark.parametrize("scheduler", ["SLURM_JOB_ID", "SUBMITIT_EXECUTOR"])
+@pytest.mark.parametrize("signum", ["SIGUSR1", "SIGUSR2"])
+def test_signals_of_schedulers(signum, scheduler, tiny, tmp_path, handlers, monkeypatch):
+    monkeypatch.setenv(scheduler, "1")
     with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *signal_at(2, signum=int(signal.SIGUSR1)))
+        start(tmp_path, *tiny, *signal_at(2, signum=int(getattr(signal, signum))))
     assert stop.value.code == 143
     assert state(tmp_path)["global_step"] == 3
 
 
 def test_where_there_is_no_sigusr1(tiny, tmp_path, monkeypatch):
-    """On Windows, also with SLURM_JOB_ID set."""
+    """On Windows, also with SLURM_JOB_ID set; it has no SIGHUP either."""
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    windows = {name: value for name, value in vars(signal).items() if not name.startswith("SIGUSR")}
+    windows = {name: value for name, value in vars(signal).items() if not name.startswith(("SIGUSR", "SIGHUP"))}
     monkeypatch.setattr(stop_on_signal, "signal", SimpleNamespace(**windows))
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *signal_at(2))
     assert stop.value.code == 143
     assert state(tmp_path)["global_step"] == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_that_nohup_ignores(tiny, tmp_path):
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        start(tmp_path, *tiny, *signal_at(2, signum=int(signal.SIGHUP)))
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    assert state(tmp_path)["global_step"] == 6
 
 
 def test_a_signal_in_the_last_step(tiny, tmp_path, handlers):
@@ -88,7 +102,7 @@ def test_a_signal_in_the_last_step(tiny, tmp_path, handlers):
 @pytest.mark.parametrize(("step", "when"), [(2, "on_train_batch_start"), (0, "on_fit_start")])
 def test_handlers_are_put_back_after_an_error(step, when, tiny, tmp_path, handlers):
     """Also after one that comes before training starts: it is the error that is shown."""
-    with pytest.raises(KeyError, match="a bug"):
+    with pytest.raises(KeyError if step else UserError, match="a bug"):
         start(tmp_path, *tiny, f"+callbacks.harm={{_target_: faults.Raise, step: {step}, error: bug, when: {when}}}")
 
 

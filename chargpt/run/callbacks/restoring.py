@@ -1,0 +1,76 @@
+"""The state that a run goes on from, once Lightning has restored it."""
+
+import logging
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from chargpt.errors import UserError
+from chargpt.module import CharLM
+from chargpt.optim import lr_factor
+from chargpt.run.resume import Resumption
+
+log = logging.getLogger(__name__)
+
+
+class Restoring(Callback):
+    """Checks that a restored state is the one to go on from. What follows from the settings alone is ours again, not
+    the file's: the options of the optimizer, and its learning rate.
+
+    Attributes:
+        done: the first step since was made: an error before that is the state's, or the settings'.
+    """
+
+    def __init__(self, resumption: Resumption | None):
+        self.step = resumption.step if resumption else None
+        self.done = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        # Lightning restores weights before it makes them those of the precision: in 64 bits half of each would be lost.
+        trainer.precision_plugin.convert_module(module)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.step is None:
+            return
+        assert isinstance(module, CharLM)
+        if trainer.global_step != self.step:
+            raise UserError(f"its parts disagree on how many steps were made: {self.step} or {trainer.global_step}")
+        config, (optimizer,) = module.optimizer_config, trainer.optimizers
+        fresh = config.build(module.net).param_groups
+        factor, before = lr_factor(config, self.step, trainer.max_steps), optimizer.param_groups[0]["lr"]
+        for group, ours in zip(optimizer.param_groups, fresh, strict=True):
+            now = {"params": group["params"], "initial_lr": ours["lr"], "lr": ours["lr"] * factor}
+            group.update(ours | now)
+            _check_state(group, optimizer.state)
+        for each in trainer.lr_scheduler_configs:  # their state was not restored: it follows from the step
+            rates = [group["lr"] for group in optimizer.param_groups]
+            now = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+            each.scheduler.load_state_dict(each.scheduler.state_dict() | now)
+        after = optimizer.param_groups[0]["lr"]
+        if not math.isclose(before, after):
+            log.info(
+                f"The learning rate goes from {before:.3g} to {after:.3g} at once: its {config.schedule} schedule is"
+                f" now that of {trainer.max_steps} steps"
+            )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.done = True
+
+
+def _check_state(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
+    """Refuse an optimizer's state that is not whole, or not of its parameters' shapes.
+
+    A fused optimizer reads and writes as many numbers as a parameter has, without looking how many are there.
+    """
+    if len({frozenset(states.get(parameter, {})) for parameter in group["params"]}) > 1:
+        raise UserError("its optimizer has no state for some of the parameters")
+    if not group.get("fused"):
+        return
+    for parameter in group["params"]:
+        for name, value in states.get(parameter, {}).items():
+            if not isinstance(value, Tensor) or not value.is_floating_point() or not value.is_contiguous():
+                raise UserError(f"its optimizer's {name} is no tensor of numbers")
+            if value.shape != (() if name == "step" else parameter.shape):
+                raise UserError(f"its optimizer's {name} is of another shape than the parameter")

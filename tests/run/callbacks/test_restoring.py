@@ -1,0 +1,152 @@
+"""A state from a stranger's checkpoint, as Lightning restores it."""
+
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import STEPS, resume, signal_at, start, state
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from chargpt.errors import Stopped, UserError
+from chargpt.run.resume import load_state
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, tmp_path_factory):
+    """A run that was stopped after step 6 of 12."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        start(folder, *tiny, *STEPS, "optimizer.schedule=cosine", *signal_at(5))
+    return folder
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """The same, to change."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def change(run, change):
+    """Change what the run's last checkpoint holds; the one before is none."""
+    kept = state(run)
+    change(kept)
+    torch.save(kept, run / "checkpoints" / "last.ckpt")
+    (run / "checkpoints" / "previous.ckpt").write_bytes(b"")
+
+
+def moments(kept):
+    return kept["optimizer_states"][0]["state"]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(3)),
+        lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(1000, 1000)),
+        lambda kept: moments(kept)[0].update(exp_avg="text"),
+        lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(29, 16, dtype=torch.int64)),
+        lambda kept: moments(kept).update({0: {}}),
+        lambda kept: moments(kept).update({0: 5}),
+        lambda kept: kept.update(optimizer_states=[]),
+        lambda kept: kept.update(optimizer_states=[{"state": {}, "param_groups": []}]),
+        lambda kept: kept["optimizer_states"][0]["param_groups"][0].update(params=["a"]),
+        lambda kept: kept["optimizer_states"][0]["param_groups"][0].pop("lr"),
+        lambda kept: kept["optimizer_states"][0]["param_groups"][0].update(lr="fast"),
+        lambda kept: kept["loops"]["fit_loop"].update(x="1"),
+        lambda kept: moments(kept)[0].update(exp_avg=[[torch.zeros(3)]]),
+        lambda kept: kept.update(loops={}),
+        lambda kept: kept.update(loops={"fit_loop": 5}),
+        lambda kept: kept["loops"]["fit_loop"].update(state_dict=5),
+        lambda kept: kept.update(global_step=7),
+        lambda kept: kept.update(global_step=True),
+        lambda kept: kept.update(epoch="x", callbacks={"RunRecord": 5}),
+        lambda kept: kept.update(random_states=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
+        lambda kept: kept.update(random_states=5),
+        lambda kept: kept["state_dict"].pop("best_val_loss.min_value"),
+        lambda kept: kept["state_dict"].update(more=torch.zeros(3)),
+        lambda kept: kept.update({"pytorch-lightning_version": "\x1b]52;c;aGk=\x07"}),
+        lambda kept: kept.update({"pytorch-lightning_version": 5}),
+        lambda kept: kept["hyper_parameters"].pop("corpus"),
+        lambda kept: kept["hyper_parameters"].update(corpus={"name": "x", "sha256": "../../x"}),
+    ],
+)
+def test_a_damaged_state_is_told_in_one_line(harm, run):
+    change(run, harm)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(UserError) as no:
+        resume(run, "+callbacks.stop=null")
+    assert "\n" not in str(no.value)
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+ATTACK = """
+import torch
+parameter = torch.nn.Parameter(torch.zeros(100_000))
+parameter.grad = torch.ones(100_000)
+optimizer = torch.optim.AdamW([parameter], fused=True)
+optimizer.step()
+kept = optimizer.state_dict()
+kept["state"][0]["exp_avg"] = torch.zeros(3)
+optimizer.load_state_dict(kept)
+optimizer.step()
+print("not noticed", flush=True)
+"""
+
+
+def test_the_first_of_these_is_an_attack():
+    """A fused optimizer itself does not look: it reads and writes what lies behind, and may crash by that."""
+    done = subprocess.run([sys.executable, "-c", ATTACK], capture_output=True, text=True)
+    assert "Error" not in done.stderr
+    assert "not noticed" in done.stdout or done.returncode < 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 5.0, "initial_lr": 5.0},
+        {"maximize": True},
+        {"weight_decay": 9.0},
+        {"fused": False},
+        {"betas": (0.0, 0.0)},
+    ],
+)
+def test_what_the_settings_say_is_not_the_files_to_say(options, run, tmp_path):
+    """A run goes on as the same one of an untouched file."""
+    shutil.copytree(run, tmp_path / "other")
+    change(
+        tmp_path / "other",
+        lambda kept: [group.update(options) for group in kept["optimizer_states"][0]["param_groups"]],
+    )
+    schedule = {"base_lrs": [7.0, 7.0], "last_epoch": 10**6, "step": 5}
+    change(tmp_path / "other", lambda kept: kept["lr_schedulers"][0].update(schedule))
+    for folder in (run, tmp_path / "other"):
+        resume(folder, "+callbacks.stop=null")
+    one, other = state(run), state(tmp_path / "other")
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute", "parent", "key", "url"])
+def test_a_state_with_a_path_of_something_else(kind, run, tmp_path, monkeypatch, caplog):
+    """ModelCheckpoint would remove it, as a checkpoint that it made before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    path = {
+        "relative": "mine",
+        "parent": f"{run}/checkpoints/../../mine",
+        "url": f"file://{tmp_path}/mine",
+    }.get(kind, f"{tmp_path}/mine")
+    state = {"best_k_models": {path: torch.tensor(1.0)}} if kind == "key" else {"best_model_path": path}
+    name = ModelCheckpoint(monitor="val/loss").state_key
+    inside = {"best_model_path": f"{run}/checkpoints/best.ckpt", "monitor": "val/loss", "mode": "min", "last": ""}
+    change(run, lambda kept: kept["callbacks"].update({name: state, "ours": inside, "Timer": {}, "\x1b[2J": {}}))
+    kept = load_state(run).state["callbacks"]
+    assert kept["ours"] == inside
+    assert not {name, "Timer", "\x1b[2J"} & kept.keys()
+    assert f"has the path of something outside {run}: {path}" in caplog.text
+    caplog.set_level(logging.INFO)
+    mine = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/loss, dirpath: '${run_dir}/more'}"
+    resume(run, "+callbacks.stop=null", f"+callbacks.more={mine}")
+    assert (tmp_path / "mine").is_dir()

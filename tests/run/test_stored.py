@@ -1,0 +1,73 @@
+"""The configuration in a run's folder: how it is kept, and how a value of it is said again."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from chargpt.errors import UserError
+from chargpt.run.stored import LARGEST, choices_of, spelled, store_config
+
+
+def config(**values):
+    return OmegaConf.create({"resume": None, "data": {"path": None}} | values)
+
+
+def test_a_configuration_is_replaced_at_once(tmp_path, monkeypatch):
+    """Where writing breaks off, the one before stays."""
+    store_config(config(a="道", b="${a}"), tmp_path)
+    file = tmp_path / ".hydra" / "config.yaml"
+    before = file.read_text(encoding="utf-8")
+    assert OmegaConf.to_container(OmegaConf.create(before)) == OmegaConf.to_container(config(a="道", b="${a}"))
+
+    def breaks(file, text, **_):
+        file.write_bytes(b"a: ")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", breaks)
+    with pytest.raises(OSError, match="No space left"):
+        store_config(config(a=2), tmp_path)
+    assert file.read_text(encoding="utf-8") == before
+
+
+def test_where_the_text_was_is_kept(tmp_path):
+    """A run that goes on finds its text by the hash, and knows no path."""
+    store_config(config(data={"path": "my.txt"}), tmp_path)
+    store_config(config(resume="here"), tmp_path)
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").data.path == "my.txt"
+    store_config(config(resume="here", data={"path": "other.txt"}), tmp_path)
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").data.path == "other.txt"
+    store_config(config(), tmp_path)  # another run, in the folder of one that ended before its first save
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").data.path is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, False, 0, -3, 2.5, 1e-4, float("inf")),
+        *("word", "a.b/c", "null", "True", "nan", "", " ", "a b", "1", "1e3", "道", "a,b=[c]{d}", "$HOME", "a\nb"),
+        *("it's", "\\", "a\\'b", "'", "\\\\'", "x\\\\", '"'),
+        *([], [1, "a b", [None]], {"a": 1, "b": ["'"]}),
+    ],
+)
+def test_values_are_spelled_as_hydra_reads_them(value):
+    (override,) = OverridesParser.create().parse_overrides([f"x={spelled(value)}"])
+    read = OmegaConf.to_container(OmegaConf.create({"x": override.value()}), resolve=True)["x"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hydra: &a {runtime: {choices: {model: gpt}}}\nx: *a\n", "or has aliases"),
+        ("hydra: " + "[" * 100_000, "it is too deep"),
+        (f"hydra: {{x: {'a' * LARGEST}}}\n", "it is too long"),
+    ],
+)
+def test_small_files_that_describe_huge_trees(text, message, tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        choices_of(tmp_path)
