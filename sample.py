@@ -79,14 +79,14 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Write text with a trained model.")
     parser.add_argument(
-        "--ckpt", type=name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
+        "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt", type=utf8, default="", metavar="TEXT", help="how the text begins (default: a new line)"
+        "--prompt", type=utf8_text, default="", metavar="TEXT", help="how the text begins (default: a new line)"
     )
     prompt.add_argument(
-        "--prompt-file", type=name, metavar="FILE", help="a UTF-8 file with the prompt; - is standard input"
+        "--prompt-file", type=file_name, metavar="FILE", help="a UTF-8 file with the prompt; - is standard input"
     )
     parser.add_argument(
         "--unknown",
@@ -101,15 +101,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
-    parser.add_argument("--stop", type=utf8, metavar="TEXT", help="end before the first TEXT that is written")
+    parser.add_argument("--stop", type=utf8_text, metavar="TEXT", help="end before the first TEXT that is written")
     parser.add_argument(
-        "--out", type=name, metavar="FILE", help="write there, replacing what it holds, not to the terminal"
+        "--out", type=file_name, metavar="FILE", help="write there, replacing what it holds, not to the terminal"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     return parser
 
 
-def utf8(argument: str) -> str:
+def utf8_text(argument: str) -> str:
     """The argument as UTF-8, whatever encoding the locale made Python read it with."""
     try:
         return os.fsencode(argument).decode()
@@ -117,7 +117,7 @@ def utf8(argument: str) -> str:
         raise argparse.ArgumentTypeError("the text is not UTF-8") from None
 
 
-def name(argument: str) -> str:
+def file_name(argument: str) -> str:
     """The name of a file."""
     if "\0" in argument:
         raise argparse.ArgumentTypeError("no file has a NUL in its name")

@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.errors import Stopped, UserError, first_line, one_line, printable
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
-from chargpt.run.folder import CONFIG, claim, held, settle_events, short
+from chargpt.run.folder import claim, held, settle_events, short
 from chargpt.run.messages import Printable
 from chargpt.run.resume import Resumption, load_state, point_to_run
 from chargpt.run.stored import command_to_go_on, resumed_config, store_config
@@ -65,8 +66,9 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         cfg = _as_chosen(cfg, run)
         if resumption is None:
             claim(folder, OmegaConf.to_yaml(cfg))
-        kept = (folder / CONFIG).read_bytes() if resumption else b""
-        store_config(cfg, folder)
+            store_config(cfg, folder)
+        else:  # a change that does not work is not kept
+            run.restoring.at_first_step = partial(store_config, cfg, folder)
         settle_events(folder)
     log.info(run.describe())
     log.info(f"Run: {short(folder)}" + (f", from step {resumption.step}" if resumption else ""))
@@ -81,11 +83,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         log.warning(f"Stopped after step {stop.step}. {go_on}")
         raise
     except Exception as error:
-        if run.restoring.done:
-            raise
-        if resumption is not None and run.trainer.is_global_zero:
-            (folder / CONFIG).write_bytes(kept)  # what was changed just now did not work
-        if ending(error, folder) is not None:
+        if run.restoring.done or ending(error, folder) is not None:
             raise
         raise _at_the_start(error, resumption) from error
     return _report(run, time.perf_counter() - started)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from chargpt.errors import UserError, one_line
+from chargpt.settings import LARGEST, check_ranges
 from chargpt.sources import SOURCES
 
-LARGEST = 100_000_000  # beyond any machine, and small enough that products of two sizes can be counted
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
 
 
@@ -49,9 +49,7 @@ class DataConfig:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
         sizes = {"block_size": (1, LARGEST), "batch_size": (1, LARGEST), "num_workers": (0, 256)}
-        for name, (least, most) in (sizes | {"seed": (0, 2**63 - 1)}).items():
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"data.{name} must be at least {least} and at most {most:,}; got {getattr(self, name)}")
+        check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
 
 
 class RandomBlocks(Dataset[Batch]):

@@ -60,22 +60,22 @@ def encode_text(text: Text, expected: str | None = None) -> Corpus:
     """
     name, files, _ = text
     with _bar("Reading", files) as bar:
-        sha256, characters, length = _survey(files, bar)
-    if not length:
+        sha256, characters = _survey(files, bar)
+    if not characters:
         raise UserError(f"{name} is empty: there is no text to train on")
     if expected not in (None, sha256):
         raise UserError(f"the text has changed since the run began: {name}; start a new run for it")
-    corpus = _open(sha256, name, characters)
+    corpus = find_encoded(sha256, name)
     if corpus is not None:
         tidy(_folder())
         return corpus
     with locked(_folder()):
         # Another process may have encoded it while this one waited.
-        return _open(sha256, name, characters) or _encode(text, sha256, characters)
+        return find_encoded(sha256, name) or _encode(text, sha256, characters)
 
 
 def find_encoded(sha256: str, name: str) -> Corpus | None:
-    """What the cache holds of the text with this SHA-256; None where that is nothing, or damaged.
+    """What the cache holds of the text with this SHA-256: both files are there and spell it. Otherwise None.
 
     Args:
         sha256: may come from a stranger's file, as may the name.
@@ -83,35 +83,24 @@ def find_encoded(sha256: str, name: str) -> Corpus | None:
     """
     if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
         return None
-    return _open(sha256, one_line(name))
-
-
-def _folder() -> Path:
-    return cache_folder() / "encoded"
-
-
-def _open(sha256: str, name: str, characters: str | None = None) -> Corpus | None:
-    """The text in the cache, if both files are there and spell it.
-
-    Args:
-        characters: its distinct characters, if they are known.
-    """
     description_file = _folder() / f"{sha256}.json"
     try:
         if not description_file.is_file():  # to open a pipe would take for ever
             return None
         found = json.loads(description_file.read_bytes())
         tokenizer = CharTokenizer(found["characters"])
-        if found["text_sha256"] != sha256 or characters not in (None, tokenizer.characters):
-            return None
         dtype = _dtype(tokenizer)
         ids_file = description_file.with_suffix(f".{dtype}")
-        if not ids_file.is_file():
+        if found["text_sha256"] != sha256 or not ids_file.is_file():
             return None
-        corpus = Corpus(name, sha256, tokenizer, np.memmap(ids_file, dtype, mode="r"))
+        corpus = Corpus(one_line(name), sha256, tokenizer, np.memmap(ids_file, dtype, mode="r"))
         return corpus if _spells(corpus) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _folder() -> Path:
+    return cache_folder() / "encoded"
 
 
 def _encode(text: Text, sha256: str, characters: str) -> Corpus:
@@ -216,11 +205,9 @@ def _code_points(piece: bytes | str) -> np.ndarray:
     return np.frombuffer(piece.encode("utf-32-le"), np.uint32)
 
 
-def _survey(files: list[Path], bar: tqdm) -> tuple[str, str, int]:
-    """One pass over the text: its SHA-256, its sorted distinct characters and its length in characters."""
-    digest, seen, length = hashlib.sha256(), np.zeros(UNICODE, bool), 0
+def _survey(files: list[Path], bar: tqdm) -> tuple[str, str]:
+    """One pass over the text: its SHA-256 and its sorted distinct characters."""
+    digest, seen = hashlib.sha256(), np.zeros(UNICODE, bool)
     for piece in _pieces(files, bar, digest.update):
-        codes = _code_points(piece)
-        seen[codes] = True
-        length += len(codes)
-    return digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), length
+        seen[_code_points(piece)] = True
+    return digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen)))

@@ -16,9 +16,9 @@ from chargpt.attention import KVCache, LayerCache, causal_attention
 from chargpt.errors import UserError
 from chargpt.kernels.dropout import Dropout
 from chargpt.kernels.linear import Linear, linear
+from chargpt.settings import LARGEST, check_ranges
 
 MOST_LAYERS = 1_000
-LARGEST = 100_000_000  # beyond any machine, and small enough that products of two sizes can be counted
 
 
 @dataclass
@@ -45,7 +45,8 @@ class GPTConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_sizes(self, block_size=LARGEST, n_layer=MOST_LAYERS, n_head=LARGEST, n_embd=LARGEST)
+        size = (1, LARGEST)
+        check_ranges("model", self, block_size=size, n_layer=(1, MOST_LAYERS), n_head=size, n_embd=size)
         if self.n_embd % self.n_head:
             raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
         if not 0 <= self.dropout < 1:
@@ -67,13 +68,7 @@ class BigramConfig:
     block_size: int = 256
 
     def __post_init__(self) -> None:
-        _check_sizes(self, block_size=LARGEST)
-
-
-def _check_sizes(config: "ModelConfig", **most: int) -> None:
-    for name, limit in most.items():
-        if not 1 <= getattr(config, name) <= limit:
-            raise UserError(f"model.{name} must be at least 1 and at most {limit:,}; got {getattr(config, name)}")
+        check_ranges("model", self, block_size=(1, LARGEST))
 
 
 class MultiHeadAttention(nn.Module):

@@ -113,7 +113,7 @@ class Reader:
                     arguments = stack.pop()
                     stack.append(self.call(stack.pop(), arguments))
                 case "BUILD":  # attributes of a state dict, its versions: they are not needed
-                    self.pay(len(_of(dict, stack.pop())))
+                    _of(dict, stack.pop())
                     _of(OrderedDict, stack[-1])
                 case "PROTO" | "STOP":
                     pass
@@ -147,8 +147,7 @@ class Reader:
             return OrderedDict()
         if function == "builtins set" or function == "__builtin__ set":
             [items] = arguments
-            self.pay(len(_of(list, items)))
-            return set(map(_key, items))
+            return set(map(_key, _of(list, items)))
         if function == "torch._utils _rebuild_parameter":
             tensor, _, _ = arguments
             return tensor

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from chargpt.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
+LARGEST = 100_000_000  # for a size: beyond any machine, and small enough that products of two sizes can be counted
 
 
 def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, default: str | None = None) -> Config:
@@ -45,6 +46,18 @@ def make(group: str, kind: type[Config], options: dict[str, Any]) -> Config:
             raise UserError(f"unknown key {group}.{key}{did_you_mean(key, known, f'{group}.')}")
     check_types(group, known, options)
     return kind(**options)
+
+
+def check_ranges(group: str, config: Any, **limits: tuple[int, int]) -> None:
+    """Refuse a whole number outside of its limits, both of which are allowed.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name, (least, most) in limits.items():
+        value = getattr(config, name)
+        if not least <= value <= most:
+            raise UserError(f"{group}.{name} must be at least {least} and at most {most:,}; got {value}")
 
 
 def arguments_of(kind: type) -> dict[str, Any]:

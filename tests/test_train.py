@@ -107,7 +107,7 @@ def test_same_seed_same_weights(tiny, tiny_run, tmp_path):
 
 
 def test_accumulation_keeps_steps_true(tiny, tmp_path):
-    """Two batches of 4 a step are one batch of 8 in all but the draw; every count stays one of optimizer steps."""
+    """Two batches of 4 per step are one batch of 8 in all but the draw; every count stays one of optimizer steps."""
     start(tmp_path, *tiny, "trainer.accumulate_grad_batches=2")
     reader = events(tmp_path)
     assert len(reader.Scalars("val/loss")) == 2

@@ -10,21 +10,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from chargpt.errors import NonFiniteError, UserError, did_you_mean, first_line, is_out_of_memory
 from chargpt.run.stored import options_of
 
-NAMES = (
-    "ENOSPC",
-    "EDQUOT",
-    "EFBIG",
-    "EIO",
-    "EROFS",
-    "EACCES",
-    "EPERM",
-    "EEXIST",
-    "ENOTDIR",
-    "EISDIR",
-    "ENAMETOOLONG",
-    "ELOOP",
-)
-DISK = [getattr(errno, name) for name in NAMES if hasattr(errno, name)]
+FULL, CLOSED = ("ENOSPC", "EDQUOT", "EFBIG", "EIO"), ("EROFS", "EACCES", "EPERM")
+ELSEWHERE = ("EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP")  # something else is in the place
+DISK = [getattr(errno, name) for name in (*FULL, *CLOSED, *ELSEWHERE) if hasattr(errno, name)]
 
 
 def ending(error: Exception, folder: Path) -> tuple[str, int] | None:

@@ -101,8 +101,8 @@ def claim(folder: Path, config: str) -> None:
     Raises:
         UserError: there is a run in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     check_name(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if found := next(folder.glob("hpc_ckpt_*"), None):
         raise UserError(f"{short(folder)} has a checkpoint of a name that Lightning loads by itself: {found.name}")
     saved = [*folder.glob("checkpoints/*")]

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chargpt.checkpoint import model_in, read_archive
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings
 from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
-from chargpt.run.stored import choices_of, composed, groups_of_conf, resumed_config, spelled
+from chargpt.run.stored import as_value, choices_of, composed, groups_of_conf, resumed_config
 from chargpt.settings import read_settings
 
 log = logging.getLogger(__name__)
@@ -76,11 +74,11 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
     elif resume == "allow":
         if not folder or "${" in folder:
             raise UserError("resume=allow needs a folder to begin a run in, or to go on with it: hydra.run.dir=...")
-        if Path(folder).exists():
-            check_contents(Path(folder))
-        if not any((Path(folder) / name).exists() for name in CHECKPOINTS):
-            return [*rest, "resume=null"]
         run = Path(folder)
+        if not any((run / name).exists() for name in CHECKPOINTS):
+            if run.exists():
+                check_contents(run)
+            return [*rest, "resume=null"]
     else:
         run = Path(resume)
         if not run.is_dir():
@@ -91,7 +89,7 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
         raise UserError(f"{run} is not the folder of a run: it has no {CONFIG}")
     if folder and Path(os.path.realpath(folder)) != run:
         raise UserError(f"a run goes on in its own folder, {run}, not in hydra.run.dir={folder}")
-    place = spelled(str(run))
+    place = as_value(str(run))
     return [*_with_choices(run, others), f"resume={place}", f"hydra.run.dir={place}"]
 
 
@@ -169,14 +167,14 @@ def load_state(run: Path) -> Resumption:
         raise UserError(f"{run} has no usable checkpoint to go on from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
         f"{run} ended before its first save: there is nothing to go on from. The command that began it, with"
-        f" hydra.run.dir={spelled(str(run))}, begins it again in this folder"
+        f" hydra.run.dir={as_value(str(run))}, begins it again in this folder"
     )
 
 
 def _read(file: Path, run: Path) -> Resumption:
     state = read_archive(file)
-    [optimizer] = state["optimizer_states"]
-    if not (_is_of_counts(state["loops"]) and _is_of_tensors(optimizer["state"])):
+    [_] = state["optimizer_states"]
+    if not _is_of_counts(state["loops"]):
         raise TypeError("not a state of training")
     state["lr_schedulers"] = []  # they follow from the step and the settings
     step, saved = state["global_step"], state["hyper_parameters"]
@@ -198,12 +196,6 @@ def _read(file: Path, run: Path) -> Resumption:
 def _is_of_counts(loops: Any) -> bool:
     """Whether the state of Lightning's loops is made of counts, as it is."""
     return all(map(_is_of_counts, loops.values())) if isinstance(loops, dict) else isinstance(loops, int)
-
-
-def _is_of_tensors(states: dict[int, dict[str, Any]]) -> bool:
-    """Whether an optimizer's state has tensors and numbers for each parameter, and nothing deeper."""
-    values = [value for state in states.values() for value in state.values()]
-    return all(value is None or isinstance(value, torch.Tensor | int | float) for value in values)
 
 
 def _given_back(states: dict[str, Any], run: Path) -> Iterator[tuple[str, Any]]:

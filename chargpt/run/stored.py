@@ -31,10 +31,14 @@ log = logging.getLogger(__name__)
 CONF = Path(__file__).parents[2] / "conf"
 OWN = ("run_dir", "resume")  # what stands here belongs to this start, not to the run
 TEXT = "data.path"  # not taken either: a run finds its text by the hash
+NOT_STORED = (  # an engine may read files in ways of its own, and several nodes wait for one another
+    "trainer.strategy", "trainer.num_nodes",
+)  # fmt: skip
 FIXED = (  # changing these would not go on with the run: weights, optimizer state and batches depend on them
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.val_fraction",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
+_missing = object()  # what stands for a key that `conf/` lacks
 LARGEST, DEEPEST = 1 << 18, 20  # bytes and levels of a configuration
 
 
@@ -128,11 +132,11 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
     values = _values_of(run)
     parsed = OverridesParser.create().parse_overrides(overrides)
     said = dict.fromkeys(each.key_or_group for each in parsed if each.key_or_group not in {"resume", *groups_of_conf()})
-    cfg, unsaid = _taken(cfg, values, said)
-    if unsaid:
-        had = ", ".join(f"{key}={one_line(values[key])}" for key in unsaid)
+    cfg, refused = _with_stored(cfg, values, said)
+    if refused:
+        had = ", ".join(f"{key}={one_line(values[key])}" for key in refused)
         mine = [each for each, one in zip(overrides, parsed, strict=True) if one.key_or_group in said]
-        command = _command(run, [*mine, *_spoken(cfg, values, unsaid)])
+        command = _command(run, [*mine, *_as_overrides(cfg, values, refused)])
         raise UserError(
             f"{run} had {had}, which is not taken from a run's folder. To go on without a callback say"
             f" +callbacks.NAME=null; to go on with it, say it again: {command}"
@@ -151,8 +155,8 @@ def command_to_go_on(run: Path) -> str:
     try:
         values = _values_of(run)
         choices = [f"{group}={option}" for group, option in choices_of(run).items()]
-        cfg, unsaid = _taken(composed(choices), values, ())
-        return _command(run, _spoken(cfg, values, unsaid))
+        cfg, refused = _with_stored(composed(choices), values, ())
+        return _command(run, _as_overrides(cfg, values, refused))
     except (UserError, HydraException, OmegaConfBaseException):  # options of somebody's own: --config-dir
         return _command(run, [])
 
@@ -164,12 +168,12 @@ def _values_of(run: Path) -> dict[str, Any]:
     return values
 
 
-def _taken(cfg: DictConfig, values: dict[str, Any], said: Iterable[str]) -> tuple[DictConfig, list[str]]:
+def _with_stored(cfg: DictConfig, values: dict[str, Any], said: Iterable[str]) -> tuple[DictConfig, list[str]]:
     """A configuration with the stored values that may be taken, and the keys of those that must be said again."""
     cfg = OmegaConf.create(cfg)  # the caller's stays as it is
     ours = _leaves(OmegaConf.to_container(cfg)) or {}  # as they stand, interpolations included
     left = {key: value for key, value in values.items() if not _is_below(key, {*OWN, TEXT, *said})}
-    return cfg, [key for key, value in left.items() if not _take(cfg, key, value, ours.get(key, _missing))]
+    return cfg, [key for key, value in left.items() if not _adopt(cfg, key, value, ours.get(key, _missing))]
 
 
 def _command(run: Path, overrides: Iterable[str]) -> str:
@@ -178,17 +182,17 @@ def _command(run: Path, overrides: Iterable[str]) -> str:
     return shlex.join(["python", "train.py", f"resume={folder}", *overrides])
 
 
-def _spoken(cfg: DictConfig, values: dict[str, Any], keys: Iterable[str]) -> list[str]:
+def _as_overrides(cfg: DictConfig, values: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """Stored values as overrides on a command line."""
-    return [f"{'' if _is_known(cfg, key) else '+'}{key}={spelled(values[key])}" for key in keys]
+    return [f"{'' if _is_known(cfg, key) else '+'}{key}={as_value(values[key])}" for key in keys]
 
 
-def spelled(value: Any) -> str:
+def as_value(value: Any) -> str:
     """A value as Hydra reads it on a command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(spelled, value))}]"
+        return f"[{','.join(map(as_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{as_value(each)}" for key, each in value.items()) + "}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
@@ -228,27 +232,24 @@ def _resolved(values: dict[str, Any], key: str) -> Any:
     return values.get(pointer[1], value) if pointer else value
 
 
-_missing = object()
-
-
-def _take(cfg: DictConfig, key: str, value: Any, ours: Any) -> bool:
+def _adopt(cfg: DictConfig, key: str, value: Any, ours: Any) -> bool:
     """Put a stored value into the configuration where that is harmless; whether nothing of it is lost.
 
-    Harmless are numbers, booleans, null and lists of them, and text where `conf/` has text that is neither a class nor
-    where output goes, nor which engine trains: that one may read files in ways of its own.
+    Harmless are numbers, booleans, null and lists of them, and text where `conf/` has text.
     """
     if value == ours and type(value) is type(ours):
         return True
-    if isinstance(value, str):
-        if key.endswith("._target_"):  # ours stands, also where the class has moved since
-            return key == "trainer._target_" or str(ours).rpartition(".")[2] == value.rpartition(".")[2]
-        if isinstance(ours, str) and "${" in ours:
-            return "${" in value  # what hangs on another key still does, however it is written by now
-        if ours is _missing or "${" in value or key == "trainer.strategy" or key.startswith("trainer.logger."):
-            return False
-    elif key == "trainer.num_nodes" or not all(
-        each is None or isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
-    ):  # it would wait for others
+    text, ours_text = isinstance(value, str), isinstance(ours, str)
+    if text and key.endswith("._target_"):  # ours stands, also where the class has moved since
+        return key == "trainer._target_" or (ours_text and ours.rpartition(".")[2] == value.rpartition(".")[2])
+    if text and ours_text and "${" in ours:
+        return "${" in value  # what hangs on another key still does, however it is written by now
+    if text and (ours is _missing or "${" in value):
+        return False
+    if key in NOT_STORED or (text and key.startswith("trainer.logger.")):
+        return False
+    numbers = value if isinstance(value, list) else [value]
+    if not text and not all(each is None or isinstance(each, int | float) for each in numbers):
         return False
     try:
         if not _is_known(cfg, key):

@@ -62,6 +62,17 @@ def test_a_schedule_that_is_extended_jumps(tiny, tmp_path, caplog):
     assert rates[13] == pytest.approx(1.56e-4, rel=0.01)
 
 
+def test_a_change_that_does_not_work_is_not_kept(tiny, tmp_path):
+    start(tmp_path, *tiny, *QUIET)
+    before = (tmp_path / ".hydra" / "config.yaml").read_bytes()
+    harm = "+callbacks.harm={_target_: faults.Raise, step: 12, error: bug, when: on_train_start}"
+    with pytest.raises(UserError, match="cannot be gone on from: KeyError: 'a bug'"):
+        resume(tmp_path, "trainer.max_steps=14", harm)
+    assert (tmp_path / ".hydra" / "config.yaml").read_bytes() == before
+    resume(tmp_path, "trainer.max_steps=14")
+    assert (tmp_path / ".hydra" / "config.yaml").read_bytes() != before
+
+
 def test_another_number_of_devices_is_told(tiny, tmp_path, caplog):
     start(tmp_path, *tiny, *QUIET)
     kept = state(tmp_path)

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from chargpt.errors import UserError
-from chargpt.run.stored import LARGEST, choices_of, spelled, store_config
+from chargpt.run.stored import LARGEST, as_value, choices_of, store_config
 
 
 def config(**values):
@@ -52,7 +52,7 @@ def test_where_the_text_was_is_kept(tmp_path):
     ],
 )
 def test_values_are_spelled_as_hydra_reads_them(value):
-    (override,) = OverridesParser.create().parse_overrides([f"x={spelled(value)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"x={as_value(value)}"])
     read = OmegaConf.to_container(OmegaConf.create({"x": override.value()}), resolve=True)["x"]
     assert read == value
     assert type(read) is type(value)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,11 +21,13 @@ class Restoring(Callback):
     the file's: the options of the optimizer, and its learning rate.
 
     Attributes:
-        done: the first step since was made: an error before that is the state's, or the settings'.
+        at_first_step: is called once the first step since is made.
+        done: it is: an error before that is the state's, or the settings'.
     """
 
     def __init__(self, resumption: Resumption | None):
         self.step = resumption.step if resumption else None
+        self.at_first_step: Callable[[], None] = lambda: None
         self.done = False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -56,7 +59,9 @@ class Restoring(Callback):
             )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.done = True
+        if not self.done:
+            self.done = True
+            self.at_first_step()
 
 
 def _check_state(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
