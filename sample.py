@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        tell("error: out of memory: a smaller num_samples or max_new_tokens, or a shorter prompt, needs less")
+        tell("error: out of memory: a smaller --num-samples or --max-new-tokens, or a shorter prompt, needs less")
         return 1
     except KeyboardInterrupt:
         tell("")
@@ -142,7 +142,7 @@ def sample(arguments: argparse.Namespace) -> None:
         tell(f"Sampling {path}")
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise UserError(f"seed must be at least 0 and below 2**63; got {arguments.seed}")
+        raise UserError(f"--seed must be at least 0 and below 2**63; got {arguments.seed}")
 
     import torch
 
@@ -150,7 +150,11 @@ def sample(arguments: argparse.Namespace) -> None:
     from chargpt.sampling import Sampling, generate
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
-    sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
+    try:
+        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
+    except UserError as error:
+        name, _, message = str(error).partition(" ")
+        raise UserError(f"{as_option(name)} {message}") from error
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     try:
@@ -177,6 +181,11 @@ def sample(arguments: argparse.Namespace) -> None:
                 out.write(show(text))
                 out.flush()
             out.write("\n")
+
+
+def as_option(name: str) -> str:
+    """A setting as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def belongs_to_a_run(file: Path) -> bool:

@@ -60,7 +60,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     run = build(config.read_config(cfg), resumption)
     folder = Path(run.settings.run_dir)
     if resumption is not None and resumption.step >= run.trainer.max_steps:
-        log.info(f"{short(folder)} is finished: {resumption.step} steps; a larger trainer.max_steps= goes on")
+        larger = f"a larger trainer.max_steps than {run.trainer.max_steps}"
+        log.info(f"{short(folder)} is finished, {resumption.step} steps; {larger} goes on")
         return resumption.best
     if run.trainer.is_global_zero:
         cfg = _as_chosen(cfg, run)
@@ -189,8 +190,9 @@ if __name__ == "__main__":
         sys.exit(130)
     except Exception as error:
         said = ending(error, Path())
-        if isinstance(error, OSError) and error.filename:  # Hydra could not make the folder
-            said = cannot_write(short(Path(error.filename)), error), 2
+        if isinstance(error, OSError) and error.errno:  # Hydra could not make the folder, or show what it was asked for
+            place = cannot_write(short(Path(error.filename)), error) if error.filename else None
+            said = place or f"cannot write to standard output: {error.strerror}", 2
         if said is None:  # before a job begins, it is about what Hydra was told
             said = f"{type(error).__name__}: {first_line(error)}", 2
         print(f"error: {one_line(said[0])}", file=sys.stderr)

@@ -64,7 +64,7 @@ def encode_text(text: Text, expected: str | None = None) -> Corpus:
     if not characters:
         raise UserError(f"{name} is empty: there is no text to train on")
     if expected not in (None, sha256):
-        raise UserError(f"the text has changed since the run began: {name}; start a new run for it")
+        raise UserError(f"{name} is not the text that the run began with, or has changed; start a new run for it")
     corpus = find_encoded(sha256, name)
     if corpus is not None:
         tidy(_folder())

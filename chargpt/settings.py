@@ -102,7 +102,7 @@ def _name(kind: Any) -> str:
     """What to call a type in a message to someone who may not know Python."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_name, parts)))
+        return " or ".join(dict.fromkeys(_name(each) for each in parts if each is not int or float not in parts))
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}

@@ -20,6 +20,7 @@ class Config:
     on: bool = False
     numbers: list[float] = field(default_factory=lambda: [1.0])
     maybe: int | None = None
+    either: int | float | None = None
 
 
 @dataclass
@@ -65,10 +66,11 @@ def test_what_is_missing_has_its_default(settings, expected):
         ({"numbers": [True]}, "model.numbers must be a list; got [True]"),
         ({"numbers": (0.5, 0.5)}, "model.numbers must be a list; got (0.5, 0.5)"),
         ({"maybe": "x"}, "model.maybe must be a whole number or null; got 'x'"),
+        ({"either": "x"}, "model.either must be a number or null; got 'x'"),
         ({"maybe": False}, "model.maybe must be a whole number or null; got False"),
         ({"cuont": 3}, "unknown key model.cuont; did you mean model.count?"),
-        ({"zzz": 3}, "unknown key model.zzz (there are count, maybe, name, numbers, on, rate, words)"),
-        ({5: 3}, "unknown key model.5 (there are count, maybe, name, numbers, on, rate, words)"),
+        ({"zzz": 3}, "unknown key model.zzz (there are count, either, maybe, name, numbers, on, rate, words)"),
+        ({5: 3}, "unknown key model.5 (there are count, either, maybe, name, numbers, on, rate, words)"),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_named(wrong, message):

@@ -363,6 +363,10 @@ def test_the_configuration_is_shown():
     done = run_script("train.py", "--cfg", "job", "run_dir=x")
     assert done.returncode == 0
     assert "n_embd: 384" in done.stdout
+    with open("/dev/full", "w") as full:
+        done = run_script("train.py", "--cfg", "job", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    message = "error: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, message)
     done = run_script("train.py", "--cfg", "job", "--resolve", "hydra.run.dir=x")
     assert done.returncode == 0, done.stderr
     assert "dirpath: x/checkpoints" in done.stdout

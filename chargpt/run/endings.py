@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -12,6 +13,7 @@ from chargpt.run.stored import options_of
 
 FULL, CLOSED = ("ENOSPC", "EDQUOT", "EFBIG", "EIO"), ("EROFS", "EACCES", "EPERM")
 ELSEWHERE = ("EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP")  # something else is in the place
+QUOTED = '''"data.path='my file, 2.txt'"'''
 DISK = [getattr(errno, name) for name in (*FULL, *CLOSED, *ELSEWHERE) if hasattr(errno, name)]
 
 
@@ -24,8 +26,9 @@ def ending(error: Exception, folder: Path) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        override = [f"cannot read {error.override}"] if isinstance(error, OverrideParseException) else []
-        lines = [*override, *(first_line(each) for each in (error, error.__cause__) if each)]
+        if isinstance(error, OverrideParseException):
+            return f"cannot read {error.override}: it takes key=value, special characters in quotes: {QUOTED}", 2
+        lines = [first_line(each) for each in (error, error.__cause__) if each]
         return ": ".join(dict.fromkeys(lines)) + _hint(error), 2
     if isinstance(error, OSError) and error.errno in DISK:
         return cannot_write(folder, error), 2
@@ -50,9 +53,14 @@ def _hint(error: Exception) -> str:
     """What may have been meant by a key or an option that Hydra does not know."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "data" and Path(option).exists():
+            return f"; did you mean data=file data.path={option}?"
         return did_you_mean(option, options_of(group), f"{group}=")
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
-        prefix = str(cause.full_key).removesuffix(str(cause.key))
-        return did_you_mean(str(cause.key), map(str, cause.parent_node), prefix)
+        key, node = str(cause.key), cast("dict[str, Any]", OmegaConf.to_container(cause.parent_node))
+        prefix = str(cause.full_key).removesuffix(key)
+        for group in (name for name, values in node.items() if isinstance(values, dict) and key in values):
+            return f"; did you mean {prefix}{group}.{key}?"
+        return did_you_mean(key, node, prefix)
     return ""

@@ -81,12 +81,14 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
             return [*rest, "resume=null"]
     else:
         run = Path(resume)
-        if not run.is_dir():
+        if not run.exists():
             raise UserError(f"there is no folder {resume}")
     run = Path(os.path.realpath(run))  # as Hydra would have it, too
-    check_contents(run)
     if not (run / CONFIG).is_file():
-        raise UserError(f"{run} is not the folder of a run: it has no {CONFIG}")
+        around = next((f"resume={short(parent)}" for parent in run.parents if (parent / CONFIG).is_file()), None)
+        hint = f"did you mean {around}?" if around else "resume=auto takes the newest run that can go on"
+        raise UserError(f"{short(run)} is not the folder of a run; {hint}")
+    check_contents(run)
     if folder and Path(os.path.realpath(folder)) != run:
         raise UserError(f"a run goes on in its own folder, {run}, not in hydra.run.dir={folder}")
     place = as_value(str(run))
@@ -134,10 +136,10 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
             said = _with_choices(run, overrides)
             cfg = composed([each for each in said if not each.startswith("hydra.")])
             if state.step >= (max_steps := resumed_config(cfg, run, said).trainer.max_steps):
-                raise UserError(f"{run} is finished: {state.step} of {max_steps} steps")
+                raise UserError(f"finished, {state.step} steps; a larger trainer.max_steps than {max_steps} goes on")
         except Exception as error:  # whatever is wrong with this one, another may be right
-            why = error if isinstance(error, UserError) else first_line(error)
-            log.warning(f"Passing over {one_line(run)}: {one_line(why)}")
+            why = str(error) if isinstance(error, UserError) else first_line(error)
+            log.warning(f"Passing over {one_line(run)}: {one_line(why.removeprefix(f'{run} '))}")
         else:
             return run
     raise UserError(f"resume=auto found no run to go on with in {outputs}/")

@@ -151,7 +151,7 @@ def test_extended(tiny, tmp_path, copy, caplog):
     """A finished run says so; with more steps it is the run that had them from the start."""
     caplog.set_level("INFO")
     assert resume(copy) == pytest.approx(float(state(copy)["state_dict"]["best_val_loss.min_value"]))
-    assert "is finished: 12 steps" in caplog.text
+    assert "is finished, 12 steps; a larger trainer.max_steps than 12 goes on" in caplog.text
     resume(copy, "trainer.max_steps=16")
     assert "Changed: trainer.max_steps=16 (was 12)" in caplog.text
     start(tmp_path / "long", *tiny, *QUIET, "trainer.max_steps=16")
@@ -292,7 +292,7 @@ def test_changed_text(tiny, text_file, tmp_path):
     text.write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
     start(tmp_path / "run", *tiny, *QUIET, f"data.path={text}")
     text.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
-    with pytest.raises(UserError, match="the text has changed since the run began"):
+    with pytest.raises(UserError, match="is not the text that the run began with, or has changed"):
         resume(tmp_path / "run", "trainer.max_steps=14", f"data.path={text}")
     resume(tmp_path / "run", "trainer.max_steps=14")  # in the cache is the one that it began with
     assert OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml").data.path == str(text)
@@ -352,14 +352,17 @@ def test_auto_takes_the_newest_run_that_can_go_on(whole, tmp_path, caplog):
         ("linked", "has a link to somewhere outside of it: train.log"),
         ("foreign", "had callbacks.x._target_=os.mkdir"),
         ("broken", "has no usable checkpoint"),
-        ("finished", "is finished: 12 of 12 steps"),
+        ("finished", "finished, 12 steps; a larger trainer.max_steps than 12 goes on"),
     ):
         assert sum(f"Passing over {tmp_path / name}: " in line and why in line for line in passed) == 1, name
     assert found(tmp_path, "trainer.max_steps=20") == "finished"
     with pytest.raises(UserError, match=r"there is no folder .*none"):
         point_to_run([f"resume={tmp_path}/none"])
-    with pytest.raises(UserError, match="is not the folder of a run"):
-        point_to_run([f"resume={tmp_path}/old/checkpoints"])
+    for inside in ("checkpoints", "checkpoints/last.ckpt", ".hydra/config.yaml"):
+        with pytest.raises(UserError, match=rf"is not the folder of a run; did you mean resume={tmp_path}/old\?"):
+            point_to_run([f"resume={tmp_path}/old/{inside}"])
+    with pytest.raises(UserError, match="is not the folder of a run; resume=auto takes the newest run that can go on"):
+        point_to_run([f"resume={tmp_path}"])
 
 
 def test_allow_begins_a_run_or_goes_on_with_it(whole, tmp_path):
@@ -548,7 +551,7 @@ def test_by_hand(tiny, tmp_path):
     assert done.stderr.count("\n") == 1
     done = run_script("train.py", f"resume={folder}")
     assert done.returncode == 0
-    assert "is finished: 9 steps" in done.stderr
+    assert "is finished, 9 steps; a larger" in done.stderr
 
 
 def test_a_state_of_another_run(tiny, whole, tmp_path):
