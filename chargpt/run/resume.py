@@ -16,7 +16,7 @@ from chargpt.checkpoint import model_in, read_archive
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
-from chargpt.run.config import Settings
+from chargpt.run.config import Settings, read_config
 from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
 from chargpt.run.stored import as_value, choices_of, composed, groups_of_conf, resumed_config
 from chargpt.settings import read_settings
@@ -135,7 +135,9 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
             state = load_state(run)
             said = _with_choices(run, overrides)
             cfg = composed([each for each in said if not each.startswith("hydra.")])
-            if state.step >= (max_steps := resumed_config(cfg, run, said).trainer.max_steps):
+            settings = read_config(resumed_config(cfg, run, said))
+            check_resumption(state, settings)
+            if state.step >= (max_steps := settings.trainer["max_steps"]):
                 raise UserError(f"finished, {state.step} steps; a larger trainer.max_steps than {max_steps} goes on")
         except Exception as error:  # whatever is wrong with this one, another may be right
             why = str(error) if isinstance(error, UserError) else first_line(error)
@@ -180,7 +182,11 @@ def _read(file: Path, run: Path) -> Resumption:
         raise TypeError("not a state of training")
     state["lr_schedulers"] = []  # they follow from the step and the settings
     step, saved = state["global_step"], state["hyper_parameters"]
-    if type(step) is not int or not re.fullmatch(r"[\w.+-]{1,40}", state["pytorch-lightning_version"]):
+    if (
+        type(step) is not int
+        or not 0 <= step < 2**63
+        or not re.fullmatch(r"[\w.+-]{1,40}", state["pytorch-lightning_version"])
+    ):
         raise TypeError("not a state of training")
     model = model_in(state)
     state["callbacks"] = dict(_given_back(state["callbacks"], run))

@@ -237,11 +237,11 @@ def sources() -> list[Case]:
             found.append(case(f"data-folder-{name}-{more}", prepare, SHAKESPEARE, more, seconds=15.0, **options))
     for folder in FOLDERS:
         shown = name_of(folder)
-        options = {"writes": ("work", "nowhere"), "environment": {"CHARGPT_DATA_DIR": folder}}
+        options = {"writes": ("work", "nowhere", "a::b"), "environment": {"CHARGPT_DATA_DIR": folder}}
         found.append(case(f"data-folder-{shown}", leave, SHAKESPEARE, "data.fallback=null", **options))
         if folder not in ("", "~"):  # with these the cache would be another's
             # One that is not absolute does not count, as the standard says.
-            options = {"writes": ("work", "nowhere", "home/.cache"), "environment": {"XDG_CACHE_HOME": folder}}
+            options = {"writes": ("work", "nowhere", "a::b", "home/.cache"), "environment": {"XDG_CACHE_HOME": folder}}
             found.append(case(f"cache-folder-{shown}", puts(VERSE.encode()), **options))
     for name in ("pydocs", "shakespeare"):
         for more in ("data.path=text.txt", "data.path=''", "data.fallback=file", "data.fallback=shakespeare"):

@@ -334,12 +334,14 @@ def test_auto_takes_the_newest_run_that_can_go_on(whole, tmp_path, caplog):
     """And says why it passed over others: finished, damaged, of another's making, with links out of it."""
     with pytest.raises(UserError, match="resume=auto found no run"):
         found(tmp_path)
-    for n, name in enumerate(("first", "old", "finished", "broken", "foreign", "linked")):
+    for n, name in enumerate(("first", "old", "finished", "broken", "foreign", "linked", "emptied")):
         run = shutil.copytree(whole, tmp_path / name)
         if name == "foreign":
             change(run, {"callbacks.x": MKDIR})
         if name == "linked":
             (run / "train.log").symlink_to("/etc/hostname")
+        if name == "emptied":
+            (run / ".hydra" / "config.yaml").write_text("{}")
         if name in ("first", "old"):
             change(run, {"trainer.max_steps": 16})
         for file in (run / "checkpoints").iterdir():
@@ -349,6 +351,7 @@ def test_auto_takes_the_newest_run_that_can_go_on(whole, tmp_path, caplog):
     assert found(tmp_path) == "old"
     passed = [record.message for record in caplog.records if record.message.startswith(f"Passing over {tmp_path}")]
     for name, why in (
+        ("emptied", "was trained with another model: "),
         ("linked", "has a link to somewhere outside of it: train.log"),
         ("foreign", "had callbacks.x._target_=os.mkdir"),
         ("broken", "has no usable checkpoint"),
