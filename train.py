@@ -60,8 +60,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     run = build(config.read_config(cfg), resumption)
     folder = Path(run.settings.run_dir)
     if resumption is not None and resumption.step >= run.trainer.max_steps:
-        larger = f"a larger trainer.max_steps than {run.trainer.max_steps}"
-        log.info(f"{short(folder)} is finished, {resumption.step} steps; {larger} goes on")
+        log.info(f"{short(folder)} is finished, {resumption.step} steps; a larger trainer.max_steps goes on")
         return resumption.best
     if run.trainer.is_global_zero:
         cfg = _as_chosen(cfg, run)
@@ -87,7 +86,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         if run.restoring.done or ending(error, folder) is not None:
             raise
         raise _at_the_start(error, resumption) from error
-    return _report(run, time.perf_counter() - started)
+    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0)
 
 
 def _at_the_start(error: Exception, resumption: Resumption | None) -> UserError:
@@ -108,13 +107,18 @@ def _as_chosen(cfg: DictConfig, run: "Run") -> DictConfig:
     return cfg
 
 
-def _report(run: "Run", seconds: float) -> float:
-    """Say how the run ended and what to do next; returns its best validation loss."""
+def _report(run: "Run", seconds: float, first_step: int) -> float:
+    """Say how the run ended and what to do next; returns its best validation loss.
+
+    Args:
+        seconds: since this start, at which it had made `first_step` steps.
+    """
     from lightning.pytorch.loggers import TensorBoardLogger
 
     folder, trainer = short(Path(run.settings.run_dir)), run.trainer
     best = float(trainer.callback_metrics.get("val/best_loss", math.inf))
-    steps = f"{trainer.global_step} steps in {seconds:.0f} s"
+    steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
+    steps += f", {trainer.global_step} in all" if first_step else ""
     scored = f"Best validation loss {best:.4f} (nats per character, on {run.data.corpus.name}), {steps}"
     lines = ["", scored if best < math.inf else f"Not validated, {steps}"]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
@@ -134,7 +138,10 @@ def _quieten(*, is_first: bool) -> None:
     """Silence Lightning's own messages, and on other ranks than the first all but warnings."""
     for name in ("lightning.pytorch", "lightning.fabric", *([] if is_first else ["train", "chargpt"])):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("profilers", "callbacks.early_stopping"):  # what these say was asked for
+    for name in ("lightning.pytorch", "lightning.fabric"):  # Hydra's handlers show what these say, too
+        logging.getLogger(name).handlers.clear()
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # torchmetrics imports it, and it tells of its fonts
+    for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # what these say was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # One process makes the batches, in less time than it takes to move them between processes.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

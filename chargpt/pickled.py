@@ -186,8 +186,9 @@ def _of(kind: type, value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """A value that can be a key. Tuples are too if they hold no others: hashing deep ones would end the process."""
-    if not all(map(_is_plain, value if type(value) is tuple else (value,))):
+    """A value that can be a key: text, or a number below 2**60. Larger ones, and tuples, can be many with one hash, and
+    a dict of them takes time that grows with the square of their number."""
+    if type(value) not in (str, int, bool, type(None)) or (type(value) is int and abs(value) >= 2**60):
         raise TypeError(f"not a key: {type(value).__name__}")
     return value
 

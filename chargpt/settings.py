@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from chargpt.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
+MOST_STEPS = 2**53  # a float can count them
 LARGEST = 100_000_000  # for a size: beyond any machine, and small enough that products of two sizes can be counted
 
 

@@ -27,7 +27,7 @@ from chargpt.run.config import Settings
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
 from chargpt.run.sweep import in_sweep
-from chargpt.settings import arguments_of, check_types
+from chargpt.settings import MOST_STEPS, arguments_of, check_types
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
@@ -180,8 +180,8 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
             raise UserError(f"trainer.{name} is not an argument of lightning.pytorch.Trainer{hint}")
     for name in STEP_COUNTS:
         count = config.get(name)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1; got {count}")
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < MOST_STEPS:
+            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1 and below 2**53; got {count}")
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
             raise UserError(

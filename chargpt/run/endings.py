@@ -30,6 +30,8 @@ def ending(error: Exception, folder: Path) -> tuple[str, int] | None:
             return f"cannot read {error.override}: it takes key=value, special characters in quotes: {QUOTED}", 2
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         return ": ".join(dict.fromkeys(lines)) + _hint(error), 2
+    if isinstance(error, OSError) and not folder.exists():
+        return f"the run's folder {folder} was moved or removed while the run was at work", 2
     if isinstance(error, OSError) and error.errno in DISK:
         return cannot_write(folder, error), 2
     if isinstance(error, NonFiniteError):

@@ -115,12 +115,11 @@ def claim(folder: Path, config: str) -> None:
 def settle_events(folder: Path) -> None:
     """Make earlier events sort before those to come, also when the clock has been set back since: TensorBoard reads a
     run's event files in the order of the second in their names."""
-    files = {
-        file: re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", file.name) for file in folder.glob("*tfevents*")
-    }
-    seconds = [int(match[2]) for match in files.values() if match]
-    ahead = max(seconds, default=0) - int(time.time()) + 1
+    pattern = re.compile(r"(events\.out\.tfevents\.)([1-9]\d{0,10})(\..*)", re.ASCII | re.DOTALL)
+    names = [name for file in folder.iterdir() if (name := pattern.fullmatch(file.name)) and file.is_file()]
+    ahead = max((int(name[2]) for name in names), default=0) - int(time.time()) + 1
     if ahead > 0:
-        for file, match in sorted(files.items()):  # the earliest first: its new name is nobody's
-            if match:
-                file.rename(folder / f"{match[1]}{int(match[2]) - ahead}{match[3]}")
+        for name in sorted(names, key=lambda name: int(name[2])):  # the earliest first: its new name is nobody's
+            settled = folder / f"{name[1]}{int(name[2]) - ahead}{name[3]}"
+            if not settled.exists():
+                (folder / name[0]).rename(settled)

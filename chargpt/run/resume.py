@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from chargpt.checkpoint import model_in, read_archive
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.model import ModelConfig
@@ -19,7 +21,7 @@ from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings, read_config
 from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
 from chargpt.run.stored import as_value, choices_of, composed, groups_of_conf, resumed_config
-from chargpt.settings import read_settings
+from chargpt.settings import MOST_STEPS, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
     else:
         run = Path(resume)
         if not run.exists():
-            raise UserError(f"there is no folder {resume}")
+            raise UserError(f"there is no folder {resume}; resume=auto takes the newest run that can go on")
     run = Path(os.path.realpath(run))  # as Hydra would have it, too
     if not (run / CONFIG).is_file():
         around = next((f"resume={short(parent)}" for parent in run.parents if (parent / CONFIG).is_file()), None)
@@ -138,7 +140,7 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
             settings = read_config(resumed_config(cfg, run, said))
             check_resumption(state, settings)
             if state.step >= (max_steps := settings.trainer["max_steps"]):
-                raise UserError(f"finished, {state.step} steps; a larger trainer.max_steps than {max_steps} goes on")
+                raise UserError(f"finished, {state.step} steps; trainer.max_steps={max_steps} is no larger")
         except Exception as error:  # whatever is wrong with this one, another may be right
             why = str(error) if isinstance(error, UserError) else first_line(error)
             log.warning(f"Passing over {one_line(run)}: {one_line(why.removeprefix(f'{run} '))}")
@@ -170,8 +172,8 @@ def load_state(run: Path) -> Resumption:
     if files:
         raise UserError(f"{run} has no usable checkpoint to go on from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
-        f"{run} ended before its first save: there is nothing to go on from. The command that began it, with"
-        f" hydra.run.dir={as_value(str(run))}, begins it again in this folder"
+        f"{run} ended before its first save, or has lost it: there is nothing to go on from. The command that began it,"
+        f" with hydra.run.dir={as_value(str(run))}, begins it again in this folder, and writes over what is there"
     )
 
 
@@ -184,7 +186,7 @@ def _read(file: Path, run: Path) -> Resumption:
     step, saved = state["global_step"], state["hyper_parameters"]
     if (
         type(step) is not int
-        or not 0 <= step < 2**63
+        or not 0 <= step < MOST_STEPS
         or not re.fullmatch(r"[\w.+-]{1,40}", state["pytorch-lightning_version"])
     ):
         raise TypeError("not a state of training")
@@ -194,11 +196,18 @@ def _read(file: Path, run: Path) -> Resumption:
         checkpoint=file.absolute(),
         state=state,
         step=step,
-        best=float(state["state_dict"]["best_val_loss.min_value"]),
+        best=_best_loss(state["state_dict"]["best_val_loss.min_value"]),
         model=model.config,
         optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
         text={key: str(saved["corpus"][key]) for key in ("name", "sha256")},
     )
+
+
+def _best_loss(value: Any) -> float:
+    """The lowest validation loss so far, in nats per character; infinite where there was none."""
+    if not isinstance(value, Tensor) or value.shape or not value.is_floating_point() or not value >= 0:
+        raise TypeError("not a loss")
+    return float(value)
 
 
 def _is_of_counts(loops: Any) -> bool:

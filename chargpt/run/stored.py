@@ -39,6 +39,7 @@ FIXED = (  # changing these would not go on with the run: weights, optimizer sta
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 _missing = object()  # what stands for a key that `conf/` lacks
+NUMBER = r"[-+]?(0x)?[\da-fA-F_:]+"  # whole, as YAML writes it
 LARGEST, DEEPEST = 1 << 18, 20  # bytes and levels of a configuration
 
 
@@ -114,6 +115,8 @@ def _load(file: Path) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
                 raise ValueError("it is too deep for a configuration, or has aliases")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > 30 and re.fullmatch(NUMBER, event.value):
+                raise ValueError("it has a number of more than 64 bits")
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
         raise UserError(f"{file} is damaged: {first_line(error)}") from error
@@ -137,15 +140,18 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
         had = ", ".join(f"{key}={one_line(values[key])}" for key in refused)
         mine = [each for each, one in zip(overrides, parsed, strict=True) if one.key_or_group in said]
         command = _command(run, [*mine, *_as_overrides(cfg, values, refused)])
+        wholes = dict.fromkeys(".".join(key.split(".")[:2]) for key in refused)
+        without = " ".join(f"{'' if _is_known(cfg, key) else '+'}{key}=null" for key in wholes)
         raise UserError(
-            f"{run} had {had}, which is not taken from a run's folder. To go on without a callback say"
-            f" +callbacks.NAME=null; to go on with it, say it again: {command}"
+            f"{run} had {had}, which is not taken from a run's folder. To go on without it say {without}; to go on with"
+            f" it, say it again: {command}"
         )
     for key in said:
+        inside = [f"{name}={one_line(value)}" for name, value in values.items() if _is_below(name, [key])]
         if key in values:
             _tell_change(key, _resolved(values, key), OmegaConf.select(cfg, key))
-        elif not any(_is_below(each, [key]) for each in values) and not key.startswith("hydra."):
-            log.info(f"Changed: {key}={OmegaConf.select(cfg, key)} (was not set)")
+        elif not key.startswith("hydra.") and (not inside or OmegaConf.select(cfg, key) is None):
+            log.info(f"Changed: {key}={OmegaConf.select(cfg, key)} (was {', '.join(inside) or 'not set'})")
     cfg.run_dir = str(run.absolute())
     return cfg
 

@@ -68,7 +68,10 @@ def test_switching_callbacks_off():
         ("trainer.zzz=2", r"trainer\.zzz is not an argument of lightning\.pytorch\.Trainer \(there are accelerator, "),
         ("+trainer.callbacks=[]", r"trainer\.callbacks is not an argument"),
         ("trainer._target_=os.system", r"trainer\._target_ is not an argument"),
-        ("trainer.max_steps=0", r"trainer\.max_steps must be a whole number of steps, at least 1; got 0"),
+        (
+            "trainer.max_steps=0",
+            r"trainer\.max_steps must be a whole number of steps, .* below 2\*\*53; got 0",
+        ),
         ("trainer.max_steps=many", r"trainer\.max_steps"),
         ("trainer.val_check_interval=0.5", r"trainer\.val_check_interval must be a whole number"),
         ("trainer.log_every_n_steps=0", r"trainer\.log_every_n_steps"),

@@ -119,6 +119,22 @@ def test_events_of_the_future_are_settled(tmp_path):
     assert (tmp_path / "tfevents.txt").exists()
 
 
+def test_events_of_odd_names_stay(tmp_path):
+    """Folders, numbers that are none of a clock, and what would take another's name."""
+    for name in ("099999999999.x", "99999999999.x", "9" * 30 + ".x", "\u0661" * 11 + ".x"):
+        (tmp_path / f"events.out.tfevents.{name}").mkdir()
+    for name in ("9999999999.y", "10000000000.y", "09999999999.y"):
+        (tmp_path / f"events.out.tfevents.{name}").write_text(name, encoding="utf-8")
+    settle_events(tmp_path)
+    files = {
+        file.read_text(encoding="utf-8"): int(file.name.split(".")[3]) for file in tmp_path.iterdir() if file.is_file()
+    }
+    assert len(files) == 3
+    assert files["09999999999.y"] == 9999999999
+    assert files["10000000000.y"] - files["9999999999.y"] == 1
+    assert sum(file.is_dir() for file in tmp_path.iterdir()) == 4
+
+
 def test_events_of_the_past_stay(tmp_path):
     (tmp_path / "events.out.tfevents.1700000000.host.1").touch()
     settle_events(tmp_path)

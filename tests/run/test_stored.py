@@ -63,6 +63,9 @@ def test_values_are_spelled_as_hydra_reads_them(value):
     [
         ("hydra: &a {runtime: {choices: {model: gpt}}}\nx: *a\n", "or has aliases"),
         ("hydra: " + "[" * 100_000, "it is too deep"),
+        ("seed: 0x" + "f" * 4000, "it has a number of more than 64 bits"),
+        ("optimizer:\n  lr: 1" + "0" * 400, "it has a number of more than 64 bits"),
+        ("data:\n  text: -1" + "_000" * 40, "it has a number of more than 64 bits"),
         (f"hydra: {{x: {'a' * LARGEST}}}\n", "it is too long"),
     ],
 )

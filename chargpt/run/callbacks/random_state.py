@@ -1,10 +1,13 @@
 """Random numbers: each rank's own, and after an interruption those that would have come."""
 
 import logging
+import struct
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from chargpt.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +52,25 @@ class RandomState(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._restored is not None:  # only now: making the loaders has drawn numbers since
+            _check_state(self._restored["cpu"])
             torch.set_rng_state(self._restored["cpu"])
             device = trainer.strategy.root_device
             if "device" in self._restored and device.type != "cpu":
                 torch.get_device_module(device).set_rng_state(self._restored["device"], device)
             self._restored = None
+
+
+NUMBERS = 624  # that a Mersenne twister has ready at a time
+
+
+def _check_state(state: torch.Tensor) -> None:
+    """Refuse a state by which PyTorch would take other memory for its random numbers: it checks both counts of its
+    generator, of those that are left and of the next one, but not that they agree.
+
+    Raises:
+        UserError: it is such a state.
+    """
+    if state.dtype == torch.uint8 and state.numel() >= 24:  # else PyTorch itself refuses it
+        _, left, _, following = struct.unpack("<QiiQ", state[:24].numpy().tobytes())
+        if left - 1 + following > NUMBERS:
+            raise UserError("its random state is none of PyTorch's")

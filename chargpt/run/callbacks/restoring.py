@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
 
 from chargpt.errors import UserError
 from chargpt.module import CharLM
@@ -34,6 +36,11 @@ class Restoring(Callback):
         # Lightning restores weights before it makes them those of the precision: in 64 bits half of each would be lost.
         trainer.precision_plugin.convert_module(module)
 
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loops = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
+        loops |= {"predict": trainer.predict_loop}
+        _check_counts(checkpoint["loops"], {f"{name}_loop": loop.state_dict() for name, loop in loops.items()})
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step is None:
             return
@@ -46,7 +53,7 @@ class Restoring(Callback):
         for group, ours in zip(optimizer.param_groups, fresh, strict=True):
             now = {"params": group["params"], "initial_lr": ours["lr"], "lr": ours["lr"] * factor}
             group.update(ours | now)
-            _check_state(group, optimizer.state)
+            _check_state(group, optimizer)
         for each in trainer.lr_scheduler_configs:  # their state was not restored: it follows from the step
             rates = [group["lr"] for group in optimizer.param_groups]
             now = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
@@ -64,12 +71,24 @@ class Restoring(Callback):
             self.at_first_step()
 
 
-def _check_state(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
+def _check_counts(loops: Any, ours: Any) -> None:
+    """Refuse counts of other names than those of Lightning's loops, which make attributes of them."""
+    if isinstance(ours, dict) != isinstance(loops, dict) or (
+        isinstance(ours, dict) and not loops.keys() <= ours.keys()
+    ):
+        raise UserError("its counts of batches and the like are none of Lightning's")
+    for name in loops if isinstance(loops, dict) else ():
+        _check_counts(loops[name], ours[name])
+
+
+def _check_state(group: dict[str, Any], optimizer: Optimizer) -> None:
     """Refuse an optimizer's state that is not whole, or not of its parameters' shapes.
 
     A fused optimizer reads and writes as many numbers as a parameter has, without looking how many are there.
     """
-    if len({frozenset(states.get(parameter, {})) for parameter in group["params"]}) > 1:
+    states = optimizer.state
+    names = {frozenset(states.get(parameter, {})) for parameter in group["params"]}
+    if len(names) > 1 or (isinstance(optimizer, AdamW) and not names <= {frozenset(("step", "exp_avg", "exp_avg_sq"))}):
         raise UserError("its optimizer has no state for some of the parameters")
     if not group.get("fused"):
         return
@@ -77,5 +96,7 @@ def _check_state(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) ->
         for name, value in states.get(parameter, {}).items():
             if not isinstance(value, Tensor) or not value.is_floating_point() or not value.is_contiguous():
                 raise UserError(f"its optimizer's {name} is no tensor of numbers")
+            if name == "step" and value.dtype != torch.float32:
+                raise UserError(f"its optimizer counts steps in {value.dtype}")
             if value.shape != (() if name == "step" else parameter.shape):
                 raise UserError(f"its optimizer's {name} is of another shape than the parameter")

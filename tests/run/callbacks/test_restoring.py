@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -41,6 +42,24 @@ def moments(kept):
     return kept["optimizer_states"][0]["state"]
 
 
+def loop(kept, name):
+    return kept["loops"]["fit_loop"][name]
+
+
+def beyond_its_numbers():
+    """A state by which `torch.set_rng_state` would have the next numbers come from other memory of the process."""
+    numbers = torch.get_rng_state()
+    numbers[:24] = torch.tensor(list(struct.pack("<QiiQ", 1, 624, 1, 624)))
+    return numbers
+
+
+def test_pytorch_takes_such_a_state():
+    torch.Generator().set_state(beyond_its_numbers())
+
+
+BEST = [torch.tensor(float("nan")), torch.tensor(True), torch.tensor(1), torch.tensor([[3.0]]), torch.tensor(-1.0), 3.0]
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -65,6 +84,17 @@ def moments(kept):
         lambda kept: kept.update(epoch="x", callbacks={"RunRecord": 5}),
         lambda kept: kept.update(random_states=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
         lambda kept: kept.update(random_states=5),
+        lambda kept: kept.update(random_states=[{"cpu": beyond_its_numbers()}]),
+        lambda kept: loop(kept, "epoch_loop.val_loop.batch_progress")["current"].update(reset=0),
+        lambda kept: loop(kept, "epoch_loop.val_loop.batch_progress")["total"].update(ready={}),
+        lambda kept: kept.update(global_step=2**53),
+        lambda kept: moments(kept).clear(),
+        lambda kept: [each.pop("exp_avg") for each in moments(kept).values()],
+        lambda kept: [
+            moments(kept)[0].update(step=torch.tensor(6, dtype=torch.float64)),
+            kept["optimizer_states"][0]["param_groups"][0].update(fused=False),  # else PyTorch makes 32 bits of it
+        ],
+        *(lambda kept, best=best: kept["state_dict"].update({"best_val_loss.min_value": best}) for best in BEST),
         lambda kept: kept["state_dict"].pop("best_val_loss.min_value"),
         lambda kept: kept["state_dict"].update(more=torch.zeros(3)),
         lambda kept: kept.update({"pytorch-lightning_version": "\x1b]52;c;aGk=\x07"}),
