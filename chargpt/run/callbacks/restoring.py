@@ -73,11 +73,10 @@ class Restoring(Callback):
 
 def _check_counts(loops: Any, ours: Any) -> None:
     """Refuse counts of other names than those of Lightning's loops, which make attributes of them."""
-    if isinstance(ours, dict) != isinstance(loops, dict) or (
-        isinstance(ours, dict) and not loops.keys() <= ours.keys()
-    ):
+    deep = isinstance(ours, dict)
+    if isinstance(loops, dict) != deep or (deep and not loops.keys() <= ours.keys()):
         raise UserError("its counts of batches and the like are none of Lightning's")
-    for name in loops if isinstance(loops, dict) else ():
+    for name in loops if deep else ():
         _check_counts(loops[name], ours[name])
 
 
