@@ -193,13 +193,17 @@ if __name__ == "__main__":
     try:
         sys.argv[1:] = point_to_run(sys.argv[1:])
         main()
+        sys.stdout.flush()  # what fails at the end is to be told, too
     except KeyboardInterrupt:  # before or after training; during it, the run saves first
         sys.exit(130)
     except Exception as error:
         said = ending(error, Path())
         if isinstance(error, OSError) and error.errno:  # Hydra could not make the folder, or show what it was asked for
-            place = cannot_write(short(Path(error.filename)), error) if error.filename else None
-            said = place or f"cannot write to standard output: {error.strerror}", 2
+            if error.filename:
+                said = cannot_write(short(Path(error.filename)), error), 2
+            else:
+                said = f"cannot write to standard output: {error.strerror}", 2
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
         if said is None:  # before a job begins, it is about what Hydra was told
             said = f"{type(error).__name__}: {first_line(error)}", 2
         print(f"error: {one_line(said[0])}", file=sys.stderr)
