@@ -2,24 +2,19 @@
 
 import argparse
 import contextlib
-import io
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, one_line, printable
+from chargpt.commands import Parser, as_option, file_name, open_output, pick_device, tell, utf8_text
+from chargpt.errors import UserError, printable
 from chargpt.tokenizer import UnknownCharacterError
-
-if TYPE_CHECKING:
-    import torch
-
 
 LONGEST_PROMPT = 16_000_000  # bytes
 
@@ -28,56 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Its exit status: 0, 1 where memory or the model's numbers fail, 2 for input that cannot be used, 130 for Ctrl-C.
+        Its exit status, as `chargpt.commands.run` has it.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # text is UTF-8 here whatever the terminal's locale says
-    try:
-        arguments = build_parser().parse_args(argv)
-        if [] in vars(arguments).values():  # what argparse makes of --ckpt=--
-            raise UserError("an option has no value")
-        sample(arguments)
-    except UserError as error:
-        tell(f"error: {error}")
-        return 2
-    except NonFiniteError as error:
-        tell(f"error: {error}")
-        return 1
-    except OSError as error:
-        tell(f"error: {first_line(error)}")
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        tell("error: out of memory: a smaller --num-samples or --max-new-tokens, or a shorter prompt, needs less")
-        return 1
-    except KeyboardInterrupt:
-        tell("")
-        return 130
-    return 0
-
-
-def tell(message: str) -> None:
-    """A line on standard error, if there is one that takes it."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(one_line(message), file=sys.stderr, flush=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells of a wrong command line as of any other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python sample.py --help shows what there is")
-
-    def print_help(self, file: object = None) -> None:
-        with open_output(None) as out:
-            out.write(self.format_help())
+    less = "a smaller --num-samples or --max-new-tokens, or a shorter prompt, needs less"
+    return commands.run(build_parser(), sample, argv, less)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Write text with a trained model.")
+    parser = Parser(prog="python sample.py", description="Write text with a trained model.")
     parser.add_argument(
         "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
     )
@@ -107,21 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     return parser
-
-
-def utf8_text(argument: str) -> str:
-    """The argument as UTF-8, whatever encoding the locale made Python read it with."""
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeError:
-        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
-
-
-def file_name(argument: str) -> str:
-    """The name of a file."""
-    if "\0" in argument:
-        raise argparse.ArgumentTypeError("no file has a NUL in its name")
-    return argument
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -183,11 +121,6 @@ def sample(arguments: argparse.Namespace) -> None:
             out.write("\n")
 
 
-def as_option(name: str) -> str:
-    """A setting as it is typed."""
-    return f"--{name.replace('_', '-')}"
-
-
 def belongs_to_a_run(file: Path) -> bool:
     """Whether a file is a checkpoint, or lies in the folder of a run."""
     return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
@@ -215,53 +148,6 @@ def read_prompt(file: str) -> str:
         raise UserError(f"cannot read the prompt from {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt in {file} is not UTF-8 at byte offset {error.start}") from error
-
-
-@contextlib.contextmanager
-def open_output(file: str | None) -> Iterator[TextIO]:
-    """Where the text goes: a file, or standard output.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    if file is None and sys.stdout is None:
-        raise UserError("cannot write the text: standard output is closed")
-    try:
-        with contextlib.ExitStack() as stack:
-            out = sys.stdout
-            if file is not None:
-                out = stack.enter_context(open(file, "w", encoding="utf-8", newline=""))
-            yield out
-            out.flush()  # what fails at the end is to be told, too
-    except OSError as error:
-        if file is None:
-            drop_output()
-        if not isinstance(error, BrokenPipeError):  # the reader, `head` say, has had enough
-            raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
-
-
-def drop_output() -> None:
-    """Python writes what is left when it ends; that would fail once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def pick_device(name: str) -> "torch.device":
-    """The device of that name; `auto` is the GPU where there is one."""
-    import torch
-
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            one = torch.ones(1, device=name)
-            if (one + one).item() == 2 and (one.device.index or 0) == (torch.device(name).index or 0):
-                return one.device
-        raise UserError(f"cannot use the device {name}: there is none of that number")
-    except UserError:
-        raise
-    except Exception as error:  # what a device that is not there raises depends on the device
-        raise UserError(f"cannot use the device {name}: {first_line(error)}") from error
 
 
 def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[list[int]]]:
