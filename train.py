@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +18,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.compare import read_sweep, report, save
 from chargpt.errors import Stopped, UserError, first_line, one_line, printable
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
 from chargpt.run.folder import claim, held, settle_events, short
 from chargpt.run.messages import Printable
-from chargpt.run.resume import Resumption, load_state, point_to_run
+from chargpt.run.resume import Resumption, has_state, load_state, point_to_run
 from chargpt.run.stored import command_to_go_on, resumed_config, store_config
-from chargpt.run.sweep import in_sweep
+from chargpt.run.sweep import Job, RecordSweep, in_sweep
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
 
 log = logging.getLogger("train")
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # torchmetrics imports it, and it tells of its fonts
 config.register()
 
 
@@ -53,11 +55,15 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     from lightning.pytorch.utilities import rank_zero_only
 
     from chargpt.run.build import build
+    from chargpt.run.initial import begin_from
     from chargpt.run.loggers import keep_rows
 
     started = time.perf_counter()
     _quieten(is_first=rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on the function
-    run = build(config.read_config(cfg), resumption)
+    initial = None
+    if cfg.init_from is not None and resumption is None:
+        cfg, initial = begin_from(cfg)
+    run = build(config.read_config(cfg), resumption, initial)
     folder = Path(run.settings.run_dir)
     if resumption is not None and resumption.step >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {resumption.step} steps; a larger trainer.max_steps goes on")
@@ -71,6 +77,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
             run.restoring.at_first_step = partial(store_config, cfg, folder)
         settle_events(folder)
     log.info(run.describe())
+    if initial is not None:
+        log.info(f"Weights: those of {initial.path} to start from")
     log.info(f"Run: {short(folder)}" + (f", from step {resumption.step}" if resumption else ""))
     try:
         if run.trainer.is_global_zero:
@@ -140,7 +148,6 @@ def _quieten(*, is_first: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):  # Hydra's handlers show what these say, too
         logging.getLogger(name).handlers.clear()
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # torchmetrics imports it, and it tells of its fonts
     for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # what these say was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # One process makes the batches, in less time than it takes to move them between processes.
@@ -152,38 +159,96 @@ def _quieten(*, is_first: bool) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
 
 
-_failed: list[Path] = []  # the jobs of a sweep that did not end well
-
-
 @hydra.main(config_path="conf", config_name="train", **config.VERSION_BASE)
 def main(cfg: DictConfig) -> float | None:
-    """One run, or one job of a sweep: a job that fails leaves its reason in its own log, and the rest go on."""
+    """One run, or one job of a sweep."""
+    if in_sweep():
+        return job_of_sweep(cfg)
+    try:
+        return run_in_folder(cfg)
+    except Exception as error:
+        sys.exit(_tell(error))
+
+
+def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
+    """Train in the folder that Hydra has for this run, in which nobody else is at work.
+
+    Args:
+        job: of a sweep, to record how it goes.
+
+    Raises:
+        UserError: the run cannot be begun there, or gone on with.
+    """
     from lightning.pytorch.utilities import rank_zero_only
 
-    folder, overrides, resumption = Path(), HydraConfig.get().overrides.task, None
+    folder, overrides, resumption = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().overrides.task, None
     for deleted in filter(None, (re.fullmatch(r"~(callbacks\.[\w-]+)(=.*)?", each) for each in overrides)):
         OmegaConf.update(cfg, deleted[1], None, force_add=True)  # what is null is kept, to go on with
+    if job is not None and cfg.resume:
+        cfg.resume = str(folder) if has_state(folder) else None
+    if folder != Path(cfg.run_dir) or (cfg.resume and folder != Path(cfg.resume)):
+        raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
+    with ExitStack() as stack:
+        if is_first:
+            stack.enter_context(held(folder))
+        if job is not None:
+            stack.enter_context(job.recorded(lambda error: _ending(error)[0]))
+        if cfg.resume:
+            if cfg.init_from is not None:
+                raise UserError("init_from= begins a run, and resume= goes on with one: they do not go together")
+            cfg = resumed_config(cfg, folder, overrides)
+            resumption = load_state(folder)
+        return train(cfg, resumption)
+
+
+def job_of_sweep(cfg: DictConfig) -> float:
+    """A job of a sweep. Its own lines go to its own log, and a line on the terminal says how it went. One that fails
+    leaves the others to go on; its loss is infinite, as a sweeper needs a number."""
+    job = Job()
+    for handler in logging.getLogger().handlers[:]:
+        if not isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+    before = job.finished_before()
     try:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if folder != Path(cfg.run_dir) or (cfg.resume and folder != Path(cfg.resume)):
-            raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
-        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
-        with held(folder) if is_first else nullcontext():
-            if cfg.resume:
-                cfg = resumed_config(cfg, folder, overrides)
-                resumption = load_state(folder)
-            return train(cfg, resumption)
+        loss = run_in_folder(cfg, job)
     except Exception as error:
-        folder = short(folder)
-        said = ending(error, folder)
-        if said is None:
-            log.exception("error: the run failed, and this is not foreseen:")
-        else:
-            log.error(f"error: {one_line(said[0])}")
-        if not in_sweep():
-            sys.exit(1 if said is None else said[1])
-        _failed.append(folder)
+        _tell(error)
+        job.tell(f"failed: {_ending(error)[0]}")
         return math.inf
+    job.tell(f"{job.summary()}{', finished before' if before else ''}")
+    return loss
+
+
+def _ending(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the status to exit with."""
+    return ending(error, short(Path(HydraConfig.get().runtime.output_dir))) or (
+        f"this is not foreseen: {type(error).__name__}: {first_line(error)}",
+        1,
+    )
+
+
+def _tell(error: Exception) -> int:
+    """Log an error, with its traceback where it is a bug; returns the status to exit with."""
+    said, status = _ending(error)
+    if ending(error, Path()) is None:
+        log.exception("error: the run failed, and this is not foreseen:")
+    else:
+        log.error(f"error: {one_line(said)}")
+    return status
+
+
+def _end_of_sweep(folder: Path) -> str | None:
+    """Say how the jobs of a sweep compare; returns what is wrong with it."""
+    sweep = read_sweep(folder)
+    if sweep.jobs:  # else none has begun
+        print(f"\n{printable(report(sweep))}", file=sys.stderr)
+        try:
+            save(sweep)
+        except UserError as error:
+            return f"error: {error}"
+    of = sweep.expected or len(sweep.jobs)
+    return None if sweep.is_whole else f"error: {of - sweep.finished} of {of} jobs did not come to their end"
 
 
 if __name__ == "__main__":
@@ -192,8 +257,12 @@ if __name__ == "__main__":
     console.setFormatter(Printable())
     try:
         sys.argv[1:] = point_to_run(sys.argv[1:])
-        main()
+        try:
+            main()
+        finally:
+            wrong = _end_of_sweep(RecordSweep.folder) if RecordSweep.folder else None
         sys.stdout.flush()  # what fails at the end is to be told, too
+        sys.exit(wrong)
     except KeyboardInterrupt:  # before or after training; during it, the run saves first
         sys.exit(130)
     except Exception as error:
@@ -208,5 +277,3 @@ if __name__ == "__main__":
             said = f"{type(error).__name__}: {first_line(error)}", 2
         print(f"error: {one_line(said[0])}", file=sys.stderr)
         sys.exit(said[1])
-    if _failed:
-        sys.exit(f"error: {len(_failed)} of the sweep's jobs failed: {', '.join(map(str, _failed))}")

@@ -3,7 +3,6 @@
 One size at a time is varied around the lecture's. A step is that of `benchmarks.training`.
 """
 
-import importlib.util
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -64,8 +63,6 @@ def main() -> None:
     command.add_argument("--vary", nargs="+", choices=list(VARIED), default=list(VARIED))
     command.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
     arguments = command.parse_args()
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        command.error('--plot needs matplotlib: python -m pip install -e ".[dev]"')
     measured = {}
     for name in arguments.vary:  # one size at a time, so that not all processes stand in memory together
         steps = {

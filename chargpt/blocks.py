@@ -52,6 +52,11 @@ class DataConfig:
         check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
 
 
+def split_at(length: int, val_fraction: float) -> int:
+    """Where a text of that many characters is cut: what comes before trains, the rest validates."""
+    return int((1 - val_fraction) * length)
+
+
 class RandomBlocks(Dataset[Batch]):
     """Training batches: item `step` holds `batch_size` blocks that start at random places of `ids`.
 

@@ -2,17 +2,19 @@
 
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
-from chargpt.settings import read_settings
+from chargpt.settings import make, read_settings
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from chargpt.model import Model
+    from chargpt.scoring import Scoring
 
 
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
@@ -51,6 +53,22 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
     raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says about its model.
+
+    Attributes:
+        model: on the CPU.
+        text: the `name` and the `sha256` of the text that it was trained on; empty where the file does not say.
+        scoring: how it was validated.
+    """
+
+    model: "Model"
+    tokenizer: CharTokenizer
+    text: dict[str, str]
+    scoring: "Scoring"
+
+
 def load_checkpoint(
     path: str | os.PathLike[str], device: "str | torch.device" = "cpu"
 ) -> "tuple[Model, CharTokenizer]":
@@ -65,7 +83,18 @@ def load_checkpoint(
     Raises:
         UserError: the file is missing, damaged or not a checkpoint of chargpt.
     """
-    path = find_checkpoint(path)
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    return checkpoint.model.to(device).eval(), checkpoint.tokenizer
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The model of a checkpoint, and what it says about it.
+
+    Raises:
+        UserError: the file is missing, damaged or not a checkpoint of chargpt.
+    """
+    from chargpt.scoring import Scoring
+
     try:
         checkpoint = read_archive(path)
     except OSError as error:
@@ -75,13 +104,15 @@ def load_checkpoint(
             raise
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
-        tokenizer = CharTokenizer(checkpoint["hyper_parameters"]["characters"])
-        model = model_in(checkpoint)
+        saved = checkpoint["hyper_parameters"]
+        tokenizer = CharTokenizer(saved["characters"])
+        text = {key: str(saved["corpus"][key]) for key in ("name", "sha256") if saved.get("corpus")}
+        scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
+        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
-    return model.to(device).eval(), tokenizer
 
 
 def read_archive(path: Path) -> dict[str, Any]:

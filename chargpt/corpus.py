@@ -99,6 +99,22 @@ def find_encoded(sha256: str, name: str) -> Corpus | None:
         return None
 
 
+def ids_in(tokenizer: CharTokenizer, corpus: Corpus, *, skip_unknown: bool = False) -> np.ndarray:
+    """The ids of a text in a vocabulary: its own, memory-mapped, or for another one in memory.
+
+    Raises:
+        UnknownCharacterError: the vocabulary lacks characters of the text and `skip_unknown` is false.
+    """
+    own = corpus.tokenizer.characters
+    if own == tokenizer.characters:
+        return corpus.ids
+    tokenizer.encode(own, skip_unknown=skip_unknown)
+    known = np.array([character in tokenizer for character in own])
+    table = np.zeros(len(own), _dtype(tokenizer))
+    table[known] = tokenizer.encode(own, skip_unknown=True)
+    return table[corpus.ids if known.all() else corpus.ids[known[corpus.ids]]]
+
+
 def _folder() -> Path:
     return cache_folder() / "encoded"
 

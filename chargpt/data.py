@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks
-from chargpt.corpus import Corpus, encode_text, find_encoded
+from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks, split_at
+from chargpt.corpus import Corpus, encode_text, find_encoded, ids_in
 from chargpt.errors import UserError, one_line
 from chargpt.sources import find_text
+from chargpt.tokenizer import CharTokenizer
 
 
 class StepsFrom(Sampler[int]):
@@ -82,7 +83,7 @@ class CharDataModule(LightningDataModule):
             return
         config = self.config
         corpus = self._load()
-        split = int((1 - config.val_fraction) * len(corpus.ids))
+        split = split_at(len(corpus.ids), config.val_fraction)
         self.train_ids, self.val_ids = corpus.ids[:split], corpus.ids[split:]
         for name, ids in (("training", self.train_ids), ("validation", self.val_ids)):
             if len(ids) < config.block_size + 1:
@@ -93,6 +94,15 @@ class CharDataModule(LightningDataModule):
         if corpus.tokenizer.vocab_size == 1:
             raise UserError(f"{corpus.name} has a single distinct character: there is nothing to learn")
         self.corpus: Corpus = corpus
+
+    def use(self, tokenizer: CharTokenizer) -> None:
+        """Give the ids of a vocabulary that has all characters of the text, instead of the text's own.
+
+        Raises:
+            UserError: it lacks some.
+        """
+        ids, split = ids_in(tokenizer, self.corpus), len(self.train_ids)
+        self.train_ids, self.val_ids = ids[:split], ids[split:]
 
     def _load(self) -> Corpus:
         config, sha256 = self.config, self._expected

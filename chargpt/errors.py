@@ -35,6 +35,10 @@ class Stopped(SystemExit):
         self.step = step
         self.saved = saved
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process, the one that launched a sweep's jobs, only the status goes."""
+        return SystemExit, (self.code,)
+
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its first, and the next where that one ends with a colon."""

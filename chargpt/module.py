@@ -39,6 +39,7 @@ class CharLM(LightningModule):
         optimizer: the optimizer's, likewise.
         characters: the vocabulary, in order of id.
         corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text.
+        scoring: how it is validated, as a `Scoring` has it; kept for `chargpt.evaluate`.
 
     Raises:
         UserError: a setting is unknown or out of range.
@@ -50,6 +51,7 @@ class CharLM(LightningModule):
         optimizer: OptimizerConfig | dict[str, Any],
         characters: str,
         corpus: dict[str, str] | None = None,
+        scoring: dict[str, Any] | None = None,
     ):
         super().__init__()
         if isinstance(model, dict):
@@ -57,10 +59,9 @@ class CharLM(LightningModule):
         if isinstance(optimizer, dict):
             optimizer = read_settings("optimizer", OPTIMIZER_CONFIGS, optimizer, default="adamw")
         self.optimizer_config = optimizer
-        self.save_hyperparameters(
-            {"model": asdict(model), "optimizer": asdict(optimizer), "characters": characters, "corpus": corpus or {}},
-            logger=False,
-        )
+        settings: dict[str, Any] = {"model": asdict(model), "optimizer": asdict(optimizer), "characters": characters}
+        settings |= {"corpus": corpus or {}, "scoring": scoring or {}}
+        self.save_hyperparameters(settings, logger=False)
         self.net = build_model(model, vocab_size=len(characters))
         self.val_loss = MeanMetric(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
         self.val_metrics = MetricCollection(

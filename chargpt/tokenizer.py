@@ -43,6 +43,9 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.characters)
 
+    def __contains__(self, character: str) -> bool:
+        return character in self._ids
+
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
         """The ids of a text, one per character.
 

@@ -11,10 +11,12 @@ class SignalAt(Callback):
 
     Args:
         rank: of several processes the only one that is struck; all are by default.
+        once: a file that tells later processes that it was done.
     """
 
-    def __init__(self, steps, signum=signal.SIGTERM, when="on_train_batch_start", rank=None):
-        self.steps = set(steps)
+    def __init__(self, steps, signum=signal.SIGTERM, when="on_train_batch_start", rank=None, once=None):
+        self.steps = set(steps) if once is None or not os.path.exists(once) else set()
+        self.once = once
         self.signum = signum
         self.rank = rank
         setattr(self, when, self.strike)
@@ -22,6 +24,8 @@ class SignalAt(Callback):
     def strike(self, trainer, *_):
         if trainer.global_step in self.steps and self.rank in (None, trainer.global_rank):
             self.steps.discard(trainer.global_step)
+            if self.once is not None:
+                open(self.once, "w").close()
             os.kill(os.getpid(), self.signum)
 
 

@@ -52,6 +52,7 @@ def test_its_own_record_makes_it_again():
         "optimizer": asdict(optimizer),
         "characters": "abc",
         "corpus": {"name": "a text", "sha256": "0"},
+        "scoring": {},
     }
     assert all(type(record[name]) is dict for name in ("model", "optimizer", "corpus"))
     again = CharLM(**record)

@@ -1,6 +1,8 @@
 """What the README tells people to type exists and runs; what it says about the project is so."""
 
 import io
+import itertools
+import math
 import re
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 import sample
+from chargpt import compare, evaluate
 from chargpt.run.build import build_callbacks
 from train import train
 
@@ -28,14 +31,24 @@ def commands(text: str) -> list[str]:
 
 LINES = commands(README.replace(EXTEND, ""))
 TRAIN = [shlex.split(line)[2:] for line in LINES if line.startswith("python train.py")]
+SCORE = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.evaluate")]
 SAMPLE = [shlex.split(line.split(" <")[0])[2:] for line in LINES if line.startswith("python sample.py")]
-RUNS = [each for each in TRAIN if "-m" not in each and "resume=" not in " ".join(each)]
+RUNS = [each for each in TRAIN if "-m" not in each and not re.search("resume=|init_from=", " ".join(each))]
+RESUME = [each for each in TRAIN if "-m" not in each and "resume=" in " ".join(each)]
+SWEEPS = [each for each in TRAIN if "-m" in each]
+PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "search": "hydra_optuna_sweeper",
+}
 
 
 def test_every_command_is_tried():
     known = (
         "python train.py",
         "python sample.py",
+        "python -m chargpt.evaluate",
+        "python -m chargpt.compare",
         "python -m venv .venv && ",
         "python -m pip install -c constraints.txt -e ",
         "tensorboard --logdir ",
@@ -45,7 +58,7 @@ def test_every_command_is_tried():
     assert all(line.startswith(known) for line in LINES)
 
 
-@pytest.mark.parametrize("arguments", [each for each in TRAIN if "resume=" in " ".join(each)], ids=" ".join)
+@pytest.mark.parametrize("arguments", RESUME, ids=" ".join)
 def test_resume_commands(arguments, tiny, tmp_path):
     """In a folder that has an interrupted run of the name that the command gives."""
     named = re.search("outputs/[^ ]+", " ".join(arguments))
@@ -86,12 +99,43 @@ def test_train_commands(overrides, tiny, tmp_path, caplog):
         assert (early.monitor, early.patience, early.mode) == ("val/loss", 3, "min")
 
 
-def test_sweep_command(tiny, tmp_path):
-    (overrides,) = [each for each in TRAIN if "-m" in each]
-    small = [each for each in tiny if "n_layer" not in each]
-    done = run_script("train.py", *overrides, *small, f"hydra.sweep.dir={tmp_path}")
+def test_init_command(tiny, tiny_run, tmp_path):
+    (overrides,) = [each for each in TRAIN if "init_from=" in " ".join(each)]
+    kept = [each for each in overrides if not each.startswith(("data=", "data.path=", "init_from="))]
+    small = [each for each in tiny if not each.startswith("model.")]
+    train(composed(*kept, *small, f"init_from={tiny_run}", f"run_dir={tmp_path}"))
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(each, marks=[pytest.mark.slow] if "hydra/" in " ".join(each) else [], id=" ".join(each))
+        for each in SWEEPS
+    ],
+)
+def test_sweep_commands(overrides, tiny, tmp_path):
+    """And the comparison of what they made."""
+    for option, plugin in PLUGINS.items():
+        if f"={option}" in " ".join(overrides):
+            pytest.importorskip(f"hydra_plugins.{plugin}")
+    swept = [each.partition("=")[0] for each in overrides if "," in each]
+    small = [each for each in tiny if each.partition("=")[0] not in swept]
+    kept = [each for each in overrides if "sweep.dir" not in each]
+    more = ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in overrides else []
+    jobs = math.prod(each.count(",") + 1 for each in overrides) * (2 if more else 1)
+    done = run_script("train.py", *kept, *small, *more, f"hydra.sweep.dir={tmp_path}", timeout=300)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*/checkpoints/best.ckpt"))) == 4
+    assert len(list(tmp_path.glob("*/checkpoints/best.ckpt"))) == jobs
+    assert compare.main([str(tmp_path)]) == 0
+    assert f"{jobs} of {jobs} jobs finished" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", SCORE, ids=" ".join)
+def test_score_commands(arguments, tiny_run, text_file, capsys):
+    replaced = {"--ckpt": str(tiny_run), "--text": str(text_file), "--stride": "8"}
+    small = [replaced.get(before, each) for before, each in itertools.pairwise(["", *arguments])]
+    assert evaluate.main(["--ckpt", str(tiny_run), *small]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", SAMPLE, ids=" ".join)
@@ -166,7 +210,9 @@ def test_pictures_and_links_exist():
 
 def test_tested_versions_are_admitted():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        requirement = Requirement(text)
-        assert pinned[requirement.name] in requirement.specifier
+    lines = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    extras = [text for extra in project["optional-dependencies"].values() for text in extra]
+    for requirement in map(Requirement, [*project["dependencies"], *extras]):
+        if requirement.name != "chargpt":  # one extra names others
+            assert pinned[requirement.name] in requirement.specifier

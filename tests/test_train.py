@@ -186,24 +186,6 @@ def test_a_run_by_hand(tiny, tmp_path):
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
 
 
-def test_a_sweep(tiny, tmp_path):
-    """Four jobs, one of them impossible: it leaves its reason in its own log, the rest go on, the status tells."""
-    arguments = ["-m", *tiny, f"hydra.sweep.dir={tmp_path}", "model.n_head=2,3", "optimizer.lr=1e-3,1e-2"]
-    done = run_script("train.py", *arguments, "hydra.job.config.override_dirname.exclude_keys=[data.path]")
-    assert done.returncode == 1
-    assert done.stderr.rstrip().splitlines()[-1].startswith("error: 2 of the sweep's jobs failed: ")
-    assert "Traceback" not in done.stderr
-    jobs = sorted(folder for folder in tmp_path.iterdir() if folder.is_dir())
-    assert len(jobs) == 4
-    for job in jobs:
-        good = "model.n_head=2" in job.name
-        assert "optimizer.lr=" in job.name
-        assert (job / "checkpoints" / "best.ckpt").exists() == good
-        assert ("error: model.n_embd must be divisible" in (job / "train.log").read_text(encoding="utf-8")) != good
-        if good:
-            assert events(job).Scalars("val/best_loss")
-
-
 def test_two_devices_do_what_one_does(tiny, tmp_path):
     """Batches of 2 on each are batches of 4, and the validation split is scored once; one of the two speaks."""
     tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1"]
@@ -246,12 +228,6 @@ def test_two_devices_interrupted(tiny, tmp_path):
     for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
         assert_same(a[key], b[key], key)
     assert curves(tmp_path / "once") == curves(tmp_path / "twice")
-
-
-def test_a_sweep_trains_on_one_device(tiny, tmp_path):
-    done = run_script("train.py", "-m", *tiny, "trainer.devices=2", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
-    assert done.returncode == 1
-    assert "error: a sweep trains each job on one device" in done.stderr
 
 
 def run_python(code, *arguments, **environment):

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
-from chargpt.corpus import Corpus
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
@@ -24,10 +23,13 @@ from chargpt.run.callbacks.record import RunRecord
 from chargpt.run.callbacks.restoring import Restoring
 from chargpt.run.checkpoints import StateInMemory
 from chargpt.run.config import Settings
+from chargpt.run.initial import Initial, copy_weights, extended
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
 from chargpt.run.sweep import in_sweep
+from chargpt.scoring import Scoring
 from chargpt.settings import MOST_STEPS, arguments_of, check_types
+from chargpt.tokenizer import CharTokenizer
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
@@ -57,8 +59,12 @@ class Run:
         )
 
 
-def build(settings: Settings, resumption: Resumption | None = None) -> Run:
+def build(settings: Settings, resumption: Resumption | None = None, initial: Initial | None = None) -> Run:
     """Make all that a run needs. The precision in `settings`, if it was `auto`, is then the one chosen.
+
+    Args:
+        resumption: the state that it goes on from.
+        initial: the model that it starts from.
 
     Raises:
         UserError: the settings or the text cannot be used, or do not fit what the run goes on from.
@@ -68,11 +74,19 @@ def build(settings: Settings, resumption: Resumption | None = None) -> Run:
         check_resumption(resumption, settings)
     data = CharDataModule(settings.data, **(resumption.text if resumption else {}))
     data.setup()
-    corpus = data.corpus
+    corpus, tokenizer = data.corpus, data.corpus.tokenizer
+    if initial is not None:
+        tokenizer = extended(initial, tokenizer)
+    elif resumption is not None:
+        tokenizer = CharTokenizer(resumption.characters)
+    data.use(tokenizer)
     text = {"name": corpus.name, "sha256": corpus.sha256}
-    _check_sizes(settings, corpus)
-    module = CharLM(settings.model, settings.optimizer, corpus.tokenizer.characters, text)
+    _check_sizes(settings, tokenizer.vocab_size)
     precision = settle_precision(settings.trainer, resumption)
+    scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(settings.trainer.get("precision")))
+    module = CharLM(settings.model, settings.optimizer, tokenizer.characters, text, asdict(scoring))
+    if initial is not None:
+        copy_weights(initial, module.net, tokenizer)
     restoring = Restoring(resumption)
     callbacks = [restoring, RunRecord(settings), *build_callbacks(settings.callbacks)]
     trainer = build_trainer(_arguments(settings, resumption), callbacks)
@@ -96,7 +110,7 @@ def _arguments(settings: Settings, resumption: Resumption | None) -> dict[str, A
     return arguments
 
 
-def _check_sizes(settings: Settings, corpus: Corpus) -> None:
+def _check_sizes(settings: Settings, vocab_size: int) -> None:
     """Refuse what could not be trained here, before any of it is made.
 
     Raises:
@@ -104,7 +118,7 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     """
     if device_type(str(settings.trainer.get("accelerator", "auto"))) != "cpu":
         return
-    vocab_size, data = corpus.tokenizer.vocab_size, settings.data
+    data = settings.data
     numbers = sum(parameter.numel() for parameter in build_skeleton(settings.model, vocab_size).parameters())
     # Each parameter with its gradient and the optimizer's two moments; each logit with its gradient; 4 bytes each.
     check_memory(16 * numbers, f"{numbers:,} parameters in training", "a smaller model.n_embd or model.n_layer")

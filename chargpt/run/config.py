@@ -16,7 +16,7 @@ from chargpt.blocks import DataConfig
 from chargpt.errors import UserError, did_you_mean
 from chargpt.model import MODEL_CONFIGS, ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
-from chargpt.run.sweep import folder_name
+from chargpt.run.sweep import job_folder
 from chargpt.settings import make, read_settings
 
 HYDRA_1_3 = hydra.__version__.startswith("1.3")
@@ -30,6 +30,7 @@ class TrainConfig:
     seed: int
     run_dir: str
     resume: str | None
+    init_from: str | None
     data: DataConfig
     model: Any  # one of MODEL_CONFIGS
     optimizer: Any  # one of OPTIMIZER_CONFIGS
@@ -59,7 +60,7 @@ def register() -> None:
     store.store(group="schema", name="trainer", node=OmegaConf.create({}, flags={"struct": False}))
     register_resolver = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver  # as 2.4 calls it
     options: dict[str, Any] = {"replace": True}  # which one of the two does not declare
-    register_resolver("folder_name", folder_name, **options)
+    register_resolver("job_folder", job_folder, **options)
     register_resolver("output_dir", _output_dir, **options)
 
 

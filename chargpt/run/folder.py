@@ -40,7 +40,7 @@ def held(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another process is at work in {short(folder)}: stop it first, or let it end") from None
     try:
-        for half in (*folder.glob("checkpoints/.*.tmp"), *folder.glob(".hydra/*.tmp")):
+        for half in (*folder.glob("checkpoints/.*.tmp"), *folder.glob(".hydra/*.tmp"), *folder.glob(".*.tmp")):
             half.unlink()
         yield
     finally:

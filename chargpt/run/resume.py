@@ -7,6 +7,7 @@ what is taken of its configuration, and nothing in it leads out of it.
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from chargpt.checkpoint import model_in, read_archive
+from chargpt.compare import read_sweep
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
@@ -22,6 +24,7 @@ from chargpt.run.config import Settings, read_config
 from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
 from chargpt.run.stored import as_value, choices_of, composed, groups_of_conf, resumed_config
 from chargpt.settings import MOST_STEPS, read_settings
+from chargpt.tokenizer import CharTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Resumption:
         best: the lowest validation loss so far, in nats per character.
         model, optimizer: the configurations that it was trained with.
         text: the name and the `sha256` of the text that it was trained on.
+        characters: the model's vocabulary.
     """
 
     checkpoint: Path
@@ -46,6 +50,7 @@ class Resumption:
     model: ModelConfig
     optimizer: OptimizerConfig
     text: dict[str, str]
+    characters: str
 
 
 def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
@@ -69,7 +74,7 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
     if not resume:
         raise UserError("resume= is empty: it takes a run's folder, auto (the newest that can go on) or allow")
     if any(argument == "-m" or argument.startswith("--m") for argument in rest):
-        raise UserError("a sweep cannot resume; resume its jobs one by one, resume=outputs/sweeps/...")
+        return _sweep_to_go_on(arguments, resume)
     folder, others = _split(rest, "hydra.run.dir")
     if resume == "auto":
         run = _newest_run(others, Path(outputs))
@@ -77,7 +82,7 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
         if not folder or "${" in folder:
             raise UserError("resume=allow needs a folder to begin a run in, or to go on with it: hydra.run.dir=...")
         run = Path(folder)
-        if not any((run / name).exists() for name in CHECKPOINTS):
+        if not has_state(run):
             if run.exists():
                 check_contents(run)
             return [*rest, "resume=null"]
@@ -95,6 +100,23 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
         raise UserError(f"a run goes on in its own folder, {run}, not in hydra.run.dir={folder}")
     place = as_value(str(run))
     return [*_with_choices(run, others), f"resume={place}", f"hydra.run.dir={place}"]
+
+
+def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
+    """The command line of a sweep that may have begun before: each job finds out by itself whether it has.
+
+    What is swept must be said again. A sweep's folder may come from elsewhere, and its command could be anything.
+    """
+    if resume != "allow":
+        command = read_sweep(Path(resume)).command if Path(resume).is_dir() else []
+        again = f": {shlex.join(['python', 'train.py', *command])}" if command else ", with the rest as before"
+        raise UserError(f"a sweep goes on by resume=allow hydra.sweep.dir={resume}{again}")
+    folder, _ = _split(arguments, "hydra.sweep.dir")
+    if not folder or "${" in folder:
+        raise UserError("resume=allow needs a folder to begin a sweep in, or to go on with it: hydra.sweep.dir=...")
+    if Path(folder).exists():
+        check_contents(Path(folder))
+    return arguments
 
 
 def _split(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
@@ -149,6 +171,11 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
     raise UserError(f"resume=auto found no run to go on with in {outputs}/")
 
 
+def has_state(run: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any((run / name).exists() for name in CHECKPOINTS)
+
+
 def load_state(run: Path) -> Resumption:
     """What the run goes on from: its last checkpoint, or the one before where the last is damaged.
 
@@ -200,6 +227,7 @@ def _read(file: Path, run: Path) -> Resumption:
         model=model.config,
         optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
         text={key: str(saved["corpus"][key]) for key in ("name", "sha256")},
+        characters=CharTokenizer(saved["characters"]).characters,
     )
 
 

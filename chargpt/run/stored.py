@@ -29,7 +29,7 @@ from chargpt.run.folder import CHOICES, CONFIG, short
 log = logging.getLogger(__name__)
 
 CONF = Path(__file__).parents[2] / "conf"
-OWN = ("run_dir", "resume")  # what stands here belongs to this start, not to the run
+OWN = ("run_dir", "resume", "init_from")  # what stands here belongs to this start, not to the run
 TEXT = "data.path"  # not taken either: a run finds its text by the hash
 NOT_STORED = (  # an engine may read files in ways of its own, and several nodes wait for one another
     "trainer.strategy", "trainer.num_nodes",
@@ -44,8 +44,8 @@ LARGEST, DEEPEST = 1 << 18, 20  # bytes and levels of a configuration
 
 
 def groups_of_conf() -> set[str]:
-    """The groups of `conf/`."""
-    return {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    """The groups of `conf/` that a run chooses from: not Hydra's own."""
+    return {folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra"}
 
 
 def options_of(group: str) -> set[str]:

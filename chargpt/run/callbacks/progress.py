@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from chargpt.module import is_logged
+from chargpt.run.sweep import in_sweep
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         self._first_step, self._started, self._printed = trainer.global_step, time.perf_counter(), time.perf_counter()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not in_sweep():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
             self._redirect = logging_redirect_tqdm()  # log lines go above the bar, not through it
             self._redirect.__enter__()

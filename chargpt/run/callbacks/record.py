@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from chargpt.run.config import Settings
+from chargpt.run.sweep import swept_values
 
 
 class RunRecord(Callback):
@@ -39,7 +40,7 @@ class RunRecord(Callback):
         if isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking and not self._recorded:
             # The tab shows only metrics that were named together with the hyper-parameters.
             best = trainer.callback_metrics["val/best_loss"]
-            hparams = {
+            hparams = swept_values() | {  # of the columns that TensorBoard shows, these come first
                 "text": module.hparams["corpus"]["name"],
                 "seed": self.settings.seed,
                 "model": asdict(self.settings.model),

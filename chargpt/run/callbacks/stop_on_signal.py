@@ -19,7 +19,8 @@ HANGUP = 1  # SIGHUP, which Windows lacks
 class StopOnSignal(AtStepEnd):
     """SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
     SIGUSR2 let the step end, have `LastCheckpoint` save it, and end the process with 128 + the signal (SIGTERM for the
-    last two), which ends a sweep, too. A second signal ends it at once.
+    last two), which ends a sweep, too. A second signal ends it at once. After a signal of submitit's, its own handler
+    has the job start again.
     """
 
     _signal: int | None = None
@@ -28,6 +29,7 @@ class StopOnSignal(AtStepEnd):
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
+        self._handlers_before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -37,6 +39,7 @@ class StopOnSignal(AtStepEnd):
         signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         signals = [each for each in signals if each != HANGUP or signal.getsignal(each) != signal.SIG_IGN]
         self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
+        self._handlers_before = dict(self._handlers)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None:
@@ -73,6 +76,9 @@ class StopOnSignal(AtStepEnd):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
+            before = self._handlers_before.get(self._signal or 0)
+            if self._saved and getattr(before, "__module__", "").startswith("submitit."):
+                before(self._signal, None)  # type: ignore[misc]  # it ends this process
             raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
 
     def _restore_handlers(self) -> None:

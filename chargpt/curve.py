@@ -1,0 +1,66 @@
+"""The course of a run: its losses at each validation, in a file of its folder."""
+
+import csv
+import math
+import os
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from chargpt.settings import MOST_STEPS
+
+FILE = "losses.csv"
+MOST_POINTS = 1_000_000
+
+
+class Point(NamedTuple):
+    """What a validation came to.
+
+    Attributes:
+        step: optimizer steps taken.
+        seconds: of training so far, interruptions not counted.
+        train_loss: of the last step that was logged, in nats per character.
+        val_loss: in nats per character.
+        chars_per_second: characters trained on, of all devices together.
+    """
+
+    step: int
+    seconds: float
+    train_loss: float
+    val_loss: float
+    chars_per_second: float
+
+
+def read_curve(run: Path) -> list[Point]:
+    """The points of a run's curve; none where there is no such file. A row that is damaged is left out."""
+    points: list[Point] = []
+    if not (run / FILE).is_file():  # to open a pipe would take for ever
+        return points
+    with suppress(OSError, csv.Error), (run / FILE).open(encoding="utf-8", errors="replace", newline="") as file:
+        for row in islice(csv.reader(file), MOST_POINTS):
+            with suppress(ValueError, TypeError):
+                step, *numbers = row
+                points.append(Point(int(step), *map(float, numbers)))
+    return [point for point in points if 0 <= point.step < MOST_STEPS and math.isfinite(point.val_loss)]
+
+
+def append(run: Path, point: Point) -> None:
+    """Add a point to a run's curve."""
+    new = not (run / FILE).exists()
+    with (run / FILE).open("a", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        if new:
+            rows.writerow(Point._fields)
+        rows.writerow(point)
+
+
+def keep_until(run: Path, step: int) -> list[Point]:
+    """Drop the points after a step, from where a run goes on; returns those that stay."""
+    points = [point for point in read_curve(run) if point.step <= step]
+    if (run / FILE).exists():
+        half = run / f".{FILE}.tmp"
+        with half.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([Point._fields, *points])
+        os.replace(half, run / FILE)
+    return points

@@ -1,0 +1,137 @@
+"""How well a model predicts a text: every character of it once."""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chargpt.blocks import Batch, SequentialBlocks
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.memory import check_memory
+from chargpt.model import Model
+from chargpt.settings import LARGEST, check_ranges
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the others are the weights' own
+
+
+@dataclass
+class Scoring:
+    """How a run scores its text, kept in its checkpoints: by the same settings a machine comes to the same numbers.
+
+    Attributes:
+        val_fraction: the share of the text, at its end, that validates.
+        batch_size: blocks side by side.
+        precision: as Lightning calls it.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    val_fraction: float = 0.1
+    batch_size: int = 64
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"scoring.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
+        check_ranges("scoring", self, batch_size=(1, LARGEST))
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a text was predicted.
+
+    Attributes:
+        characters: how many were predicted: all but the first.
+        loss: the mean cross entropy, in nats per character.
+        accuracy: the share of characters that were thought the likeliest.
+    """
+
+    characters: int
+    loss: float
+    accuracy: float
+
+    @property
+    def bits(self) -> float:
+        """The loss in bits per character."""
+        return self.loss / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.inference_mode()
+def score(model: Model, ids: np.ndarray, how: Scoring, context: int | None = None) -> Score:
+    """Predict every character of a text but the first, once.
+
+    As in validation, the text is cut into blocks, so that the first characters of each are predicted from few; or, with
+    `context`, each is predicted from at least that many before it (but the first ones of the text, which have fewer),
+    by windows that overlap. Sums are in float64.
+
+    Args:
+        model: in eval mode, on its device.
+        ids: shape (characters,), in the model's vocabulary.
+        how: its batch size and precision.
+        context: characters, at most the model's block_size, which is slowest: each takes a window of its own.
+
+    Raises:
+        UserError: the text has less than two characters, `context` is out of range, or memory is too small.
+        NonFiniteError: the model's outputs are not finite numbers.
+    """
+    block_size, device = model.config.block_size, next(model.parameters()).device
+    if len(ids) < 2:
+        raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
+    if context is not None and not 1 <= context <= block_size:
+        raise UserError(f"--stride must be at least 1 and at most the model's block_size, {block_size}; got {context}")
+    batches = _blocks(ids, block_size, how.batch_size)
+    if context is not None:
+        batches = _windows(ids, block_size, how.batch_size, block_size - context + 1)
+    autocast = torch.autocast(device.type, AUTOCAST[how.precision]) if how.precision in AUTOCAST else nullcontext()
+    loss, hits, characters = 0.0, 0, 0
+    with autocast:
+        for (inputs, targets), fresh in batches:
+            if device.type == "cpu":
+                needed = 12 * inputs.numel() * _vocab_size(model)
+                check_memory(needed, "the outputs for one batch", "score it on another machine")
+            logits = model(inputs.to(device)).flatten(0, 1).float()  # (B * T, vocab_size)
+            wanted = targets.flatten().to(device)
+            losses = F.cross_entropy(logits, wanted, reduction="none").cpu().double()
+            right = (logits.argmax(-1) == wanted).cpu()
+            keep = fresh.flatten()
+            loss += losses[keep].sum().item()
+            hits += int(right[keep].sum())
+            characters += int(keep.sum())
+            if not math.isfinite(loss):
+                raise NonFiniteError("the model's outputs are not finite numbers")
+    return Score(characters, loss / characters, hits / characters)
+
+
+def _vocab_size(model: Model) -> int:
+    return model.token_embedding_table.num_embeddings
+
+
+def _blocks(ids: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of validation, all of whose targets count."""
+    blocks = SequentialBlocks(ids, block_size, batch_size)
+    for item in range(len(blocks)):
+        inputs, targets = blocks[item]
+        yield (inputs, targets), torch.ones(inputs.shape, dtype=torch.bool)
+
+
+def _windows(ids: np.ndarray, block_size: int, batch_size: int, step: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Windows of `block_size` characters that begin `step` after one another, the last one at the text's end, and
+    which of the targets, (B, T), no earlier window had."""
+    targets = len(ids) - 1
+    size = min(block_size, targets)
+    starts = np.append(np.arange(0, targets - size, step), targets - size)
+    fresh = np.diff(starts, prepend=-size)  # targets of each window that are its own, at its end
+    for first in range(0, len(starts), batch_size):
+        rows = slice(first, first + batch_size)
+        text = torch.from_numpy(ids[starts[rows, None] + np.arange(size + 1)].astype(np.int64))  # (B, T + 1)
+        yield (text[:, :-1], text[:, 1:]), torch.from_numpy(np.arange(size) >= size - fresh[rows, None])

@@ -1,0 +1,122 @@
+"""Scores against the plain formula: one character at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.model import BigramConfig, GPTConfig, build_model
+from chargpt.scoring import Score, Scoring, score
+
+SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model(SMALL, 11).eval()
+
+
+def text(length):
+    return np.random.default_rng(0).integers(0, 11, length).astype(np.uint8)
+
+
+@torch.no_grad()
+def one_by_one(model, ids, first_of):
+    """The mean loss and accuracy where character n is predicted from those from first_of(n) on."""
+    losses, hits = [], 0
+    for n in range(1, len(ids)):
+        logits = model(torch.tensor(ids[first_of(n) : n].astype(np.int64))[None])[0, -1]
+        losses.append(F.cross_entropy(logits, torch.tensor(int(ids[n]))).item())
+        hits += int(logits.argmax() == ids[n])
+    return np.mean(losses), hits / len(losses)
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_by_blocks(length, batch_size, model):
+    ids = text(length)
+    loss, accuracy = one_by_one(model, ids, lambda n: (n - 1) // 8 * 8)
+    found = score(model, ids, Scoring(batch_size=batch_size))
+    assert found.characters == length - 1
+    assert found.loss == pytest.approx(loss, abs=1e-6)
+    assert found.accuracy == pytest.approx(accuracy)
+    assert found.bits == pytest.approx(loss / math.log(2), abs=1e-6)
+    assert found.perplexity == pytest.approx(math.exp(loss), abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
+@pytest.mark.parametrize("context", [1, 3, 5, 8])
+def test_by_windows(length, context, model):
+    """A character's window begins where the step puts it, and at the text's end where the last window does."""
+    ids, step, targets = text(length), 8 - context + 1, length - 1
+    size = min(8, targets)
+
+    def first_of(n):
+        start = 0 if n <= size else math.ceil((n - size) / step) * step
+        return min(start, targets - size)
+
+    loss, accuracy = one_by_one(model, ids, first_of)
+    assert all(n - first_of(n) >= min(n, context) for n in range(1, length))
+    found = score(model, ids, Scoring(batch_size=3), context)
+    assert found.characters == length - 1
+    assert found.loss == pytest.approx(loss, abs=1e-6)
+    assert found.accuracy == pytest.approx(accuracy)
+
+
+def test_the_least_context_is_that_of_blocks(model):
+    ids = text(8 * 5 + 1)
+    assert score(model, ids, Scoring(), 1) == score(model, ids, Scoring())
+
+
+def test_a_bigram():
+    torch.manual_seed(0)
+    model, ids = build_model(BigramConfig(block_size=4), 11).eval(), text(30)
+    assert score(model, ids, Scoring()).loss == pytest.approx(one_by_one(model, ids, lambda n: n - 1)[0], abs=1e-6)
+
+
+def test_precision_is_the_runs(model):
+    """In bf16 the numbers are others, near those in fp32."""
+    ids = text(500)
+    exact, rough = (score(model, ids, Scoring(precision=name)).loss for name in ("32-true", "bf16-mixed"))
+    assert exact != rough
+    assert exact == pytest.approx(rough, abs=0.01)
+
+
+def test_a_long_sum_is_exact():
+    """A float32 sum of a million equal losses would be off by more."""
+    model = build_model(BigramConfig(block_size=256), 3).eval()
+    with torch.no_grad():
+        model.token_embedding_table.weight.fill_(0.1)
+    found = score(model, np.zeros(1_000_001, np.uint8), Scoring())
+    assert found.loss == pytest.approx(math.log(3), rel=1e-7)
+    assert found.accuracy == 1
+
+
+def test_what_cannot_be_scored(model, monkeypatch):
+    with pytest.raises(UserError, match="less than two characters"):
+        score(model, text(1), Scoring())
+    for context in (0, 9, -1):
+        with pytest.raises(UserError, match=f"at most the model's block_size, 8; got {context}"):
+            score(model, text(20), Scoring(), context)
+    for wrong in ({"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Scoring(**wrong)
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    with pytest.raises(UserError, match="the outputs for one batch need some"):
+        score(model, text(20), Scoring())
+
+
+def test_outputs_that_are_not_finite():
+    model = build_model(SMALL, 11).eval()
+    with torch.no_grad():
+        model.lm_head.bias[3] = float("nan")
+    with pytest.raises(NonFiniteError):
+        score(model, text(20), Scoring())
+
+
+def test_perplexity_beyond_all_bounds():
+    assert Score(1, 1000.0, 0.0).perplexity == math.inf

@@ -1,0 +1,226 @@
+"""Sweeps as a person runs them: their names, their end, and how they go on."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import re
+import shlex
+import sqlite3
+
+import pytest
+from helpers import ROOT, STEPS, assert_same, events, run_script, signal_at, state
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from chargpt.compare import read_sweep
+
+HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}, "timeout": 300}
+SWEPT = ["model.n_layer=1,2", "seed=1,2"]
+NAMES = ["0_n_layer=1,seed=1", "1_n_layer=1,seed=2", "2_n_layer=2,seed=1", "3_n_layer=2,seed=2"]
+
+
+def needs(plugin):
+    there = importlib.util.find_spec(f"hydra_plugins.{plugin}") if importlib.util.find_spec("hydra_plugins") else None
+    return pytest.mark.skipif(there is None, reason=f"needs {plugin}")
+
+
+@pytest.fixture(scope="module")
+def fixed(tiny):
+    """What all jobs have alike."""
+    return [*(each for each in tiny if "n_layer" not in each), *STEPS]
+
+
+def sweep(fixed, folder, *more, **options):
+    return run_script("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", **({"timeout": 300} | options))
+
+
+@pytest.fixture(scope="module")
+def whole(fixed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps") / "whole"
+    done = sweep(fixed, folder, *SWEPT)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr
+
+
+def test_what_a_sweep_says_and_leaves(whole, fixed):
+    folder, said = whole
+    assert sorted(each.name for each in folder.iterdir() if each.is_dir()) == NAMES
+    first, *jobs = said.split("\n\n")[0].splitlines()
+    assert first == f"4 jobs in {folder}; the lines of each are in its train.log"
+    for n, line in enumerate(jobs, start=1):
+        title = NAMES[n - 1].partition("_")[2].replace(",", ", ")
+        assert re.fullmatch(rf"{n} of 4: {title}: val loss \d\.\d{{4}} at step \d+, \d+ s", line), line
+    assert len(jobs) == 4
+    assert "4 of 4 jobs finished" in said
+    assert "Over seeds:" in said
+    best = read_sweep(folder).jobs[0].folder
+    assert said.rstrip().splitlines()[-1] == f"Sample the best: python sample.py --ckpt '{folder}/{best}'".replace(
+        f"'{folder}/{best}'", shlex.quote(f"{folder}/{best}")
+    )
+    rows = list(csv.DictReader((folder / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    for row in rows:
+        log = (folder / row["folder"] / "train.log").read_text(encoding="utf-8")
+        assert f"Best validation loss {float(row['best_val_loss']):.4f}" in log
+    assert (folder / "sweep.png").exists()
+    kept = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    assert kept["swept"] == ["model.n_layer", "seed"]
+    assert kept["fixed"] == fixed
+
+
+def test_hparams_show_what_is_swept_first(whole):
+    folder, _ = whole
+    content = events(folder / NAMES[0]).summary_metadata["_hparams_/experiment"].plugin_data.content
+    names = [info.name for info in HParamsPluginData.FromString(content).experiment.hparam_infos]
+    assert names[:3] == ["model.n_layer", "seed", "text"]
+
+
+def test_started_again_all_is_kept(whole, fixed):
+    folder, _ = whole
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*")}
+    done = sweep(fixed, folder, *SWEPT, "resume=allow")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(", finished before\n") == 4
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*")} == before
+
+
+def test_without_allow_nothing_is_touched(whole, fixed):
+    folder, _ = whole
+    done = sweep(fixed, folder, *SWEPT)
+    assert done.returncode == 1
+    assert done.stderr.count("holds a run already") == 8  # as it happens, and in the table
+    assert [job.state for job in read_sweep(folder).jobs] == [
+        f"failed: {folder / job.folder} holds a run already; hydra.run.dir=... names another folder"
+        for job in read_sweep(folder).jobs
+    ]
+    done = sweep(fixed, folder, *SWEPT, "resume=allow")
+    assert done.returncode == 0
+    assert read_sweep(folder).is_whole
+
+
+def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
+    """The jobs that had ended are kept, the one cut off ends bit for bit as if it had not been, the rest begin."""
+    folder, _ = whole
+    done = sweep(fixed, tmp_path / "sweep", *SWEPT, *signal_at(8), **HARM)
+    assert done.returncode == 143, done.stderr
+    assert "0 of 4 jobs finished" in done.stderr
+    assert "(cut off)" in done.stderr
+    line = done.stderr.rstrip().splitlines()[-1]
+    assert line.startswith("To go on: python train.py -m resume=allow hydra.sweep.dir=")
+    assert "Traceback" not in done.stderr
+    assert state(tmp_path / "sweep" / NAMES[0])["global_step"] == 9
+    words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
+    done = run_script("train.py", *words, "+callbacks.stop=null", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 jobs finished" in done.stderr
+    for name in NAMES:
+        one, other = state(folder / name), state(tmp_path / "sweep" / name)
+        for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
+            assert_same(one[key], other[key], key)
+
+
+def test_a_job_that_fails(fixed, tmp_path):
+    """Its reason is in its log, on the terminal and in the table; the others go on; the status tells."""
+    done = sweep(fixed, tmp_path, "model.n_head=3,2", "model.n_layer=1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    reason = "model.n_embd must be divisible by model.n_head; got 16 and 3"
+    assert f"1 of 2: n_head=3: failed: {reason}\n" in done.stderr
+    assert done.stderr.rstrip().splitlines()[-1] == "error: 1 of 2 jobs did not come to their end"
+    assert f"0_n_head=3  (failed: {reason})\n" in done.stderr
+    assert f"error: {reason}" in (tmp_path / "0_n_head=3" / "train.log").read_text(encoding="utf-8")
+    assert (tmp_path / "1_n_head=2" / "checkpoints" / "best.ckpt").exists()
+    done = sweep(fixed, tmp_path, "model.n_head=3,2", "model.n_layer=1", "resume=allow")
+    assert done.returncode == 1
+    assert "finished before" in done.stderr
+
+
+def test_the_command_is_told_where_only_the_folder_is_named(whole):
+    folder, _ = whole
+    done = run_script("train.py", "-m", f"resume={folder}")
+    assert done.returncode == 2
+    said = f"error: a sweep goes on by resume=allow hydra.sweep.dir={folder}: python train.py -m "
+    assert done.stderr.startswith(said)
+    assert done.stderr.rstrip().endswith("model.n_layer=1,2 seed=1,2")
+    assert done.stderr.count("\n") == 1
+    for wrong, message in (("auto", "resume=allow hydra.sweep.dir=auto"), ("allow", "resume=allow needs a folder")):
+        done = run_script("train.py", "-m", f"resume={wrong}", "seed=1,2")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_several_devices_are_refused(tiny, tmp_path):
+    done = sweep(tiny, tmp_path / "sweep", "trainer.devices=2", "seed=1,2")
+    assert done.returncode == 1
+    assert done.stderr.count("failed: a sweep trains each job on one device") == 4  # as it happens, and in the table
+
+
+def test_nothing_is_written_through_a_link(fixed, tmp_path):
+    (tmp_path / "mine").write_text("mine", encoding="utf-8")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").symlink_to(tmp_path / "mine")
+    done = sweep(fixed, tmp_path / "sweep", "seed=1,2", "resume=allow")
+    assert done.returncode == 2
+    assert "a link to somewhere outside of it: multirun.yaml" in done.stderr
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
+
+
+# Other launchers and sweepers
+
+
+@pytest.mark.slow
+@needs("hydra_joblib_launcher")
+def test_under_joblib(whole, fixed, tmp_path):
+    """Jobs in processes of their own: the same runs; failures and interruptions are noticed."""
+    folder, _ = whole
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = sweep(fixed, tmp_path / "one", *SWEPT, *joblib)
+    assert done.returncode == 0, done.stderr
+    places = sorted(line.partition(":")[0] for line in done.stderr.splitlines() if " of 4: " in line)
+    assert places == [f"{n} of 4" for n in range(1, 5)]
+    for name in NAMES:
+        assert_same(state(folder / name)["state_dict"], state(tmp_path / "one" / name)["state_dict"])
+    done = sweep(fixed, tmp_path / "two", "model.n_head=3,2", "model.n_layer=1", *joblib)
+    assert done.returncode == 1
+    assert "(failed: model.n_embd must be divisible" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), **HARM)
+    assert done.returncode == 143, done.stderr
+    (line,) = [each for each in done.stderr.splitlines() if each.startswith("To go on: ")]
+    words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
+    done = run_script("train.py", *words, "+callbacks.stop=null", timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        assert_same(state(folder / name)["state_dict"], state(tmp_path / "three" / name)["state_dict"])
+
+
+@pytest.mark.slow
+@needs("hydra_submitit_launcher")
+def test_under_submitit_a_requeued_job_goes_on(whole, fixed, tmp_path):
+    """The local executor sends the signal of a time limit, as SLURM does, and starts the job again."""
+    folder, _ = whole
+    launcher = ["hydra/launcher=submitit_local", "resume=allow"]
+    signal = signal_at(8, signum=12, once=tmp_path / "sent")
+    done = sweep(fixed, tmp_path / "sweep", "model.n_layer=1", "seed=1", *signal, *launcher, **HARM)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sent").exists()
+    name = next(tmp_path.glob("sweep/0_*"))
+    log = (name / "train.log").read_text(encoding="utf-8")
+    assert "from step 9" in log
+    assert_same(state(folder / NAMES[0])["state_dict"], state(name)["state_dict"])
+
+
+@pytest.mark.slow
+@needs("hydra_optuna_sweeper")
+def test_an_optuna_study_goes_on(fixed, tmp_path):
+    search = ["hydra/sweeper=search", "model.n_layer=1"]
+    done = sweep(fixed, tmp_path, *search, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 jobs finished" in done.stderr
+    assert (tmp_path / "study.db").exists()
+    done = sweep(fixed, tmp_path, *search, "hydra.sweeper.n_trials=2", "resume=allow")
+    assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as study:
+        values = sorted(value for (value,) in study.execute("select value from trial_values"))
+    assert values == pytest.approx(sorted(job.loss for job in read_sweep(tmp_path).jobs), abs=1e-6)
+    assert len(values) == 5
