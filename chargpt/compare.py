@@ -253,7 +253,7 @@ def draw(sweep: Sweep) -> "Figure":
         curves.plot(steps, losses, label=_in_picture(label) if n < MOST_CURVES else None, **options)
     curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats per character)")
     if jobs:
-        curves.legend(fontsize="x-small")
+        figure.legend(loc="outside right upper", fontsize="x-small")
     for panel in (*panels, curves):
         panel.grid(alpha=0.3)
     return figure

@@ -78,7 +78,7 @@ def test_what_the_picture_shows(sweep):
     assert list(rates.lines[1].get_xdata()) == [0.001, 0.01]
     assert list(rates.lines[1].get_ydata()) == [2.35, 2.0]
     assert [list(line.get_ydata()) for line in curves.lines] == [[2.0, 2.125], [2.5, 2.25], [2.5, 2.35], [2.5]]
-    assert curves.get_legend().texts[0].get_text() == "lr=0.01, seed=1"
+    assert figure.legends[0].texts[0].get_text() == "lr=0.01, seed=1"
 
 
 def test_words_and_seeds_alone(tmp_path):
