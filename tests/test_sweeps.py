@@ -93,9 +93,6 @@ def test_without_allow_nothing_is_touched(whole, fixed):
         f"failed: {folder / job.folder} holds a run already; hydra.run.dir=... names another folder"
         for job in read_sweep(folder).jobs
     ]
-    done = sweep(fixed, folder, *SWEPT, "resume=allow")
-    assert done.returncode == 0
-    assert read_sweep(folder).is_whole
 
 
 def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
@@ -130,9 +127,6 @@ def test_a_job_that_fails(fixed, tmp_path):
     assert f"0_n_head=3  (failed: {reason})\n" in done.stderr
     assert f"error: {reason}" in (tmp_path / "0_n_head=3" / "train.log").read_text(encoding="utf-8")
     assert (tmp_path / "1_n_head=2" / "checkpoints" / "best.ckpt").exists()
-    done = sweep(fixed, tmp_path, "model.n_head=3,2", "model.n_layer=1", "resume=allow")
-    assert done.returncode == 1
-    assert "finished before" in done.stderr
 
 
 def test_the_command_is_told_where_only_the_folder_is_named(whole):
