@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, as_option, file_name, open_output, pick_device, tell, utf8_text
+from chargpt.commands import Parser, file_name, open_output, pick_device, tell, utf8_text
 from chargpt.errors import UserError, printable
 from chargpt.tokenizer import UnknownCharacterError
 
@@ -92,7 +92,7 @@ def sample(arguments: argparse.Namespace) -> None:
         sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     except UserError as error:
         name, _, message = str(error).partition(" ")
-        raise UserError(f"{as_option(name)} {message}") from error
+        raise UserError(f"--{name.replace('_', '-')} {message}") from error
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     try:

@@ -18,15 +18,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.compare import read_sweep, report, save
+from chargpt.compare import report, save
 from chargpt.errors import Stopped, UserError, first_line, one_line, printable
+from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
 from chargpt.run.folder import claim, held, settle_events, short
 from chargpt.run.messages import Printable
 from chargpt.run.resume import Resumption, has_state, load_state, point_to_run
 from chargpt.run.stored import command_to_go_on, resumed_config, store_config
-from chargpt.run.sweep import Job, RecordSweep, in_sweep
+from chargpt.run.sweep import RecordSweep, in_sweep, recorded, tell_of, this_job
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
@@ -193,7 +194,7 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
         if is_first:
             stack.enter_context(held(folder))
         if job is not None:
-            stack.enter_context(job.recorded(lambda error: _ending(error)[0]))
+            stack.enter_context(recorded(job, lambda error: _ending(error)[0]))
         if cfg.resume:
             if cfg.init_from is not None:
                 raise UserError("init_from= begins a run, and resume= goes on with one: they do not go together")
@@ -205,36 +206,30 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
 def job_of_sweep(cfg: DictConfig) -> float:
     """A job of a sweep. Its own lines go to its own log, and a line on the terminal says how it went. One that fails
     leaves the others to go on; its loss is infinite, as a sweeper needs a number."""
-    job = Job()
+    job = this_job()
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
-    before = job.finished_before()
     try:
         loss = run_in_folder(cfg, job)
     except Exception as error:
         _tell(error)
-        job.tell(f"failed: {_ending(error)[0]}")
+        tell_of(job, _ending(error)[0])
         return math.inf
-    job.tell(f"{job.summary()}{', finished before' if before else ''}")
+    tell_of(job)
     return loss
 
 
-def _ending(error: Exception) -> tuple[str, int]:
-    """What to say of an error, and the status to exit with."""
-    return ending(error, short(Path(HydraConfig.get().runtime.output_dir))) or (
-        f"this is not foreseen: {type(error).__name__}: {first_line(error)}",
-        1,
-    )
+def _ending(error: Exception) -> tuple[str, int, bool]:
+    """What to say of an error, the status to exit with, and whether it is a bug."""
+    said = ending(error, short(Path(HydraConfig.get().runtime.output_dir)))
+    return (*said, False) if said else (f"this is not foreseen: {type(error).__name__}: {first_line(error)}", 1, True)
 
 
 def _tell(error: Exception) -> int:
     """Log an error, with its traceback where it is a bug; returns the status to exit with."""
-    said, status = _ending(error)
-    if ending(error, Path()) is None:
-        log.exception("error: the run failed, and this is not foreseen:")
-    else:
-        log.error(f"error: {one_line(said)}")
+    said, status, is_bug = _ending(error)
+    log.error(f"error: {one_line(said)}", exc_info=is_bug)
     return status
 
 
@@ -247,8 +242,8 @@ def _end_of_sweep(folder: Path) -> str | None:
             save(sweep)
         except UserError as error:
             return f"error: {error}"
-    of = sweep.expected or len(sweep.jobs)
-    return None if sweep.is_whole else f"error: {of - sweep.finished} of {of} jobs did not come to their end"
+    wrong = sweep.size - sweep.finished
+    return f"error: {wrong} of {sweep.size} jobs did not come to their end" if wrong else None
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
-from chargpt.settings import make, read_settings
+from chargpt.settings import LARGEST, check_ranges, make, read_settings
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from chargpt.model import Model
-    from chargpt.scoring import Scoring
 
 
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
@@ -53,6 +52,29 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
     raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
 
 
+@dataclass
+class Scoring:
+    """How a run scores its text, kept in its checkpoints: by the same settings a machine comes to the same numbers.
+
+    Attributes:
+        val_fraction: the share of the text, at its end, that validates.
+        batch_size: blocks side by side.
+        precision: as Lightning calls it.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    val_fraction: float = 0.1
+    batch_size: int = 64
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"scoring.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
+        check_ranges("scoring", self, batch_size=(1, LARGEST))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint says about its model.
@@ -66,7 +88,7 @@ class Checkpoint:
     model: "Model"
     tokenizer: CharTokenizer
     text: dict[str, str]
-    scoring: "Scoring"
+    scoring: Scoring
 
 
 def load_checkpoint(
@@ -93,8 +115,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: the file is missing, damaged or not a checkpoint of chargpt.
     """
-    from chargpt.scoring import Scoring
-
     try:
         checkpoint = read_archive(path)
     except OSError as error:

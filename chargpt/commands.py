@@ -76,11 +76,6 @@ class Parser(argparse.ArgumentParser):
             out.write(self.format_help())
 
 
-def as_option(name: str) -> str:
-    """A setting as it is typed."""
-    return f"--{name.replace('_', '-')}"
-
-
 def utf8_text(argument: str) -> str:
     """The argument as UTF-8, whatever encoding the locale made Python read it with."""
     try:

@@ -3,164 +3,30 @@
 import argparse
 import csv
 import io
-import json
-import math
-import os
 import shlex
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt import commands
 from chargpt.commands import Parser, file_name, open_output
-from chargpt.curve import Point, read_curve
 from chargpt.errors import UserError, first_line, printable
-from chargpt.files import status
+from chargpt.files import write_whole
+from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
 from chargpt.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SWEEP, JOB = "sweep.json", "job.json"  # in a sweep's folder, and in each job's
-LARGEST = 1 << 20  # bytes of either
 SEEDS = ("seed", "data.seed")
 MOST_CURVES = 15  # that have a line in the legend
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run of a sweep.
-
-    Attributes:
-        folder: relative to the sweep's.
-        values: of what is swept.
-        finished: whether it came to its end.
-        error: why it failed.
-        curve: its validations.
-    """
-
-    folder: Path
-    number: int
-    values: dict[str, Any]
-    finished: bool
-    error: str | None
-    curve: list[Point]
-
-    @property
-    def best(self) -> Point | None:
-        """The validation of the lowest loss."""
-        return min(self.curve, key=lambda point: point.val_loss, default=None)
-
-    @property
-    def loss(self) -> float:
-        """The lowest validation loss, in nats per character; infinite where there is none."""
-        return self.best.val_loss if self.best else math.inf
-
-    @property
-    def state(self) -> str:
-        """How it ended, if that needs saying."""
-        return f"failed: {self.error}" if self.error else "" if self.finished else "cut off"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep's folder holds.
-
-    Attributes:
-        expected: how many jobs it has; None where that is not known.
-        command: the arguments of train.py that go on with it.
-        jobs: those that began, the best first.
-    """
-
-    folder: Path
-    expected: int | None
-    command: list[str]
-    jobs: list[Job]
-
-    @property
-    def keys(self) -> list[str]:
-        """What is swept."""
-        return list(dict.fromkeys(key for job in self.jobs for key in job.values))
-
-    @property
-    def finished(self) -> int:
-        """How many jobs came to their end."""
-        return sum(not job.state for job in self.jobs)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all jobs did."""
-        return self.finished == len(self.jobs) and self.finished >= (self.expected or 0)
-
-
-def read_sweep(folder: Path) -> Sweep:
-    """Read what the jobs of a sweep left; files that are damaged are left out.
-
-    Raises:
-        UserError: there is no sweep.
-    """
-    jobs = []
-    for file in sorted(folder.glob(f"*/{JOB}")):
-        about = _read(file)
-        try:
-            values = {str(key): value for key, value in about["values"].items() if _is_plain(value)}
-            error, number = about["error"], about["number"]
-            if type(number) is not int or not isinstance(error, str | None):
-                continue
-            run = file.parent
-            jobs.append(Job(run.relative_to(folder), number, values, about["finished"] is True, error, read_curve(run)))
-        except (KeyError, TypeError, AttributeError):
-            continue
-    if not jobs and not (folder / SWEEP).exists():
-        raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}, and no jobs")
-    about = _read(folder / SWEEP)
-    about = about if isinstance(about, dict) else {}
-    expected, command = about.get("jobs"), about.get("command")
-    return Sweep(
-        folder,
-        expected if type(expected) is int else None,
-        [str(each) for each in command] if isinstance(command, list) else [],
-        sorted(jobs, key=lambda job: (job.loss, job.number)),
-    )
-
-
-def _read(file: Path) -> Any:
-    """What a small JSON file says; None where there is none."""
-    try:
-        found = status(file)
-        if found is None or found.st_size > LARGEST or not file.is_file():
-            return None
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError, UserError):
-        return None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, int | float):
-        return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
-    return value is None or isinstance(value, str)
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each key without its group, where no other ends alike."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
-
-
-def shown(value: Any) -> str:
-    """A value in a name or a table."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def report(sweep: Sweep) -> str:
     """The tables of a sweep, and what to do next."""
-    parts = [f"{sweep.folder}: {sweep.finished} of {sweep.expected or len(sweep.jobs)} jobs finished"]
+    parts = [f"{sweep.folder}: {sweep.finished} of {sweep.size} jobs finished"]
     if sweep.jobs:
         parts.append(_table_of_jobs(sweep))
     if seeds := _table_over_seeds(sweep):
@@ -169,7 +35,7 @@ def report(sweep: Sweep) -> str:
         parts.append(
             f"Sample the best: python sample.py --ckpt {shlex.quote(str(sweep.folder / sweep.jobs[0].folder))}"
         )
-    if sweep.command and not sweep.is_whole:
+    if sweep.command and sweep.finished < sweep.size:
         parts.append(f"To go on: {shlex.join(['python', 'train.py', *sweep.command])}")
     return "\n\n".join(parts)
 
@@ -181,12 +47,12 @@ def _table_of_jobs(sweep: Sweep) -> str:
     for job in sweep.jobs:
         cells = [shown(job.values[key]) if key in job.values else "" for key in names]
         if job.best:
-            last, speed = job.curve[-1], statistics.median(point.chars_per_second for point in job.curve)
-            time = f"{last.seconds:,.0f} s"
-            cells += [f"{job.loss:.4f}", f"{job.best.step:,}", f"{last.val_loss:.4f}", f"{speed:,.0f}", time]
+            last = job.curve[-1]
+            cells += [f"{job.loss:.4f}", f"{job.best.step:,}", f"{last.val_loss:.4f}", f"{job.speed:,.0f}"]
+            cells += [f"{last.seconds:,.0f} s"]
         else:
             cells += [""] * 5
-        rows.append([*cells, f"{job.folder}{f'  ({job.state})' if job.state else ''}"])
+        rows.append([*cells, job.folder.name + (f"  ({job.state})" if job.state else "")])
     return table(head, rows)
 
 
@@ -226,10 +92,9 @@ def as_csv(sweep: Sweep) -> str:
     for job in sweep.jobs:
         numbers: Sequence[object] = [""] * 5
         if job.best:
-            last, speed = job.curve[-1], statistics.median(point.chars_per_second for point in job.curve)
-            numbers = [job.loss, job.best.step, last.val_loss, speed, last.seconds]
+            numbers = [job.loss, job.best.step, job.curve[-1].val_loss, job.speed, job.curve[-1].seconds]
         state = job.state or "finished"
-        rows.writerow([*(job.values.get(key, "") for key in sweep.keys), *numbers, state, job.folder])
+        rows.writerow([*(job.values.get(key, "") for key in sweep.keys), *numbers, state, job.folder.name])
     return out.getvalue()
 
 
@@ -247,7 +112,7 @@ def draw(sweep: Sweep) -> "Figure":
         _draw_values(panel, names[key], [(job.values.get(key), job.loss) for job in jobs])
     colours = [f"C{n % 10}" for n in range(len(jobs))]
     for n, (job, colour) in enumerate(zip(jobs, colours, strict=True)):
-        label = ", ".join(f"{names[key]}={shown(value)}" for key, value in job.values.items()) or str(job.folder)
+        label = job.title or job.folder.name
         steps, losses = [point.step for point in job.curve], [point.val_loss for point in job.curve]
         options = {"color": colour, "marker": ".", "linewidth": 2.5 if n == 0 else 1}
         curves.plot(steps, losses, label=_in_picture(label) if n < MOST_CURVES else None, **options)
@@ -291,21 +156,9 @@ def save(sweep: Sweep) -> None:
     draw(sweep).savefig(picture, format="png", dpi=120)
     for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", picture.getvalue())):
         try:
-            # Under a new name first: what stands in the place of the file may be a link.
-            with tempfile.NamedTemporaryFile(dir=sweep.folder, prefix=f".{name}.", suffix=".tmp", delete=False) as half:
-                half.write(content)
-            os.chmod(half.name, 0o666 & ~_umask())
-            os.replace(half.name, sweep.folder / name)
+            write_whole(sweep.folder / name, content)
         except OSError as error:
-            for left in sweep.folder.glob(f".{name}.*.tmp"):
-                left.unlink()
             raise UserError(f"cannot write {sweep.folder / name}: {error.strerror}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def find_sweep(outputs: Path = Path("outputs")) -> Path:

@@ -1,13 +1,14 @@
 """The course of a run: its losses at each validation, in a file of its folder."""
 
 import csv
+import io
 import math
-import os
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from chargpt.files import write_whole
 from chargpt.settings import MOST_STEPS
 
 FILE = "losses.csv"
@@ -19,7 +20,7 @@ class Point(NamedTuple):
 
     Attributes:
         step: optimizer steps taken.
-        seconds: of training so far, interruptions not counted.
+        seconds: since training began, validations included and interruptions not.
         train_loss: of the last step that was logged, in nats per character.
         val_loss: in nats per character.
         chars_per_second: characters trained on, of all devices together.
@@ -59,8 +60,7 @@ def keep_until(run: Path, step: int) -> list[Point]:
     """Drop the points after a step, from where a run goes on; returns those that stay."""
     points = [point for point in read_curve(run) if point.step <= step]
     if (run / FILE).exists():
-        half = run / f".{FILE}.tmp"
-        with half.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([Point._fields, *points])
-        os.replace(half, run / FILE)
+        rows = io.StringIO(newline="")
+        csv.writer(rows).writerows([Point._fields, *points])
+        write_whole(run / FILE, rows.getvalue().encode())
     return points

@@ -41,6 +41,24 @@ def cannot_read(file: Path, error: OSError) -> UserError:
     return UserError(f"cannot read {one_line(file)}: {reason}")
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file under another name, and rename it into its place: nobody sees half of it, and a link that stands
+    there is replaced, not followed.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    half.unlink(missing_ok=True)
+    try:
+        with half.open("xb") as out:
+            out.write(content)
+        os.replace(half, file)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
+
+
 def status(path: Path) -> os.stat_result | None:
     """What is at a path; None where nothing is.
 

@@ -11,35 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chargpt.blocks import Batch, SequentialBlocks
+from chargpt.checkpoint import Scoring
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.memory import check_memory
 from chargpt.model import Model
-from chargpt.settings import LARGEST, check_ranges
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the others are the weights' own
-
-
-@dataclass
-class Scoring:
-    """How a run scores its text, kept in its checkpoints: by the same settings a machine comes to the same numbers.
-
-    Attributes:
-        val_fraction: the share of the text, at its end, that validates.
-        batch_size: blocks side by side.
-        precision: as Lightning calls it.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-
-    val_fraction: float = 0.1
-    batch_size: int = 64
-    precision: str = "32-true"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"scoring.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
-        check_ranges("scoring", self, batch_size=(1, LARGEST))
 
 
 @dataclass(frozen=True)
@@ -88,7 +65,12 @@ def score(model: Model, ids: np.ndarray, how: Scoring, context: int | None = Non
     if len(ids) < 2:
         raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
     if context is not None and not 1 <= context <= block_size:
-        raise UserError(f"--stride must be at least 1 and at most the model's block_size, {block_size}; got {context}")
+        raise UserError(
+            f"a context must be of at least 1 and at most block_size={block_size} characters; got {context}"
+        )
+    if device.type == "cpu":
+        outputs = min(len(ids), how.batch_size * block_size) * model.token_embedding_table.num_embeddings
+        check_memory(12 * outputs, "the outputs for one batch", "score it on another machine")
     batches = _blocks(ids, block_size, how.batch_size)
     if context is not None:
         batches = _windows(ids, block_size, how.batch_size, block_size - context + 1)
@@ -96,9 +78,6 @@ def score(model: Model, ids: np.ndarray, how: Scoring, context: int | None = Non
     loss, hits, characters = 0.0, 0, 0
     with autocast:
         for (inputs, targets), fresh in batches:
-            if device.type == "cpu":
-                needed = 12 * inputs.numel() * _vocab_size(model)
-                check_memory(needed, "the outputs for one batch", "score it on another machine")
             logits = model(inputs.to(device)).flatten(0, 1).float()  # (B * T, vocab_size)
             wanted = targets.flatten().to(device)
             losses = F.cross_entropy(logits, wanted, reduction="none").cpu().double()
@@ -110,10 +89,6 @@ def score(model: Model, ids: np.ndarray, how: Scoring, context: int | None = Non
             if not math.isfinite(loss):
                 raise NonFiniteError("the model's outputs are not finite numbers")
     return Score(characters, loss / characters, hits / characters)
-
-
-def _vocab_size(model: Model) -> int:
-    return model.token_embedding_table.num_embeddings
 
 
 def _blocks(ids: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:

@@ -7,9 +7,10 @@ import os
 import pytest
 
 from chargpt import compare
-from chargpt.compare import draw, read_sweep, report, short_names, shown
+from chargpt.compare import draw, report
 from chargpt.curve import Point, append
 from chargpt.errors import UserError
+from chargpt.jobs import read_sweep, short_names, shown
 
 
 def job(sweep, number, losses=(), finished=True, error=None, **values):

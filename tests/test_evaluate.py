@@ -104,7 +104,7 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--stride", "0"), "--stride must be at least 1 and at most the model's block_size, 16; got 0"),
+        (("--stride", "0"), "a context must be of at least 1 and at most block_size=16 characters; got 0"),
         (("--stride", "x"), "argument --stride: invalid int value: 'x'"),
         (("--text", "no/such/file"), "no text at "),
         (("--text", "/dev/null"), "/dev/null is a device"),

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from chargpt.checkpoint import Scoring
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import BigramConfig, GPTConfig, build_model
-from chargpt.scoring import Score, Scoring, score
+from chargpt.scoring import Score, score
 
 SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
@@ -100,7 +101,7 @@ def test_what_cannot_be_scored(model, monkeypatch):
     with pytest.raises(UserError, match="less than two characters"):
         score(model, text(1), Scoring())
     for context in (0, 9, -1):
-        with pytest.raises(UserError, match=f"at most the model's block_size, 8; got {context}"):
+        with pytest.raises(UserError, match=f"at most block_size=8 characters; got {context}"):
             score(model, text(20), Scoring(), context)
     for wrong in ({"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):

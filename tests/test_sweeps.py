@@ -9,10 +9,10 @@ import shlex
 import sqlite3
 
 import pytest
-from helpers import ROOT, STEPS, assert_same, events, run_script, signal_at, state
+from helpers import ROOT, STEPS, assert_same, events, launch, run_script, signal_at, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from chargpt.compare import read_sweep
+from chargpt.jobs import read_sweep
 
 HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}, "timeout": 300}
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]
@@ -54,9 +54,7 @@ def test_what_a_sweep_says_and_leaves(whole, fixed):
     assert "4 of 4 jobs finished" in said
     assert "Over seeds:" in said
     best = read_sweep(folder).jobs[0].folder
-    assert said.rstrip().splitlines()[-1] == f"Sample the best: python sample.py --ckpt '{folder}/{best}'".replace(
-        f"'{folder}/{best}'", shlex.quote(f"{folder}/{best}")
-    )
+    assert said.rstrip().splitlines()[-1] == f"Sample the best: python sample.py --ckpt {shlex.quote(str(best))}"
     rows = list(csv.DictReader((folder / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["state"] for row in rows] == ["finished"] * 4
     for row in rows:
@@ -90,7 +88,7 @@ def test_without_allow_nothing_is_touched(whole, fixed):
     assert done.returncode == 1
     assert done.stderr.count("holds a run already") == 8  # as it happens, and in the table
     assert [job.state for job in read_sweep(folder).jobs] == [
-        f"failed: {folder / job.folder} holds a run already; hydra.run.dir=... names another folder"
+        f"failed: {job.folder} holds a run already; hydra.run.dir=... names another folder"
         for job in read_sweep(folder).jobs
     ]
 
@@ -168,12 +166,6 @@ def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in processes of their own: the same runs; failures and interruptions are noticed."""
     folder, _ = whole
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = sweep(fixed, tmp_path / "one", *SWEPT, *joblib)
-    assert done.returncode == 0, done.stderr
-    places = sorted(line.partition(":")[0] for line in done.stderr.splitlines() if " of 4: " in line)
-    assert places == [f"{n} of 4" for n in range(1, 5)]
-    for name in NAMES:
-        assert_same(state(folder / name)["state_dict"], state(tmp_path / "one" / name)["state_dict"])
     done = sweep(fixed, tmp_path / "two", "model.n_head=3,2", "model.n_layer=1", *joblib)
     assert done.returncode == 1
     assert "(failed: model.n_embd must be divisible" in done.stderr
@@ -184,6 +176,8 @@ def test_under_joblib(whole, fixed, tmp_path):
     words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
     done = run_script("train.py", *words, "+callbacks.stop=null", timeout=300)
     assert done.returncode == 0, done.stderr
+    places = sorted(line.partition(":")[0] for line in done.stderr.splitlines() if " of 4: " in line)
+    assert places == [f"{n} of 4" for n in range(1, 5)]
     for name in NAMES:
         assert_same(state(folder / name)["state_dict"], state(tmp_path / "three" / name)["state_dict"])
 
@@ -208,13 +202,18 @@ def test_under_submitit_a_requeued_job_goes_on(whole, fixed, tmp_path):
 @needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
     search = ["hydra/sweeper=search", "model.n_layer=1"]
-    done = sweep(fixed, tmp_path, *search, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3")
+    done = sweep(fixed, tmp_path / "first", *search, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3")
     assert done.returncode == 0, done.stderr
     assert "3 of 3 jobs finished" in done.stderr
-    assert (tmp_path / "study.db").exists()
-    done = sweep(fixed, tmp_path, *search, "hydra.sweeper.n_trials=2", "resume=allow")
-    assert done.returncode == 0, done.stderr
-    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as study:
+    assert (tmp_path / "first" / "study.db").exists()
+    # Two processes, as with a GPU each, share the study, and each has a folder of its own.
+    more = [*search, "hydra.sweeper.n_trials=1", f"hydra.sweeper.storage=sqlite:///{tmp_path}/first/study.db"]
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    both = [launch("-m", *fixed, *more, "resume=allow", f"hydra.sweep.dir={folder}") for folder in folders[1:]]
+    for each in both:
+        assert each.wait(300) == 0, each.stderr.read()
+        each.stderr.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "first" / "study.db")) as study:
         values = sorted(value for (value,) in study.execute("select value from trial_values"))
-    assert values == pytest.approx(sorted(job.loss for job in read_sweep(tmp_path).jobs), abs=1e-6)
+    assert values == pytest.approx(sorted(job.loss for folder in folders for job in read_sweep(folder).jobs), abs=1e-6)
     assert len(values) == 5

@@ -12,6 +12,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
+from chargpt.checkpoint import Scoring
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
@@ -27,7 +28,6 @@ from chargpt.run.initial import Initial, copy_weights, extended
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
 from chargpt.run.sweep import in_sweep
-from chargpt.scoring import Scoring
 from chargpt.settings import MOST_STEPS, arguments_of, check_types
 from chargpt.tokenizer import CharTokenizer
 

@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from chargpt.checkpoint import model_in, read_archive
-from chargpt.compare import read_sweep
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
+from chargpt.jobs import read_record
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings, read_config
@@ -108,8 +108,10 @@ def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
     What is swept must be said again. A sweep's folder may come from elsewhere, and its command could be anything.
     """
     if resume != "allow":
-        command = read_sweep(Path(resume)).command if Path(resume).is_dir() else []
-        again = f": {shlex.join(['python', 'train.py', *command])}" if command else ", with the rest as before"
+        command = read_record(Path(resume)).get("command")
+        again = ", with the rest as before"
+        if isinstance(command, list):
+            again = f": {shlex.join(['python', 'train.py', *map(str, command)])}"
         raise UserError(f"a sweep goes on by resume=allow hydra.sweep.dir={resume}{again}")
     folder, _ = _split(arguments, "hydra.sweep.dir")
     if not folder or "${" in folder:

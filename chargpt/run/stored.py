@@ -6,7 +6,6 @@ folder says contributes values of known keys: no class, no path and no interpola
 
 import io
 import logging
-import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.errors import UserError, first_line, one_line
+from chargpt.files import write_whole
 from chargpt.run.config import VERSION_BASE
 from chargpt.run.folder import CHOICES, CONFIG, short
 
@@ -92,9 +92,7 @@ def store_config(cfg: DictConfig, run: Path) -> None:
         files |= {CHOICES: OmegaConf.create({"hydra": hydra}), ".hydra/overrides.yaml": hydra.overrides.task}
     (run / CONFIG).parent.mkdir(exist_ok=True)
     for name, content in files.items():
-        half = run / f"{name}.tmp"
-        half.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
-        os.replace(half, run / name)
+        write_whole(run / name, OmegaConf.to_yaml(content).encode())
 
 
 def _load(file: Path) -> Any:

@@ -1,16 +1,13 @@
-"""Several runs by one command (`--multirun`): what their folders are called, and what these say for a comparison.
-
-`sweep.json` in a sweep's folder says what is swept, `job.json` in each job's how it went. They are files, since some
-launchers run the jobs in processes, or on machines, of their own.
-"""
+"""Several runs by one command (`--multirun`): what their folders are called, and what is written there for
+`chargpt.jobs` to read."""
 
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from chargpt.commands import tell
-from chargpt.compare import JOB, SWEEP, short_names, shown
-from chargpt.curve import read_curve
 from chargpt.errors import Stopped
+from chargpt.files import write_whole
+from chargpt.jobs import SWEEP, Job, read_job, read_record
 
 
 def in_sweep() -> bool:
@@ -53,7 +50,8 @@ class RecordSweep(Callback):
         command = ["-m", "resume=allow", f"hydra.sweep.dir={hydra.sweep.dir}", *hydras, *task]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / SWEEP, {"swept": list(swept), "fixed": fixed, "jobs": jobs, "command": command})
+            record = {"swept": list(swept), "fixed": fixed, "jobs": jobs, "command": command}
+            write_whole(folder / SWEEP, json.dumps(record, indent=1).encode())
         except OSError:  # Hydra writes there next, and its error is told
             return
         RecordSweep.folder = folder
@@ -71,9 +69,7 @@ def _values_of(swept: Override) -> int:
 
 def job_folder(sweep: str, overrides: list[str]) -> str:
     """What to call a job's folder: by the values of what is swept, and nothing else."""
-    values = _swept(Path(sweep), overrides)
-    names = short_names(values)
-    return folder_name(",".join(f"{names[key]}={shown(value)}" for key, value in values.items()))
+    return folder_name(Job(Path(), 0, _swept(Path(sweep), overrides)).title.replace(", ", ","))
 
 
 def folder_name(text: str) -> str:
@@ -93,17 +89,10 @@ def swept_values() -> dict[str, Any]:
 
 
 def _swept(sweep: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    swept = _record(sweep).get("swept")
+    """By key; all where somebody's own `hydra.callbacks` took the place of ours."""
+    swept = read_record(sweep).get("swept")
     values = {each.key_or_group: each for each in _parsed(overrides) if swept is None or each.key_or_group in swept}
     return {key: _plain(each) for key, each in values.items()}
-
-
-def _record(sweep: Path) -> dict[str, Any]:
-    """What was written before the first job; nothing where somebody's own `hydra.callbacks` took the place of ours."""
-    try:
-        return json.loads((sweep / SWEEP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _plain(override: Override) -> Any:
@@ -111,59 +100,36 @@ def _plain(override: Override) -> Any:
     return value if isinstance(value, int | float | bool | None) else override.get_value_element_as_str()
 
 
-class Job:
-    """This job of a sweep: its place, its values, and the record of how it went."""
-
-    def __init__(self) -> None:
-        hydra = HydraConfig.get()
-        self.folder = Path(hydra.runtime.output_dir)
-        self.number, self.values = hydra.job.num, swept_values()
-        names = short_names(self.values)
-        what = ", ".join(f"{names[key]}={shown(value)}" for key, value in self.values.items())
-        of = _record(Path(hydra.sweep.dir)).get("jobs", "?")
-        self.title = f"{self.number + 1} of {of}: {what or 'the defaults'}"
-
-    def record(self, *, finished: bool = False, error: str | None = None) -> None:
-        """Write how it stands."""
-        about = {"number": self.number, "values": self.values, "finished": finished, "error": error}
-        _write(self.folder / JOB, about)
-
-    @contextmanager
-    def recorded(self, in_words: Callable[[Exception], str]) -> Iterator[None]:
-        """Records what becomes of what is done inside; an error, in words. That it had come to its end before stays."""
-        if not (before := self.finished_before()):
-            self.record()
-        try:
-            yield
-        except Stopped:
-            self.record()
-            raise
-        except Exception as error:
-            self.record(finished=before, error=in_words(error))
-            raise
-        self.record(finished=True)
-
-    def summary(self) -> str:
-        """How it went, in some words."""
-        curve = read_curve(self.folder)
-        if not curve:
-            return "not validated"
-        best = min(curve, key=lambda point: point.val_loss)
-        return f"val loss {best.val_loss:.4f} at step {best.step:,}, {curve[-1].seconds:,.0f} s"
-
-    def tell(self, what: str) -> None:
-        """A line on the terminal about this job."""
-        tell(f"{self.title}: {what}")
-
-    def finished_before(self) -> bool:
-        """Whether an earlier start of the sweep has ended it."""
-        try:
-            return json.loads((self.folder / JOB).read_text(encoding="utf-8"))["finished"] is True
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+def this_job() -> Job:
+    """The job of a sweep that this process runs, as an earlier start of the sweep has left it."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    before = read_job(folder)
+    return Job(folder, hydra.job.num, swept_values(), finished=before is not None and before.finished)
 
 
-def _write(file: Path, content: Any) -> None:
-    half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    half.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(half, file)
+@contextmanager
+def recorded(job: Job, in_words: Callable[[Exception], str]) -> Iterator[None]:
+    """Keeps in a job's folder what becomes of what is done inside; an error, in words."""
+    job.write()
+    try:
+        yield
+    except Stopped:
+        replace(job, finished=False).write()
+        raise
+    except Exception as error:
+        replace(job, error=in_words(error)).write()
+        raise
+    replace(job, finished=True).write()
+
+
+def tell_of(job: Job, error: str | None = None) -> None:
+    """A line on the terminal: which of the jobs this is, and how it went."""
+    of = read_record(Path(HydraConfig.get().sweep.dir)).get("jobs", "?")
+    went = "not validated"
+    if error is not None:
+        went = f"failed: {error}"
+    elif job.best:
+        went = f"val loss {job.loss:.4f} at step {job.best.step:,}, {job.curve[-1].seconds:,.0f} s"
+    before = ", finished before" if job.finished and error is None else ""
+    tell(f"{job.number + 1} of {of}: {job.title or 'the defaults'}: {went}{before}")

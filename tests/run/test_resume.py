@@ -421,7 +421,7 @@ def test_command_line(whole, tmp_path):
         assert point_to_run(["x=1", way]) == line
         assert point_to_run(line) == ["data=file", "model=gpt", *line]  # as the processes of other devices do
     for flag in ("-m", "--multirun", "--multi"):
-        with pytest.raises(UserError, match=r"is not the folder of a sweep"):
+        with pytest.raises(UserError, match=r"a sweep goes on by resume=allow .*, with the rest as before"):
             point_to_run([flag, f"resume={folder}"])
 
 

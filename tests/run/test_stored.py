@@ -21,14 +21,21 @@ def test_a_configuration_is_replaced_at_once(tmp_path, monkeypatch):
     before = file.read_text(encoding="utf-8")
     assert OmegaConf.to_container(OmegaConf.create(before)) == OmegaConf.to_container(config(a="道", b="${a}"))
 
-    def breaks(file, text, **_):
-        file.write_bytes(b"a: ")
-        raise OSError(28, "No space left on device")
+    whole = Path.open
 
-    monkeypatch.setattr(Path, "write_text", breaks)
+    def breaks(file, mode="r", *arguments, **options):
+        if mode == "xb":
+            with whole(file, mode) as half:
+                half.write(b"a: ")
+            raise OSError(28, "No space left on device")
+        return whole(file, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", breaks)
     with pytest.raises(OSError, match="No space left"):
         store_config(config(a=2), tmp_path)
+    monkeypatch.undo()
     assert file.read_text(encoding="utf-8") == before
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
 def test_where_the_text_was_is_kept(tmp_path):

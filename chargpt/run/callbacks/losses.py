@@ -11,7 +11,7 @@ from chargpt.curve import Point, append, keep_until
 
 
 class Losses(Callback):
-    """Adds a row to `losses.csv` after each validation; a run that goes on goes on with it.
+    """Adds a row to `losses.csv` after each validation. A resumed run continues the file from its step.
 
     Args:
         dirpath: the folder of the file.

@@ -29,7 +29,6 @@ class StopOnSignal(AtStepEnd):
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
-        self._handlers_before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -39,7 +38,6 @@ class StopOnSignal(AtStepEnd):
         signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         signals = [each for each in signals if each != HANGUP or signal.getsignal(each) != signal.SIG_IGN]
         self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
-        self._handlers_before = dict(self._handlers)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None:
@@ -68,15 +66,15 @@ class StopOnSignal(AtStepEnd):
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._restore_handlers()
         self._stop_if_asked(trainer)
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
-            before = self._handlers_before.get(self._signal or 0)
+            before = self._handlers.get(self._signal or 0)
             if self._saved and getattr(before, "__module__", "").startswith("submitit."):
                 before(self._signal, None)  # type: ignore[misc]  # it ends this process
             raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
