@@ -12,8 +12,8 @@ from pathlib import Path
 
 from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, file_name, open_output, pick_device, tell, utf8_text
-from chargpt.errors import UserError, printable
+from chargpt.commands import Parser, file_name, open_output, pick_device, utf8_text
+from chargpt.errors import UserError, printable, tell
 from chargpt.tokenizer import UnknownCharacterError
 
 LONGEST_PROMPT = 16_000_000  # bytes

@@ -23,9 +23,9 @@ from chargpt.errors import Stopped, UserError, first_line, one_line, printable
 from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
-from chargpt.run.folder import claim, held, settle_events, short
+from chargpt.run.folder import claim, has_state, held, settle_events, short
 from chargpt.run.messages import Printable
-from chargpt.run.resume import Resumption, has_state, load_state, point_to_run
+from chargpt.run.resume import Resumption, load_state, point_to_run
 from chargpt.run.stored import command_to_go_on, resumed_config, store_config
 from chargpt.run.sweep import RecordSweep, in_sweep, recorded, tell_of, this_job
 
@@ -79,7 +79,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         settle_events(folder)
     log.info(run.describe())
     if initial is not None:
-        log.info(f"Weights: those of {initial.path} to start from")
+        log.info(f"Weights to start from: {initial.path}")
     log.info(f"Run: {short(folder)}" + (f", from step {resumption.step}" if resumption else ""))
     try:
         if run.trainer.is_global_zero:
@@ -187,6 +187,7 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
         OmegaConf.update(cfg, deleted[1], None, force_add=True)  # what is null is kept, to go on with
     if job is not None and cfg.resume:
         cfg.resume = str(folder) if has_state(folder) else None
+        cfg.init_from = None if cfg.resume else cfg.init_from  # it goes on from its own weights
     if folder != Path(cfg.run_dir) or (cfg.resume and folder != Path(cfg.resume)):
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
@@ -200,13 +201,15 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
                 raise UserError("init_from= begins a run, and resume= goes on with one: they do not go together")
             cfg = resumed_config(cfg, folder, overrides)
             resumption = load_state(folder)
+        if job is not None and job.finished and resumption is not None:
+            return resumption.best
         return train(cfg, resumption)
 
 
 def job_of_sweep(cfg: DictConfig) -> float:
     """A job of a sweep. Its own lines go to its own log, and a line on the terminal says how it went. One that fails
     leaves the others to go on; its loss is infinite, as a sweeper needs a number."""
-    job = this_job()
+    job = this_job(cfg.trainer.max_steps)
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
@@ -242,8 +245,8 @@ def _end_of_sweep(folder: Path) -> str | None:
             save(sweep)
         except UserError as error:
             return f"error: {error}"
-    wrong = sweep.size - sweep.finished
-    return f"error: {wrong} of {sweep.size} jobs did not come to their end" if wrong else None
+    wrong = sweep.unfinished
+    return f"error: {wrong} of {sweep.plan.jobs} jobs did not come to their end" if wrong else None
 
 
 if __name__ == "__main__":

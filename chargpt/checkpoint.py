@@ -1,6 +1,7 @@
 """From a checkpoint file to a model and its tokenizer, without Lightning."""
 
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
     if run_or_file is None:
         found = [*outputs.rglob("checkpoints/best.ckpt"), *outputs.rglob("checkpoints/last.ckpt")]
         if not found:
-            raise UserError(f"no run to sample from in {outputs}/: train one with python train.py, or name it: --ckpt")
+            raise UserError(f"no run in {outputs}/: train one with python train.py, or name it: --ckpt")
         run_or_file = max(found, key=lambda file: file.stat().st_mtime).parent.parent
     path = Path(run_or_file)
     if path.is_file():
@@ -73,6 +74,8 @@ class Scoring:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"scoring.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
         check_ranges("scoring", self, batch_size=(1, LARGEST))
+        if not re.fullmatch(r"[a-z0-9-]{1,40}", self.precision):
+            raise UserError(f"scoring.precision must be one of Lightning's names; got {self.precision[:40]!r}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, one_line
+from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, tell
 
 if TYPE_CHECKING:
     import torch
@@ -56,13 +56,6 @@ def run(
         tell("")
         return 130
     return 0
-
-
-def tell(message: str) -> None:
-    """A line on standard error, if there is one that takes it."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(one_line(message), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ from chargpt.commands import Parser, file_name, open_output
 from chargpt.errors import UserError, first_line, printable
 from chargpt.files import write_whole
 from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
+from chargpt.run.stored import command_of_sweep
 from chargpt.tables import table
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SEEDS = ("seed", "data.seed")
 MOST_CURVES = 15  # that have a line in the legend
+MOST_PANELS = 8
 
 
 def report(sweep: Sweep) -> str:
@@ -32,11 +34,9 @@ def report(sweep: Sweep) -> str:
     if seeds := _table_over_seeds(sweep):
         parts.append(seeds)
     if sweep.jobs and sweep.jobs[0].best:
-        parts.append(
-            f"Sample the best: python sample.py --ckpt {shlex.quote(str(sweep.folder / sweep.jobs[0].folder))}"
-        )
-    if sweep.command and sweep.finished < sweep.size:
-        parts.append(f"To go on: {shlex.join(['python', 'train.py', *sweep.command])}")
+        parts.append(f"Sample the best: python sample.py --ckpt {shlex.quote(str(sweep.jobs[0].folder))}")
+    if sweep.unfinished and (command := command_of_sweep(sweep.folder, sweep.plan.arguments)):
+        parts.append(f"To go on: {command}")
     return "\n\n".join(parts)
 
 
@@ -73,11 +73,11 @@ def _table_over_seeds(sweep: Sweep) -> str:
 
 
 def _groups(sweep: Sweep) -> dict[tuple[str, ...], list[Job]]:
-    """The jobs that have a loss, by the values of all that is swept but seeds."""
+    """The finished jobs, by the values of all that is swept but seeds."""
     keys = [key for key in sweep.keys if key not in SEEDS]
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in sweep.jobs:
-        if job.best:
+        if job.best and not job.state:
             groups.setdefault(tuple(shown(job.values.get(key, "")) for key in keys), []).append(job)
     return groups
 
@@ -104,6 +104,7 @@ def draw(sweep: Sweep) -> "Figure":
 
     names = short_names(sweep.keys)
     keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]
+    keys = keys[:MOST_PANELS]
     jobs = [job for job in sweep.jobs if job.best]
     figure = Figure(figsize=(4 * (len(keys) + 2), 4.5), layout="constrained")
     ratios = [*([1] * len(keys)), 2]
@@ -196,11 +197,12 @@ def compare(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.sweep) if arguments.sweep is not None else find_sweep()
     try:
         sweep = read_sweep(folder)
-        save(sweep)
+        text = printable(report(sweep))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {first_line(error)}") from error
     with open_output(None) as out:
-        out.write(printable(report(sweep)) + "\n")
+        out.write(text + "\n")
+    save(sweep)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The errors that people are told of in one line."""
 
+import contextlib
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 
 # Control characters but newline and tab, line separators, what turns the direction of text, and lone surrogates
@@ -13,7 +15,7 @@ UNPRINTABLE = re.compile(
 class UserError(ValueError):
     """Something in the input is wrong; the message says what, and what would be right.
 
-    `train.py` and `sample.py` show it as one line, without a traceback, and exit with status 2.
+    The command lines show it as one line, without a traceback, and exit with status 2.
     """
 
 
@@ -70,3 +72,10 @@ def did_you_mean(key: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else f" (there are {', '.join(sorted(names))})"
+
+
+def tell(message: str) -> None:
+    """A line on standard error, if there is one that takes it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(one_line(message), file=sys.stderr, flush=True)

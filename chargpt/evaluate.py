@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, file_name, open_output, pick_device, tell
-from chargpt.errors import UserError, one_line, printable
+from chargpt.commands import Parser, file_name, open_output, pick_device
+from chargpt.errors import UserError, one_line, printable, tell
 from chargpt.tables import table
 from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
 
@@ -86,14 +86,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """
     paths = [path for each in arguments.ckpt or [None] for path in checkpoints_of(each)]
     corpus = read_text(arguments.text) if arguments.text is not None else None
-    rows = []
+    rows, failed = [], 0
     for path in paths:
         if len(paths) > 1:
             tell(f"Scoring {path}")
-        rows.append(score_checkpoint(path, corpus, arguments))
+        try:
+            rows.append(score_checkpoint(path, corpus, arguments))
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            failed += 1  # the others have their scores
+            tell(f"error: {error}")
     with open_output(None) as out:
         text = as_json(rows, arguments.stride) if arguments.json else as_text(rows, arguments.stride)
         out.write((printable(text) if out.isatty() else text) + "\n")
+    if failed:
+        raise UserError(f"{failed} of {len(paths)} checkpoints could not be scored")
 
 
 def checkpoints_of(run_or_file: str | None) -> Iterator[Path]:
@@ -179,9 +187,15 @@ def as_json(rows: list[Row], context: int | None) -> str:
 def as_text(rows: list[Row], context: int | None) -> str:
     """A table of several, or one in full."""
     name = "loss" if context is None else f"sliding loss (from {context} characters or more)"
-    if len(rows) > 1:
-        head = (name, "bits", "perplexity", "accuracy", "characters", "checkpoint")
-        return table(head, [(*_numbers(row.score), f"{row.score.characters:,}", str(row.checkpoint)) for row in rows])
+    if len(rows) != 1:
+        head = (name, "bits", "perplexity", "accuracy", "characters", "text", "checkpoint")
+        return table(
+            head,
+            [
+                (*_numbers(row.score), f"{row.score.characters:,}", one_line(row.text), one_line(row.checkpoint))
+                for row in rows
+            ],
+        )
     [row] = rows
     loss, bits, perplexity, accuracy = _numbers(row.score)
     return (

@@ -1,4 +1,4 @@
-"""What the folder of a sweep says: `sweep.json` which runs it has, `job.json` in each run's folder how it went.
+"""What the folder of a sweep says: `sweep.json` how it was started, `job.json` in each run's folder how that went.
 
 They are files, since some launchers run the jobs in processes, or on machines, of their own. They may come from a
 stranger.
@@ -7,11 +7,12 @@ stranger.
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from chargpt.curve import Point, read_curve
 from chargpt.errors import UserError
@@ -19,6 +20,30 @@ from chargpt.files import write_whole
 
 SWEEP, JOB = "sweep.json", "job.json"
 LARGEST = 1 << 20  # bytes of either
+MOST_VALUES = 100  # that a job differs by
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep was started, the last time.
+
+    Attributes:
+        start: stands for this start of it, in the records of the jobs, too.
+        jobs: how many it has; 0 where that is not known.
+        swept: the keys of what is swept; None where that is not known.
+        fixed: the overrides that all jobs have alike.
+        arguments: those of train.py, but for the folder.
+    """
+
+    start: str = ""
+    jobs: int = 0
+    swept: list[str] | None = None
+    fixed: list[str] | None = None
+    arguments: list[str] | None = None
+
+    def write(self, sweep: Path) -> None:
+        """Keep it in the sweep's folder."""
+        write_whole(sweep / SWEEP, json.dumps(asdict(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -28,13 +53,17 @@ class Job:
     Attributes:
         number: its place, from 0 on.
         values: of what is swept.
+        start: the start of the sweep that it was last part of.
+        max_steps: the length of training that it was then asked for.
         finished: whether it came to its end.
-        error: why it failed, the last time that it was started.
+        error: why it failed.
     """
 
     folder: Path
     number: int
     values: dict[str, Any]
+    start: str = ""
+    max_steps: int = 0
     finished: bool = False
     error: str | None = None
 
@@ -67,7 +96,7 @@ class Job:
     @property
     def state(self) -> str:
         """How it ended, if that needs saying."""
-        return f"failed: {self.error}" if self.error else "" if self.finished else "cut off"
+        return f"failed: {self.error}" if self.error else "" if self.finished else "not finished"
 
     @property
     def title(self) -> str:
@@ -81,14 +110,12 @@ class Sweep:
     """What a sweep's folder holds.
 
     Attributes:
-        expected: how many jobs it was started with, the last time; 0 where that is not known.
-        command: the arguments of train.py that go on with it.
+        plan: how it was started, the last time.
         jobs: those that began, the best first.
     """
 
     folder: Path
-    expected: int
-    command: list[str]
+    plan: Plan
     jobs: list[Job]
 
     @property
@@ -98,8 +125,17 @@ class Sweep:
 
     @property
     def size(self) -> int:
-        """How many jobs it has; a search that went on has more than it was started with."""
-        return max(self.expected, len(self.jobs))
+        """How many jobs it has, those of earlier starts that are not among the present ones included."""
+        return max(self.plan.jobs, len(self._of_this_start)) + len(self.jobs) - len(self._of_this_start)
+
+    @property
+    def unfinished(self) -> int:
+        """How many jobs of the last start did not come to their end, or have not begun."""
+        return max(0, self.plan.jobs - sum(not job.state for job in self._of_this_start))
+
+    @property
+    def _of_this_start(self) -> list[Job]:
+        return [job for job in self.jobs if job.start == self.plan.start]
 
     @property
     def finished(self) -> int:
@@ -116,29 +152,33 @@ def read_sweep(folder: Path) -> Sweep:
     jobs = [job for file in sorted(folder.glob(f"*/{JOB}")) if (job := read_job(file.parent))]
     if not jobs and not (folder / SWEEP).exists():
         raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}, and no jobs")
-    about = read_record(folder)
-    expected, command = about.get("jobs"), about.get("command")
-    return Sweep(
-        folder,
-        expected if type(expected) is int and abs(expected) < 2**63 else 0,
-        [str(each) for each in command] if isinstance(command, list) else [],
-        sorted(jobs, key=lambda job: (job.loss, job.number)),
-    )
+    return Sweep(folder, read_plan(folder), sorted(jobs, key=lambda job: (job.loss, job.number)))
 
 
 def read_job(run: Path) -> Job | None:
     """The record of a run; None where there is none, or it is damaged."""
     about = _read(run / JOB)
     number, values, error = about.get("number"), about.get("values"), about.get("error")
-    if type(number) is not int or not isinstance(values, dict) or not isinstance(error, str | None):
+    if not _is_count(number) or not isinstance(values, dict) or not isinstance(error, str | None):
         return None
     plain = {key: value for key, value in values.items() if _is_plain(value)}
-    return Job(run, number, plain, about.get("finished") is True, error)
+    start, max_steps = str(about.get("start", "")), about.get("max_steps", 0)
+    if len(plain) > MOST_VALUES or not _is_count(max_steps):
+        return None
+    return Job(run, number, plain, start, max_steps, about.get("finished") is True, error)
 
 
-def read_record(sweep: Path) -> dict[str, Any]:
-    """What was written before a sweep's first job; nothing where there is no such file, or it is damaged."""
-    return _read(sweep / SWEEP)
+def read_plan(sweep: Path) -> Plan:
+    """How a sweep was started; an empty plan where it does not say, or its file is damaged."""
+    about = _read(sweep / SWEEP)
+    jobs = about.get("jobs")
+    lists = {key: about.get(key) for key in ("swept", "fixed", "arguments")}
+    texts = {key: [str(each) for each in value] if isinstance(value, list) else None for key, value in lists.items()}
+    return Plan(str(about.get("start", "")), jobs if _is_count(jobs) else 0, **texts)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and abs(value) < 2**63
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -160,7 +200,8 @@ def _is_plain(value: Any) -> bool:
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Each key without its group, where no other ends alike."""
     last = {key: key.rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+    often = Counter(last.values())
+    return {key: name if often[name] == 1 else key for key, name in last.items()}
 
 
 def shown(value: Any) -> str:

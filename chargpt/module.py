@@ -1,6 +1,7 @@
 """The LightningModule: a model with its loss, its metrics and its optimizer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +24,20 @@ CPU_PART = 4096  # characters
 def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether Lightning writes the metrics of an optimizer step, counted from 1, to the logger."""
     return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer has it, undeclared
+
+
+class _InSinglePrecision:
+    """A metric that stays so where the model is converted to half precision (`bf16-true`), in which a sum soon grows no
+    more."""
+
+    def _apply(self, convert: Callable[[Tensor], Tensor], *args: Any) -> Any:
+        return super()._apply(lambda state: state.to(convert(state).device), *args)  # type: ignore[misc]
+
+
+class _Mean(_InSinglePrecision, MeanMetric): ...
+
+
+class _Min(_InSinglePrecision, MinMetric): ...
 
 
 class CharLM(LightningModule):
@@ -63,11 +78,11 @@ class CharLM(LightningModule):
         settings |= {"corpus": corpus or {}, "scoring": scoring or {}}
         self.save_hyperparameters(settings, logger=False)
         self.net = build_model(model, vocab_size=len(characters))
-        self.val_loss = MeanMetric(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
+        self.val_loss = _Mean(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
         self.val_metrics = MetricCollection(
             {"accuracy": MulticlassAccuracy(len(characters), average="micro")}, prefix="val/"
         )
-        self.best_val_loss = MinMetric(nan_strategy="ignore")
+        self.best_val_loss = _Min(nan_strategy="ignore")
         self.best_val_loss.persistent(True)  # in the checkpoint: the best score so far outlives an interruption
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

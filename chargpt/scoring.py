@@ -44,36 +44,34 @@ class Score:
 
 
 @torch.inference_mode()
-def score(model: Model, ids: np.ndarray, how: Scoring, context: int | None = None) -> Score:
+def score(model: Model, ids: np.ndarray, how: Scoring, stride: int | None = None) -> Score:
     """Predict every character of a text but the first, once.
 
     As in validation, the text is cut into blocks, so that the first characters of each are predicted from few; or, with
-    `context`, each is predicted from at least that many before it (but the first ones of the text, which have fewer),
+    `stride`, each is predicted from at least that many before it (but the first ones of the text, which have fewer),
     by windows that overlap. Sums are in float64.
 
     Args:
         model: in eval mode, on its device.
         ids: shape (characters,), in the model's vocabulary.
         how: its batch size and precision.
-        context: characters, at most the model's block_size, which is slowest: each takes a window of its own.
+        stride: characters, at most the model's block_size, which is slowest: each takes a window of its own.
 
     Raises:
-        UserError: the text has less than two characters, `context` is out of range, or memory is too small.
+        UserError: the text has less than two characters, `stride` is out of range, or memory is too small.
         NonFiniteError: the model's outputs are not finite numbers.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     if len(ids) < 2:
         raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
-    if context is not None and not 1 <= context <= block_size:
-        raise UserError(
-            f"a context must be of at least 1 and at most block_size={block_size} characters; got {context}"
-        )
+    if stride is not None and not 1 <= stride <= block_size:
+        raise UserError(f"stride must be at least 1 and at most block_size={block_size} characters; got {stride}")
     if device.type == "cpu":
         outputs = min(len(ids), how.batch_size * block_size) * model.token_embedding_table.num_embeddings
         check_memory(12 * outputs, "the outputs for one batch", "score it on another machine")
     batches = _blocks(ids, block_size, how.batch_size)
-    if context is not None:
-        batches = _windows(ids, block_size, how.batch_size, block_size - context + 1)
+    if stride is not None:
+        batches = _windows(ids, block_size, how.batch_size, block_size - stride + 1)
     autocast = torch.autocast(device.type, AUTOCAST[how.precision]) if how.precision in AUTOCAST else nullcontext()
     loss, hits, characters = 0.0, 0, 0
     with autocast:

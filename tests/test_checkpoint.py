@@ -46,7 +46,7 @@ def touch(path, when):
 
 
 def test_newest_run_and_its_best(tmp_path):
-    with pytest.raises(UserError, match="no run to sample from"):
+    with pytest.raises(UserError, match="no run in"):
         find_checkpoint(outputs=tmp_path)
     touch(tmp_path / "2026-01-01" / "10-00-00" / "checkpoints" / "best.ckpt", 100)
     best = touch(tmp_path / "sweeps" / "a" / "0_x=1" / "checkpoints" / "best.ckpt", 200)

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from chargpt.compare import draw, report
 from chargpt.curve import Point, append
 from chargpt.errors import UserError
 from chargpt.jobs import read_sweep, short_names, shown
+from chargpt.run.stored import as_value
 
 
 def job(sweep, number, losses=(), finished=True, error=None, **values):
@@ -33,7 +36,7 @@ def sweep(tmp_path):
     job(folder, 2, [2.5], finished=False, optimizer__lr=0.001, seed=3)
     job(folder, 3, [2.0, 2.125], optimizer__lr=0.01, seed=1)
     job(folder, 4, [], finished=False, error="out of memory", optimizer__lr=0.01, seed=2)
-    record = {"swept": ["optimizer.lr", "seed"], "jobs": 6, "command": ["-m", "resume=allow", "a b=1,2"]}
+    record = {"swept": ["optimizer.lr", "seed"], "jobs": 6, "arguments": ["a b=1,2"]}
     (folder / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
 
@@ -46,17 +49,22 @@ def test_the_report(sweep):
         ["0.01", "1", "2.0000", "100", "2.1250", "1,500", "20", "s", "3_job"],
         ["0.001", "1", "2.2500", "200", "2.2500", "1,500", "20", "s", "0_job"],
         ["0.001", "2", "2.3500", "200", "2.3500", "1,500", "20", "s", "1_job"],
-        ["0.001", "3", "2.5000", "100", "2.5000", "1,000", "10", "s", "2_job", "(cut", "off)"],
+        ["0.001", "3", "2.5000", "100", "2.5000", "1,000", "10", "s", "2_job", "(not", "finished)"],
         ["0.01", "2", "4_job", "(failed:", "out", "of", "memory)"],
     ]
     over = lines.index(["Over", "seeds:"])
     assert lines[over + 2] == ["0.01", "2.0000", "2.0000", "to", "2.0000", "1"]
-    assert lines[over + 3] == ["0.001", "2.3667", "0.1258", "2.2500", "to", "2.5000", "3"]
+    assert lines[over + 3] == ["0.001", "2.3000", "0.0707", "2.2500", "to", "2.3500", "2"]
     assert report(read_sweep(sweep)).splitlines()[-3:] == [
         f"Sample the best: python sample.py --ckpt {sweep}/3_job",
         "",
-        "To go on: python train.py -m resume=allow 'a b=1,2'",
+        f"To go on: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={as_value(str(sweep))}')} 'a b=1,2'",
     ]
+
+
+def test_the_command_that_samples_the_best_works_from_here(sweep, monkeypatch):
+    monkeypatch.chdir(sweep.parent)
+    assert "python sample.py --ckpt sweep/3_job\n" in report(read_sweep(Path("sweep")))
 
 
 def test_the_files(sweep, capsys):

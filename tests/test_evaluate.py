@@ -93,18 +93,23 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
     status, out, err = run("--ckpt", tmp_path, tiny_run / "checkpoints" / "last.ckpt")
     assert status == 0, err
     head, *rows = out.splitlines()
-    assert head.split() == ["loss", "bits", "perplexity", "accuracy", "characters", "checkpoint"]
+    assert head.split() == ["loss", "bits", "perplexity", "accuracy", "characters", "text", "checkpoint"]
     places = [tmp_path / "0_a", tmp_path / "1_b", tiny_run]
     names = [f"{place}/checkpoints/{name}.ckpt" for place, name in zip(places, ("best", "best", "last"), strict=True)]
     assert [row.split()[-1] for row in rows] == names
     assert rows[0].split()[:5] == rows[1].split()[:5]
     assert len(json.loads(run("--ckpt", tmp_path, "--json")[1])) == 2
+    (tmp_path / "1_b" / "checkpoints" / "best.ckpt").write_bytes(b"")
+    status, out, err = run("--ckpt", tmp_path, "--json")
+    assert (status, len(json.loads(out))) == (2, 1)
+    assert "1_b/checkpoints/best.ckpt is damaged, or not a checkpoint" in err
+    assert err.endswith("error: 1 of 2 checkpoints could not be scored\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--stride", "0"), "a context must be of at least 1 and at most block_size=16 characters; got 0"),
+        (("--stride", "0"), "stride must be at least 1 and at most block_size=16 characters; got 0"),
         (("--stride", "x"), "argument --stride: invalid int value: 'x'"),
         (("--text", "no/such/file"), "no text at "),
         (("--text", "/dev/null"), "/dev/null is a device"),

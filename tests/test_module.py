@@ -28,6 +28,17 @@ def test_training_loss_is_that_of_the_models_logits():
     torch.testing.assert_close(module.training_loss(inputs, targets), expected)
 
 
+def test_scores_are_summed_in_single_precision_also_where_the_model_is_in_half():
+    module = CharLM(MODEL, AdamWConfig(), "abc").to(torch.bfloat16)
+    assert module.net.lm_head.weight.dtype == torch.bfloat16
+    losses = [1.0] * 600 + [3.0] * 600  # in bfloat16 a sum of ones stays at 256
+    for loss in losses:
+        module.val_loss.update(torch.tensor(loss), weight=1)
+    assert module.val_loss.compute().item() == 2.0
+    module.best_val_loss.update(torch.tensor(1.6446))
+    assert module.to(torch.bfloat16).best_val_loss.compute().item() == pytest.approx(1.6446, rel=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_the_learning_rate_follows_the_schedule_step_by_step(schedule):
     config = AdamWConfig(lr=1e-3, schedule=schedule, warmup_steps=3)

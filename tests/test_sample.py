@@ -294,7 +294,7 @@ def test_unknown_characters_can_be_skipped(quick):
 def test_no_run_yet(tmp_path):
     done = run_script("sample.py", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no run to sample from in outputs/")
+    assert done.stderr.startswith("error: no run in outputs/")
 
 
 def test_the_newest_run(tiny_run, tmp_path):

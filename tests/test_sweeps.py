@@ -84,13 +84,42 @@ def test_started_again_all_is_kept(whole, fixed):
 
 def test_without_allow_nothing_is_touched(whole, fixed):
     folder, _ = whole
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     done = sweep(fixed, folder, *SWEPT)
-    assert done.returncode == 1
-    assert done.stderr.count("holds a run already") == 8  # as it happens, and in the table
-    assert [job.state for job in read_sweep(folder).jobs] == [
-        f"failed: {job.folder} holds a run already; hydra.run.dir=... names another folder"
-        for job in read_sweep(folder).jobs
-    ]
+    assert done.returncode == 2
+    assert done.stderr == f"error: {folder} holds a sweep already; resume=allow goes on with it\n"
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_with_other_values_what_was_trained_is_kept(fixed, tmp_path):
+    """One that is put between others moves the places; a longer training is gone on with; the last word counts."""
+    wait = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/loss"]
+    stops_early = [*wait, "+callbacks.early.patience=1", "+callbacks.early.min_delta=9", "trainer.val_check_interval=2"]
+    first = ["resume=allow", "optimizer=glob(adamw*)", *stops_early]
+    done = sweep(fixed, tmp_path / "sweep", *first, "seed=5")
+    assert done.returncode == 0, done.stderr
+    names = ["0_optimizer=adamw", "1_optimizer=adamw_small"]
+    assert sorted(folder.name for folder in (tmp_path / "sweep").glob("*/")) == names
+    weights = (tmp_path / "sweep" / names[1] / "checkpoints" / "last.ckpt").read_bytes()
+    assert state(tmp_path / "sweep" / names[1])["global_step"] == 4  # of 12
+    second = ["resume=allow", "optimizer=adamw_small,adamw", *stops_early, "seed=3,4", "seed=5"]
+    done = sweep(fixed, tmp_path / "sweep", *second)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2: optimizer=adamw_small: val loss" in done.stderr
+    assert done.stderr.count(", finished before\n") == 2
+    assert sorted(folder.name for folder in (tmp_path / "sweep").glob("*/")) == names
+    assert (tmp_path / "sweep" / names[1] / "checkpoints" / "last.ckpt").read_bytes() == weights
+
+
+def test_a_sweep_from_trained_weights_goes_on(tiny_run, tmp_path):
+    """On from its own weights then."""
+    options = ["resume=allow", f"init_from={tiny_run}", "data=file", f"data.path={tiny_run}/.hydra/config.yaml"]
+    options += ["data.block_size=16", "data.batch_size=4", "seed=1", *STEPS]
+    for said in ("Weights to start from", ", finished before"):
+        done = sweep(options, tmp_path / "sweep")
+        assert done.returncode == 0, done.stderr
+        log = (tmp_path / "sweep" / "0_defaults" / "train.log").read_text(encoding="utf-8")
+        assert said in done.stderr + log
 
 
 def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
@@ -99,7 +128,7 @@ def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
     done = sweep(fixed, tmp_path / "sweep", *SWEPT, *signal_at(8), **HARM)
     assert done.returncode == 143, done.stderr
     assert "0 of 4 jobs finished" in done.stderr
-    assert "(cut off)" in done.stderr
+    assert "(not finished)" in done.stderr
     line = done.stderr.rstrip().splitlines()[-1]
     assert line.startswith("To go on: python train.py -m resume=allow hydra.sweep.dir=")
     assert "Traceback" not in done.stderr

@@ -83,15 +83,15 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     text = {"name": corpus.name, "sha256": corpus.sha256}
     _check_sizes(settings, tokenizer.vocab_size)
     precision = settle_precision(settings.trainer, resumption)
-    scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(settings.trainer.get("precision")))
-    module = CharLM(settings.model, settings.optimizer, tokenizer.characters, text, asdict(scoring))
-    if initial is not None:
-        copy_weights(initial, module.net, tokenizer)
     restoring = Restoring(resumption)
     callbacks = [restoring, RunRecord(settings), *build_callbacks(settings.callbacks)]
     trainer = build_trainer(_arguments(settings, resumption), callbacks)
     if trainer.world_size > 1 and in_sweep():
         raise UserError("a sweep trains each job on one device: its other processes would each sweep again")
+    scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(trainer.precision))
+    module = CharLM(settings.model, settings.optimizer, tokenizer.characters, text, asdict(scoring))
+    if initial is not None:
+        copy_weights(initial, module.net, tokenizer)
     compiled = compile_model(module.net, settings.compile, trainer.strategy.root_device, trainer.max_steps)
     return Run(settings, data, module, trainer, precision, compiled, restoring)
 

@@ -24,6 +24,11 @@ def short(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
+def has_state(run: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any((run / name).exists() for name in CHECKPOINTS)
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Work in a run's folder, where no other process does; what a killed one left half-written there is removed.

@@ -16,7 +16,7 @@ from chargpt.tokenizer import CharTokenizer
 
 log = logging.getLogger(__name__)
 
-FREE = ("dropout",)  # what a model is trained with, and its weights do not depend on
+FREE = ("dropout",)  # may differ: the shape of no weight depends on it
 
 
 class Initial(NamedTuple):
@@ -36,7 +36,11 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     path = find_checkpoint(cfg.init_from)
     checkpoint = read_checkpoint(path)
     settings = asdict(checkpoint.model.config)
-    said = [each.partition("=")[0] for each in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+    said = (
+        [each.partition("=")[0].lstrip("+") for each in HydraConfig.get().overrides.task]
+        if HydraConfig.initialized()
+        else []
+    )
     ours: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
     if ours.get("name") != settings["name"]:
         raise UserError(
@@ -59,7 +63,7 @@ def extended(initial: Initial, text: CharTokenizer) -> CharTokenizer:
     """The vocabulary of a model and the characters of a text that it does not know, which are told."""
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:
-        log.info(f"New to the model, and not learned yet: {len(new)} characters, {one_line(new)[:200]}")
+        log.info(f"{len(new)} characters are new to the model and start untrained: {one_line(new)[:200]}")
     return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
 
 

@@ -7,7 +7,6 @@ what is taken of its configuration, and nothing in it leads out of it.
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from chargpt.checkpoint import model_in, read_archive
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
-from chargpt.jobs import read_record
+from chargpt.jobs import read_plan
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings, read_config
-from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, short
-from chargpt.run.stored import as_value, choices_of, composed, groups_of_conf, resumed_config
+from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, has_state, short
+from chargpt.run.stored import as_value, choices_of, command_of_sweep, composed, groups_of_conf, resumed_config
 from chargpt.settings import MOST_STEPS, read_settings
 from chargpt.tokenizer import CharTokenizer
 
@@ -86,6 +85,7 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
             if run.exists():
                 check_contents(run)
             return [*rest, "resume=null"]
+        _, others = _split(others, "init_from")  # from where it began; it goes on from its own weights
     else:
         run = Path(resume)
         if not run.exists():
@@ -108,10 +108,8 @@ def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
     What is swept must be said again. A sweep's folder may come from elsewhere, and its command could be anything.
     """
     if resume != "allow":
-        command = read_record(Path(resume)).get("command")
-        again = ", with the rest as before"
-        if isinstance(command, list):
-            again = f": {shlex.join(['python', 'train.py', *map(str, command)])}"
+        command = command_of_sweep(Path(resume), read_plan(Path(resume)).arguments)
+        again = f": {command}" if command else ", with the rest as before"
         raise UserError(f"a sweep goes on by resume=allow hydra.sweep.dir={resume}{again}")
     folder, _ = _split(arguments, "hydra.sweep.dir")
     if not folder or "${" in folder:
@@ -171,11 +169,6 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
         else:
             return run
     raise UserError(f"resume=auto found no run to go on with in {outputs}/")
-
-
-def has_state(run: Path) -> bool:
-    """Whether there is something to go on from."""
-    return any((run / name).exists() for name in CHECKPOINTS)
 
 
 def load_state(run: Path) -> Resumption:

@@ -165,6 +165,15 @@ def command_to_go_on(run: Path) -> str:
         return _command(run, [])
 
 
+def command_of_sweep(folder: Path, arguments: list[str] | None) -> str:
+    """The command line that goes on with a sweep; empty where the sweep does not say what its arguments were."""
+    if arguments is None:
+        return ""
+    return shlex.join(
+        ["python", "train.py", "-m", "resume=allow", f"hydra.sweep.dir={as_value(str(folder))}", *arguments]
+    )
+
+
 def _values_of(run: Path) -> dict[str, Any]:
     values = _leaves(_load(run / CONFIG))
     if values is None:
@@ -199,7 +208,13 @@ def as_value(value: Any) -> str:
         return "{" + ",".join(f"{key}:{as_value(each)}" for key, each in value.items()) + "}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+    if re.fullmatch(r"(/|\./|[A-Za-z_])[\w./-]*", value) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
         return value
     # In quotes a quote is escaped, and so are the backslashes before it and before the end.
     doubled = re.sub(r"(?<!\\)(\\+)(?='|\Z)", r"\1\1", value)

@@ -1,16 +1,18 @@
 """Several runs by one command (`--multirun`): what their folders are called, and what is written there for
 `chargpt.jobs` to read."""
 
+import glob
 import hashlib
-import json
 import math
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,10 +20,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from chargpt.commands import tell
-from chargpt.errors import Stopped
-from chargpt.files import write_whole
-from chargpt.jobs import SWEEP, Job, read_job, read_record
+from chargpt.errors import Stopped, tell
+from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan
+from chargpt.run.folder import has_state
 
 
 def in_sweep() -> bool:
@@ -40,18 +41,21 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         hydra, folder = config.hydra, Path(config.hydra.sweep.dir)
+        if (folder / SWEEP).exists() and config.resume != "allow":
+            tell(f"error: {folder} holds a sweep already; resume=allow goes on with it")
+            raise SystemExit(2)  # of an exception Hydra would make a warning
         searched = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         overrides = _parsed([*searched, *hydra.overrides.task])
-        swept = {each.key_or_group: each for each in overrides if each.is_sweep_override()}
+        last = {each.key_or_group: each for each in overrides}
+        swept = {key: each for key, each in last.items() if each.is_sweep_override()}
         jobs = hydra.sweeper.get("n_trials") or math.prod(map(_values_of, swept.values()))
-        fixed = [each.input_line for each in overrides if each.key_or_group not in (*swept, "resume")]
+        fixed = [str(each.input_line) for each in overrides if each.key_or_group not in (*swept, "resume")]
         hydras = [each for each in hydra.overrides.hydra if not each.startswith(("hydra.sweep.dir=", "hydra.mode="))]
         task = [each for each in hydra.overrides.task if not each.startswith("resume=")]
-        command = ["-m", "resume=allow", f"hydra.sweep.dir={hydra.sweep.dir}", *hydras, *task]
+        plan = Plan(uuid.uuid4().hex, jobs, list(swept), fixed, [*hydras, *task])
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            record = {"swept": list(swept), "fixed": fixed, "jobs": jobs, "command": command}
-            write_whole(folder / SWEEP, json.dumps(record, indent=1).encode())
+            plan.write(folder)
         except OSError:  # Hydra writes there next, and its error is told
             return
         RecordSweep.folder = folder
@@ -59,7 +63,7 @@ class RecordSweep(Callback):
 
 
 def _parsed(overrides: Iterable[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
 
 
 def _values_of(swept: Override) -> int:
@@ -67,9 +71,17 @@ def _values_of(swept: Override) -> int:
     return sum(1 for _ in swept.sweep_string_iterator()) if swept.is_discrete_sweep() else 1
 
 
-def job_folder(sweep: str, overrides: list[str]) -> str:
-    """What to call a job's folder: by the values of what is swept, and nothing else."""
-    return folder_name(Job(Path(), 0, _swept(Path(sweep), overrides)).title.replace(", ", ","))
+def job_folder(sweep: str, number: int, overrides: list[str]) -> str:
+    """What to call a job's folder: by its place, and the values of what is swept. One of an earlier start with the same
+    values keeps its name, also where the places are others now."""
+    folder = Path(sweep)
+    name = folder_name(Job(folder, number, _swept(folder, overrides)).title.replace(", ", ","))
+    start = read_plan(folder).start
+    for file in sorted(folder.glob(f"*_{glob.escape(name)}/{JOB}")):
+        before, place = read_job(file.parent), file.parent.name.removesuffix(f"_{name}")
+        if place.isdecimal() and before is not None and (before.start != start or before.number == number):
+            return file.parent.name
+    return f"{number}_{name}"
 
 
 def folder_name(text: str) -> str:
@@ -90,7 +102,7 @@ def swept_values() -> dict[str, Any]:
 
 def _swept(sweep: Path, overrides: Iterable[str]) -> dict[str, Any]:
     """By key; all where somebody's own `hydra.callbacks` took the place of ours."""
-    swept = read_record(sweep).get("swept")
+    swept = read_plan(sweep).swept
     values = {each.key_or_group: each for each in _parsed(overrides) if swept is None or each.key_or_group in swept}
     return {key: _plain(each) for key, each in values.items()}
 
@@ -100,12 +112,13 @@ def _plain(override: Override) -> Any:
     return value if isinstance(value, int | float | bool | None) else override.get_value_element_as_str()
 
 
-def this_job() -> Job:
-    """The job of a sweep that this process runs, as an earlier start of the sweep has left it."""
+def this_job(max_steps: int) -> Job:
+    """The job of a sweep that this process runs; finished if it was so before, and no other length is asked for now."""
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
+    folder, start = Path(hydra.runtime.output_dir), read_plan(Path(hydra.sweep.dir)).start
     before = read_job(folder)
-    return Job(folder, hydra.job.num, swept_values(), finished=before is not None and before.finished)
+    finished = before is not None and before.finished and before.max_steps == max_steps and has_state(folder)
+    return Job(folder, hydra.job.num, swept_values(), start, max_steps, finished)
 
 
 @contextmanager
@@ -125,7 +138,7 @@ def recorded(job: Job, in_words: Callable[[Exception], str]) -> Iterator[None]:
 
 def tell_of(job: Job, error: str | None = None) -> None:
     """A line on the terminal: which of the jobs this is, and how it went."""
-    of = read_record(Path(HydraConfig.get().sweep.dir)).get("jobs", "?")
+    of = read_plan(Path(HydraConfig.get().sweep.dir)).jobs or "?"
     went = "not validated"
     if error is not None:
         went = f"failed: {error}"

@@ -103,23 +103,29 @@ def a_sweep(box: Path) -> None:
     for n in range(2):
         folder = box / SWEEP / f"{n}_max_steps={4 + 2 * n}"
         shutil.copytree(box / RUN, folder)
-        about = {"number": n, "values": {"trainer.max_steps": 4 + 2 * n}, "finished": n == 0, "error": None}
+        about = {
+            "number": n,
+            "values": {"trainer.max_steps": 4 + 2 * n},
+            "finished": n == 0,
+            "error": None,
+            "max_steps": 4 + 2 * n,
+        }
         (folder / "job.json").write_text(json.dumps(about), encoding="utf-8")
         (folder / "losses.csv").write_text(
             "step,seconds,train_loss,val_loss,chars_per_second\n2,1.0,3,3.5,99\n", "utf-8"
         )
-    about = {"swept": ["trainer.max_steps"], "fixed": [], "jobs": 2, "command": list(SWEPT)}
+    about = {"swept": ["trainer.max_steps"], "fixed": [], "jobs": 2, "arguments": list(SWEPT)}
     (box / SWEEP / "sweep.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 JSON: dict[str, bytes] = {
     "deep": b"[" * 9_999, "list": b"[]", "null": b"null", "number": b"1", "empty": b"", "binary": b"\xff\xfe",
     "huge": b" " * (2 << 20), "digits": b'{"number": 1' + b"0" * 9999 + b"}", "nan": b'{"jobs": NaN, "number": NaN}',
-    "swept": b'{"swept": 5, "jobs": "x", "command": [[]], "fixed": {}}', "bool": b'{"jobs": true, "number": true}',
+    "swept": b'{"swept": 5, "jobs": "x", "arguments": [[]], "fixed": {}}', "bool": b'{"jobs": true, "number": true}',
     "values": b'{"number": 0, "values": {"a": 1e999, "\\u001b": "\\u001b"}, "finished": 1, "error": "\\u001b"}',
     "text": b'{"number": 0, "values": {"seed": "${oc.env:HOME}"}, "finished": true, "error": null}',
-    "command": b'{"swept": [], "jobs": 9, "command": ["\\u001b[2J", "; rm -rf ~", "\\ud800"]}',
-    "many": b'{"swept": [], "jobs": 99999999999999999999999, "command": null}',
+    "command": b'{"swept": [], "jobs": 9, "arguments": ["\\u001b[2J", "; rm -rf ~", "\\ud800"]}',
+    "many": b'{"swept": [], "jobs": 99999999999999999999999, "arguments": null}',
 }  # fmt: skip
 CSV: dict[str, bytes] = {
     "torn": b"step,seconds,train_loss,val_loss\n2,1,3", "nan": b"2,nan,nan,nan,nan\n", "inf": b"2,inf,inf,1,inf\n",

@@ -54,7 +54,7 @@ def test_a_text_with_new_characters(kind, tiny_run, tiny, other, tmp_path, caplo
         start(first, *(each for each in tiny if not each.startswith("model.n_")), *more)
     run = built(*other, *more, f"init_from={first}", f"run_dir={tmp_path}/run")
     net, tokenizer = load_checkpoint(first)
-    assert "New to the model, and not learned yet: 5 characters, GNR\u00fc\u2603" in caplog.text
+    assert "5 characters are new to the model and start untrained: GNR\u00fc\u2603" in caplog.text
     characters = run.module.hparams["characters"]
     assert characters == "".join(sorted(tokenizer.characters + "GNR\u00fc\u2603"))
     assert set(tokenizer.characters) < set(characters)
@@ -103,7 +103,7 @@ def test_what_is_said_beside_it(tiny_run, other, tmp_path):
     )
     done = run_script("train.py", *run, "model.n_layer=2", "model.dropout=0.5")
     assert done.returncode == 0, done.stderr
-    assert f"Weights: those of {tiny_run}/checkpoints/best.ckpt to start from" in done.stderr
+    assert f"Weights to start from: {tiny_run}/checkpoints/best.ckpt" in done.stderr
     assert state(tmp_path / "run")["hyper_parameters"]["model"]["dropout"] == 0.5
     done = run_script("train.py", f"resume={tmp_path}/run", f"init_from={tiny_run}")
     assert done.returncode == 2

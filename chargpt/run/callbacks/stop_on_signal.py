@@ -76,7 +76,10 @@ class StopOnSignal(AtStepEnd):
         if self._stopping:
             before = self._handlers.get(self._signal or 0)
             if self._saved and getattr(before, "__module__", "").startswith("submitit."):
-                before(self._signal, None)  # type: ignore[misc]  # it ends this process
+                with contextlib.suppress(
+                    Exception
+                ):  # it does not start again for ever; if it does, the process ends here
+                    before(self._signal, None)  # type: ignore[misc]
             raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
 
     def _restore_handlers(self) -> None:
