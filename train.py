@@ -239,7 +239,7 @@ def _tell(error: Exception) -> int:
 def _end_of_sweep(folder: Path) -> str | None:
     """Say how the jobs of a sweep compare; returns what is wrong with it."""
     sweep = read_sweep(folder)
-    if sweep.jobs:  # else none has begun
+    if sweep.jobs or isinstance(sys.exception(), KeyboardInterrupt):  # else something is wrong with all
         print(f"\n{printable(report(sweep))}", file=sys.stderr)
         try:
             save(sweep)

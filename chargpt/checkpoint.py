@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
+from chargpt.jobs import SWEEP
 from chargpt.settings import LARGEST, check_ranges, make, read_settings
 from chargpt.tokenizer import CharTokenizer
 
@@ -50,6 +51,8 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
             return path / name
     if not path.is_dir():
         raise UserError(f"{path} is neither a checkpoint nor the folder of a run")
+    if (path / SWEEP).is_file():
+        raise UserError(f"{path} is the folder of a sweep: name one of its runs, {path}/...")
     raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
 
 

@@ -101,6 +101,7 @@ def as_csv(sweep: Sweep) -> str:
 def draw(sweep: Sweep) -> "Figure":
     """A picture of a sweep: the best loss over each swept value, and all curves."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = short_names(sweep.keys)
     keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]
@@ -117,6 +118,7 @@ def draw(sweep: Sweep) -> "Figure":
         steps, losses = [point.step for point in job.curve], [point.val_loss for point in job.curve]
         options = {"color": colour, "marker": ".", "linewidth": 2.5 if n == 0 else 1}
         curves.plot(steps, losses, label=_in_picture(label) if n < MOST_CURVES else None, **options)
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats per character)")
     if jobs:
         figure.legend(loc="outside right upper", fontsize="x-small")
@@ -127,18 +129,22 @@ def draw(sweep: Sweep) -> "Figure":
 
 def _draw_values(panel: Any, name: str, found: list[tuple[Any, float]]) -> None:
     """The best losses over the values of one key, and the median of each value's."""
+    from matplotlib.ticker import NullFormatter
+
     values = list(dict.fromkeys(value for value, _ in found))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     values.sort(key=None if numbers else str)
     places = {value: float(value) if numbers else float(n) for n, value in enumerate(values)}
     panel.plot([places[value] for value, _ in found], [loss for _, loss in found], "o", alpha=0.6)
     medians = [statistics.median(loss for each, loss in found if each == value) for value in values]
-    panel.plot([places[value] for value in values], medians, "-", alpha=0.6)
+    if len(values) < len(found):
+        panel.plot([places[value] for value in values], medians, "-", alpha=0.6)
     if numbers and values and min(values) > 0 and max(values) / min(values) > 5:
         panel.set_xscale("log")
-    if len(values) <= 6:
+    if len(values) <= 6 or not numbers:
         panel.set_xticks([places[value] for value in values], [_in_picture(shown(value)) for value in values])
-        panel.minorticks_off()
+    if panel.get_xscale() == "log":
+        panel.xaxis.set_minor_formatter(NullFormatter())  # their labels would touch
     panel.set(title=_in_picture(name), xlabel=_in_picture(name), ylabel="best validation loss")
 
 

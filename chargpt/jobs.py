@@ -149,6 +149,8 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         UserError: there is no sweep.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
     jobs = [job for file in sorted(folder.glob(f"*/{JOB}")) if (job := read_job(file.parent))]
     if not jobs and not (folder / SWEEP).exists():
         raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}, and no jobs")

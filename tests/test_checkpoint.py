@@ -46,6 +46,10 @@ def touch(path, when):
 
 
 def test_newest_run_and_its_best(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="is the folder of a sweep: name one of its runs"):
+        find_checkpoint(tmp_path / "sweep")
     with pytest.raises(UserError, match="no run in"):
         find_checkpoint(outputs=tmp_path)
     touch(tmp_path / "2026-01-01" / "10-00-00" / "checkpoints" / "best.ckpt", 100)

@@ -164,16 +164,29 @@ def test_the_command_is_told_where_only_the_folder_is_named(whole):
     assert done.stderr.startswith(said)
     assert done.stderr.rstrip().endswith("model.n_layer=1,2 seed=1,2")
     assert done.stderr.count("\n") == 1
-    for wrong, message in (("auto", "resume=allow hydra.sweep.dir=auto"), ("allow", "resume=allow needs a folder")):
+    done = run_script("train.py", f"resume={folder}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    for wrong, message in (("auto", "resume=auto looks for a run"), ("allow", "resume=allow needs a folder")):
         done = run_script("train.py", "-m", f"resume={wrong}", "seed=1,2")
         assert done.returncode == 2
         assert message in done.stderr
 
 
 def test_several_devices_are_refused(tiny, tmp_path):
+    """Before the first job; where only a job says so, in its place."""
+    said = "a sweep trains each job on one device: its other processes would each sweep again"
     done = sweep(tiny, tmp_path / "sweep", "trainer.devices=2", "seed=1,2")
+    assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+    done = sweep(tiny, tmp_path / "sweep", "trainer.devices=2,3")
     assert done.returncode == 1
-    assert done.stderr.count("failed: a sweep trains each job on one device") == 4  # as it happens, and in the table
+    assert done.stderr.count(f"failed: {said}") == 4  # as it happens, and in the table
+
+
+def test_a_sweep_without_saying_so(tmp_path):
+    done = run_script("train.py", "seed=1,2", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2
+    assert done.stderr == "error: Ambiguous value for argument 'seed=1,2'; -m trains a run for each of its values\n"
 
 
 def test_nothing_is_written_through_a_link(fixed, tmp_path):
@@ -214,7 +227,7 @@ def test_under_joblib(whole, fixed, tmp_path):
 @pytest.mark.slow
 @needs("hydra_submitit_launcher")
 def test_under_submitit_a_requeued_job_goes_on(whole, fixed, tmp_path):
-    """The local executor sends the signal of a time limit, as SLURM does, and starts the job again."""
+    """After the signal of a preemption, the local executor starts the job again, as SLURM does."""
     folder, _ = whole
     launcher = ["hydra/launcher=submitit_local", "resume=allow"]
     signal = signal_at(8, signum=12, once=tmp_path / "sent")

@@ -27,7 +27,7 @@ from chargpt.run.config import Settings
 from chargpt.run.initial import Initial, copy_weights, extended
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
-from chargpt.run.sweep import in_sweep
+from chargpt.run.sweep import ONE_DEVICE, in_sweep
 from chargpt.settings import MOST_STEPS, arguments_of, check_types
 from chargpt.tokenizer import CharTokenizer
 
@@ -87,7 +87,7 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     callbacks = [restoring, RunRecord(settings), *build_callbacks(settings.callbacks)]
     trainer = build_trainer(_arguments(settings, resumption), callbacks)
     if trainer.world_size > 1 and in_sweep():
-        raise UserError("a sweep trains each job on one device: its other processes would each sweep again")
+        raise UserError(ONE_DEVICE)
     scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, text, asdict(scoring))
     if initial is not None:

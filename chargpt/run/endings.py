@@ -52,7 +52,9 @@ def cannot_write(folder: Path, error: OSError) -> str:
 
 
 def _hint(error: Exception) -> str:
-    """What may have been meant by a key or an option that Hydra does not know."""
+    """What may have been meant by a key, an option or a value that Hydra does not take."""
+    if "Ambiguous value" in str(error):
+        return "; -m trains a run for each of its values"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group == "data" and Path(option).exists():

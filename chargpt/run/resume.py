@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chargpt.checkpoint import model_in, read_archive
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
-from chargpt.jobs import read_plan
+from chargpt.jobs import SWEEP, read_plan
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.config import Settings, read_config
@@ -67,6 +67,9 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
             raise UserError("resume= goes on with a run; Hydra's --experimental-rerun would run whatever a file says")
         if any("\ud800" <= char <= "\udfff" for char in argument):
             raise UserError(f"this argument is not UTF-8: {argument!r}")
+    initial, rest = _split(arguments, "init_from")
+    if initial and "${" not in initial and initial != "null":  # the names of a sweep's runs need quotes
+        arguments = [*rest, f"init_from={as_value(initial)}"]
     resume, rest = _split(arguments, "resume")
     if resume in (None, "null"):
         return arguments
@@ -92,6 +95,8 @@ def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[
             raise UserError(f"there is no folder {resume}; resume=auto takes the newest run that can go on")
     run = Path(os.path.realpath(run))  # as Hydra would have it, too
     if not (run / CONFIG).is_file():
+        if (run / SWEEP).is_file():
+            _sweep_to_go_on([], resume)
         around = next((f"resume={short(parent)}" for parent in run.parents if (parent / CONFIG).is_file()), None)
         hint = f"did you mean {around}?" if around else "resume=auto takes the newest run that can go on"
         raise UserError(f"{short(run)} is not the folder of a run; {hint}")
@@ -107,6 +112,8 @@ def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
 
     What is swept must be said again. A sweep's folder may come from elsewhere, and its command could be anything.
     """
+    if resume == "auto":
+        raise UserError("resume=auto looks for a run; a sweep goes on by resume=allow hydra.sweep.dir=...")
     if resume != "allow":
         command = command_of_sweep(Path(resume), read_plan(Path(resume)).arguments)
         again = f": {command}" if command else ", with the rest as before"

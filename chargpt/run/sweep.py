@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from chargpt.errors import Stopped, tell
-from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan
+from chargpt.jobs import JOB, Job, Plan, read_job, read_plan
 from chargpt.run.folder import has_state
+
+ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
 
 
 def in_sweep() -> bool:
@@ -41,9 +43,11 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         hydra, folder = config.hydra, Path(config.hydra.sweep.dir)
-        if (folder / SWEEP).exists() and config.resume != "allow":
-            tell(f"error: {folder} holds a sweep already; resume=allow goes on with it")
-            raise SystemExit(2)  # of an exception Hydra would make a warning
+        if config.resume != "allow" and any(folder.glob(f"*/{JOB}")):
+            _refuse(f"{folder} holds a sweep already; resume=allow goes on with it")
+        devices = config.trainer.get("devices")
+        if (isinstance(devices, int) and devices > 1) or (OmegaConf.is_list(devices) and len(devices) > 1):
+            _refuse(ONE_DEVICE)
         searched = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         overrides = _parsed([*searched, *hydra.overrides.task])
         last = {each.key_or_group: each for each in overrides}
@@ -59,7 +63,12 @@ class RecordSweep(Callback):
         except OSError:  # Hydra writes there next, and its error is told
             return
         RecordSweep.folder = folder
-        tell(f"{jobs} jobs in {folder}; the lines of each are in its train.log")
+        tell(f"{jobs} job{'s' * (jobs != 1)} in {folder}; the lines of each are in its train.log")
+
+
+def _refuse(why: str) -> NoReturn:
+    tell(f"error: {why}")
+    raise SystemExit(2)  # of an exception of a callback's Hydra makes a warning
 
 
 def _parsed(overrides: Iterable[str]) -> list[Override]:

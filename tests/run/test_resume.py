@@ -376,7 +376,7 @@ def test_allow_begins_a_run_or_goes_on_with_it(whole, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)  # killed before the first save
     assert point_to_run(line) == begins
     shutil.copytree(whole, tmp_path / "run", dirs_exist_ok=True)
-    place = f"'{tmp_path}/run'"
+    place = f"{tmp_path}/run"
     goes_on = [
         "data=file",
         "model=gpt",
@@ -388,6 +388,8 @@ def test_allow_begins_a_run_or_goes_on_with_it(whole, tmp_path):
     assert point_to_run(line) == goes_on
     with pytest.raises(UserError, match="resume= is empty"):
         point_to_run(["resume="])
+    assert point_to_run(["init_from=sweep/0_seed=1"]) == ["init_from='sweep/0_seed=1'"]
+    assert f"init_from={whole}" not in point_to_run([*line, f"init_from={whole}"])
     for folder in ([], ["hydra.run.dir="], ["hydra.run.dir=outputs/${now:%S}"]):
         with pytest.raises(UserError, match=r"resume=allow needs a folder .*: hydra\.run\.dir="):
             point_to_run(["resume=allow", *folder])
@@ -397,7 +399,7 @@ def test_a_run_that_ended_before_its_first_save(whole, tmp_path):
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     shutil.copy(whole / ".hydra" / "config.yaml", tmp_path / "run" / ".hydra")
     with pytest.raises(
-        UserError, match=rf"ended before its first save, or .* with hydra\.run\.dir='{tmp_path}/run', begins"
+        UserError, match=rf"ended before its first save, or .* with hydra\.run\.dir={tmp_path}/run, begins"
     ):
         load_state(tmp_path / "run")
 
