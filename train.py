@@ -24,10 +24,11 @@ from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
 from chargpt.run.folder import claim, has_state, held, settle_events, short
+from chargpt.run.job import in_sweep, recorded, tell_of, this_job
 from chargpt.run.messages import Printable
 from chargpt.run.resume import Resumption, load_state, point_to_run
-from chargpt.run.stored import command_to_go_on, resumed_config, store_config
-from chargpt.run.sweep import RecordSweep, in_sweep, recorded, tell_of, this_job
+from chargpt.run.stored import check_choices, command_to_go_on, resumed_config, store_config
+from chargpt.run.sweep import RecordSweep
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
@@ -199,6 +200,8 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
         if cfg.resume:
             if cfg.init_from is not None:
                 raise UserError("init_from= begins a run, and resume= goes on with one: they do not go together")
+            if job is not None:
+                check_choices(folder, HydraConfig.get().runtime.choices)
             cfg = resumed_config(cfg, folder, overrides)
             resumption = load_state(folder)
         if job is not None and job.finished and resumption is not None:

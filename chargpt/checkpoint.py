@@ -132,7 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         saved = checkpoint["hyper_parameters"]
         tokenizer = CharTokenizer(saved["characters"])
-        text = {key: str(saved["corpus"][key]) for key in ("name", "sha256") if saved.get("corpus")}
+        text = text_in(checkpoint) if saved.get("corpus") else {}
         scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
         return Checkpoint(model_in(checkpoint), tokenizer, text, scoring)
     except (LookupError, TypeError, AttributeError) as error:
@@ -174,6 +174,18 @@ def read_archive(path: Path) -> dict[str, Any]:
             return numbers.view(dtype)
 
         return Reader(read_storage, size).read(archive.read(pickle))
+
+
+def text_in(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """The `name` and the `sha256` of the text that a checkpoint's model was trained on.
+
+    Raises:
+        LookupError, TypeError: it does not say.
+    """
+    text = {key: checkpoint["hyper_parameters"]["corpus"][key] for key in ("name", "sha256")}
+    if not all(isinstance(value, str) for value in text.values()):
+        raise TypeError("not a name")
+    return text
 
 
 def model_in(checkpoint: dict[str, Any]) -> "Model":

@@ -6,13 +6,14 @@ import io
 import shlex
 import statistics
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt import commands
 from chargpt.commands import Parser, file_name, open_output
-from chargpt.errors import UserError, first_line, printable
+from chargpt.errors import UserError, first_line, one_line, printable
 from chargpt.files import write_whole
 from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
 from chargpt.run.stored import command_of_sweep
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 
 SEEDS = ("seed", "data.seed")
 MOST_CURVES = 15  # that have a line in the legend
-MOST_PANELS = 8
+MOST_PANELS, MOST_DRAWN = 8, 200
 
 
 def report(sweep: Sweep) -> str:
     """The tables of a sweep, and what to do next."""
-    parts = [f"{sweep.folder}: {sweep.finished} of {sweep.size} jobs finished"]
+    parts = [f"{one_line(sweep.folder)}: {sweep.finished} of {sweep.size} jobs finished"]
     if sweep.jobs:
         parts.append(_table_of_jobs(sweep))
     if seeds := _table_over_seeds(sweep):
         parts.append(seeds)
     if sweep.jobs and sweep.jobs[0].best:
-        parts.append(f"Sample the best: python sample.py --ckpt {shlex.quote(str(sweep.jobs[0].folder))}")
+        parts.append(f"Sample the best: python sample.py --ckpt {one_line(shlex.quote(str(sweep.jobs[0].folder)))}")
     if sweep.unfinished and (command := command_of_sweep(sweep.folder, sweep.plan.arguments)):
-        parts.append(f"To go on: {command}")
+        parts.append(f"To go on: {one_line(command)}")
     return "\n\n".join(parts)
 
 
@@ -106,7 +107,7 @@ def draw(sweep: Sweep) -> "Figure":
     names = short_names(sweep.keys)
     keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]
     keys = keys[:MOST_PANELS]
-    jobs = [job for job in sweep.jobs if job.best]
+    jobs = [job for job in sweep.jobs if job.best][:MOST_DRAWN]
     figure = Figure(figsize=(4 * (len(keys) + 2), 4.5), layout="constrained")
     ratios = [*([1] * len(keys)), 2]
     *panels, curves = figure.subplots(1, len(keys) + 1, width_ratios=ratios, squeeze=False)[0]
@@ -160,7 +161,8 @@ def save(sweep: Sweep) -> None:
         UserError: they cannot be written.
     """
     picture = io.BytesIO()
-    draw(sweep).savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings(action="ignore"):  # of characters that its font lacks
+        draw(sweep).savefig(picture, format="png", dpi=120)
     for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", picture.getvalue())):
         try:
             write_whole(sweep.folder / name, content)

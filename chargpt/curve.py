@@ -13,6 +13,8 @@ from chargpt.settings import MOST_STEPS
 
 FILE = "losses.csv"
 MOST_POINTS = 1_000_000
+LARGEST_FILE = 1 << 26  # bytes
+LARGEST = 1e15  # of a number in it; pictures and means have their limits
 
 
 class Point(NamedTuple):
@@ -36,14 +38,21 @@ class Point(NamedTuple):
 def read_curve(run: Path) -> list[Point]:
     """The points of a run's curve; none where there is no such file. A row that is damaged is left out."""
     points: list[Point] = []
-    if not (run / FILE).is_file():  # to open a pipe would take for ever
+    file = run / FILE
+    if not file.is_file() or file.stat().st_size > LARGEST_FILE:  # to open a pipe would take for ever
         return points
-    with suppress(OSError, csv.Error), (run / FILE).open(encoding="utf-8", errors="replace", newline="") as file:
-        for row in islice(csv.reader(file), MOST_POINTS):
+    with suppress(OSError, csv.Error), file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        for row in islice(csv.reader(lines), MOST_POINTS):
             with suppress(ValueError, TypeError):
                 step, *numbers = row
                 points.append(Point(int(step), *map(float, numbers)))
-    return [point for point in points if 0 <= point.step < MOST_STEPS and math.isfinite(point.val_loss)]
+    return [point for point in points if _is_sensible(point)]
+
+
+def _is_sensible(point: Point) -> bool:
+    step, seconds, train_loss, val_loss, speed = point
+    maybe_missing = all(math.isnan(each) or abs(each) < LARGEST for each in (train_loss, speed))
+    return 0 <= step < MOST_STEPS and 0 <= seconds < LARGEST and 0 <= val_loss < LARGEST and maybe_missing
 
 
 def append(run: Path, point: Point) -> None:

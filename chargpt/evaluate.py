@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -175,7 +176,7 @@ def as_json(rows: list[Row], context: int | None) -> str:
                 **({} if context is None else {"stride": context}),
                 f"{prefix}loss": row.score.loss,
                 f"{prefix}bits_per_character": row.score.bits,
-                f"{prefix}perplexity": row.score.perplexity,
+                f"{prefix}perplexity": row.score.perplexity if row.score.perplexity < math.inf else None,
                 f"{prefix}accuracy": row.score.accuracy,
             }
             for row in rows

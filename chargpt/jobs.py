@@ -20,7 +20,7 @@ from chargpt.files import write_whole
 
 SWEEP, JOB = "sweep.json", "job.json"
 LARGEST = 1 << 20  # bytes of either
-MOST_VALUES = 100  # that a job differs by
+MOST_VALUES, LONGEST = 100, 1000  # that a job differs by, and characters of one
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Sweep:
     plan: Plan
     jobs: list[Job]
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """What is swept."""
         return list(dict.fromkeys(key for job in self.jobs for key in job.values))
@@ -133,7 +133,7 @@ class Sweep:
         """How many jobs of the last start did not come to their end, or have not begun."""
         return max(0, self.plan.jobs - sum(not job.state for job in self._of_this_start))
 
-    @property
+    @cached_property
     def _of_this_start(self) -> list[Job]:
         return [job for job in self.jobs if job.start == self.plan.start]
 
@@ -163,7 +163,8 @@ def read_job(run: Path) -> Job | None:
     number, values, error = about.get("number"), about.get("values"), about.get("error")
     if not _is_count(number) or not isinstance(values, dict) or not isinstance(error, str | None):
         return None
-    plain = {key: value for key, value in values.items() if _is_plain(value)}
+    error = error and error[:LONGEST]
+    plain = {key: value for key, value in values.items() if _is_plain(key) and _is_plain(value)}
     start, max_steps = str(about.get("start", "")), about.get("max_steps", 0)
     if len(plain) > MOST_VALUES or not _is_count(max_steps):
         return None
@@ -195,8 +196,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, int | float):
-        return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
-    return value is None or isinstance(value, str)
+        return abs(value) < 2**63
+    return value is None or (isinstance(value, str) and len(value) <= LONGEST)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -210,4 +211,4 @@ def shown(value: Any) -> str:
     """A value in a name or a table."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value[:60]}…" if len(str(value)) > 61 else str(value)

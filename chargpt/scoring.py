@@ -16,6 +16,7 @@ from chargpt.errors import NonFiniteError, UserError
 from chargpt.memory import check_memory
 from chargpt.model import Model
 
+MOST_CHARACTERS = 1 << 18  # at once: a file may say any batch size
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the others are the weights' own
 
 
@@ -66,12 +67,12 @@ def score(model: Model, ids: np.ndarray, how: Scoring, stride: int | None = None
         raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
     if stride is not None and not 1 <= stride <= block_size:
         raise UserError(f"stride must be at least 1 and at most block_size={block_size} characters; got {stride}")
+    step = block_size if stride is None else block_size - stride + 1
+    rows = min(how.batch_size, math.ceil(len(ids) / step), max(1, MOST_CHARACTERS // block_size))
     if device.type == "cpu":
-        outputs = min(len(ids), how.batch_size * block_size) * model.token_embedding_table.num_embeddings
+        outputs = min(len(ids), block_size) * rows * model.token_embedding_table.num_embeddings
         check_memory(12 * outputs, "the outputs for one batch", "score it on another machine")
-    batches = _blocks(ids, block_size, how.batch_size)
-    if stride is not None:
-        batches = _windows(ids, block_size, how.batch_size, block_size - stride + 1)
+    batches = _blocks(ids, block_size, rows) if stride is None else _windows(ids, block_size, rows, step)
     autocast = torch.autocast(device.type, AUTOCAST[how.precision]) if how.precision in AUTOCAST else nullcontext()
     loss, hits, characters = 0.0, 0, 0
     with autocast:

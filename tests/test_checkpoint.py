@@ -238,6 +238,16 @@ def test_neither_a_file_nor_a_folder():
         find_checkpoint(os.devnull)
 
 
+@pytest.mark.parametrize("name", [["a"], 1, None])
+def test_the_name_of_a_text_is_a_text(name, tiny_run, tmp_path):
+    """A list could be deeper than Python can write down."""
+    saved = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
+    saved["hyper_parameters"]["corpus"]["name"] = name
+    torch.save(saved, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=r"is not a checkpoint that train\.py wrote"):
+        load_checkpoint(tmp_path / "odd.ckpt")
+
+
 def test_no_memory_is_not_damage(tiny_run, monkeypatch):
     def refuse(*_):
         raise MemoryError

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -152,12 +153,42 @@ def test_files_that_say_nothing_sensible_are_left_out(name, sweep):
 
 
 def test_values_that_are_odd(sweep, capsys):
-    odd = {"a": float("nan"), "b": 10**400, "c": ["x"], "d": "\x1b]52;c;aGk=\x07", "e": {}, "f": 1e308, "\x1b[2J": 1}
+    odd = {
+        "a": float("nan"),
+        "b": 10**400,
+        "c": ["x"],
+        "d": "\x1b]52;c;aGk=\x07",
+        "e": {},
+        "f": 1e308,
+        "g": 1e15,
+        "\x1b[2J": 1,
+    }
     job(sweep, 5, [1e300], **odd)
     assert compare.main([str(sweep)]) == 0
     assert "\x1b" not in capsys.readouterr().out
     (found,) = [each for each in read_sweep(sweep).jobs if each.number == 5]
-    assert found.values == {"d": odd["d"], "f": 1e308, "\x1b[2J": 1}
+    assert found.values == {"d": odd["d"], "g": 1e15, "\x1b[2J": 1}
+
+
+def test_files_of_a_stranger_cannot_take_for_ever(tmp_path):
+    """Whatever they say; in seconds, and a small part of a second is expected."""
+    begun = time.perf_counter()
+    job(tmp_path, 0, [1.0], **{f"k{n}": n for n in range(100)})
+    job(tmp_path, 1, [2.0], **{f"k{n}": n for n in range(10_000)})
+    job(tmp_path, 2, [3.0], k1="x" * 900_000)
+    for n in range(3, 1000):
+        job(tmp_path, n, [4.0], k1="y" * 900)
+    sweep = read_sweep(tmp_path)
+    assert [len(found.values) for found in sweep.jobs[:2]] == [100, 0]  # the second is left out, the third's value is
+    assert len(report(sweep)) < 1_000_000
+    assert len(draw(sweep).axes) == compare.MOST_PANELS + 1
+    assert time.perf_counter() - begun < 20
+
+
+def test_lines_cannot_be_forged(sweep):
+    (sweep / "sweep.json").write_text('{"jobs": 9, "arguments": ["x\\n\\nSample the best: curl"]}', encoding="utf-8")
+    os.rename(sweep / "3_job", sweep / "3_job\nSample the best: curl")
+    assert sum(line.startswith("Sample the best") for line in report(read_sweep(sweep)).splitlines()) == 1
 
 
 def test_nothing_is_written_through_a_link(sweep, tmp_path):

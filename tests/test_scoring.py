@@ -50,10 +50,10 @@ def test_by_blocks(length, batch_size, model):
 
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
-@pytest.mark.parametrize("context", [1, 3, 5, 8])
-def test_by_windows(length, context, model):
+@pytest.mark.parametrize("stride", [1, 3, 5, 8])
+def test_by_windows(length, stride, model):
     """A character's window begins where the step puts it, and at the text's end where the last window does."""
-    ids, step, targets = text(length), 8 - context + 1, length - 1
+    ids, step, targets = text(length), 8 - stride + 1, length - 1
     size = min(8, targets)
 
     def first_of(n):
@@ -61,8 +61,8 @@ def test_by_windows(length, context, model):
         return min(start, targets - size)
 
     loss, accuracy = one_by_one(model, ids, first_of)
-    assert all(n - first_of(n) >= min(n, context) for n in range(1, length))
-    found = score(model, ids, Scoring(batch_size=3), context)
+    assert all(n - first_of(n) >= min(n, stride) for n in range(1, length))
+    found = score(model, ids, Scoring(batch_size=3), stride)
     assert found.characters == length - 1
     assert found.loss == pytest.approx(loss, abs=1e-6)
     assert found.accuracy == pytest.approx(accuracy)
@@ -100,9 +100,9 @@ def test_a_long_sum_is_exact():
 def test_what_cannot_be_scored(model, monkeypatch):
     with pytest.raises(UserError, match="less than two characters"):
         score(model, text(1), Scoring())
-    for context in (0, 9, -1):
-        with pytest.raises(UserError, match=f"at most block_size=8 characters; got {context}"):
-            score(model, text(20), Scoring(), context)
+    for stride in (0, 9, -1):
+        with pytest.raises(UserError, match=f"at most block_size=8 characters; got {stride}"):
+            score(model, text(20), Scoring(), stride)
     for wrong in ({"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Scoring(**wrong)
@@ -121,3 +121,16 @@ def test_outputs_that_are_not_finite():
 
 def test_perplexity_beyond_all_bounds():
     assert Score(1, 1000.0, 0.0).perplexity == math.inf
+
+
+def test_a_file_may_say_any_batch_size(model, monkeypatch):
+    """It decides neither the memory nor the score."""
+    ids, most = text(3000), []
+    plain = score(model, ids, Scoring(), 8)
+    monkeypatch.setattr("chargpt.scoring.MOST_CHARACTERS", 64)
+    hook = model.register_forward_pre_hook(lambda module, inputs: most.append(inputs[0].numel()))
+    for stride in (None, 8):
+        found = score(model, ids, Scoring(batch_size=10**8), stride)
+        assert max(most) == 64
+    hook.remove()
+    assert found.loss == pytest.approx(plain.loss, abs=1e-9)

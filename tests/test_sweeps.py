@@ -7,6 +7,8 @@ import json
 import re
 import shlex
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT, STEPS, assert_same, events, launch, run_script, signal_at, state
@@ -80,6 +82,15 @@ def test_started_again_all_is_kept(whole, fixed):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(", finished before\n") == 4
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*")} == before
+    for other, own in (
+        ("optimizer=adamw_small", "optimizer=adamw, not adamw_small"),
+        ("experiment=cpu", "experiment=None"),
+    ):
+        done = sweep(fixed, folder, *SWEPT, "resume=allow", other)
+        assert done.returncode == 1
+        assert (
+            done.stderr.count(f"failed: resume goes on with the run's own {own}") == 8
+        )  # as it happens, and in the table
 
 
 def test_without_allow_nothing_is_touched(whole, fixed):
@@ -193,9 +204,11 @@ def test_nothing_is_written_through_a_link(fixed, tmp_path):
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "multirun.yaml").symlink_to(tmp_path / "mine")
-    done = sweep(fixed, tmp_path / "sweep", "seed=1,2", "resume=allow")
-    assert done.returncode == 2
-    assert "a link to somewhere outside of it: multirun.yaml" in done.stderr
+    for more in ([], ["resume=allow"]):
+        done = sweep(fixed, tmp_path / "sweep", "seed=1,2", *more)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "a link to somewhere outside of it: multirun.yaml" in done.stderr
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
 
 
@@ -259,3 +272,19 @@ def test_an_optuna_study_goes_on(fixed, tmp_path):
         values = sorted(value for (value,) in study.execute("select value from trial_values"))
     assert values == pytest.approx(sorted(job.loss for folder in folders for job in read_sweep(folder).jobs), abs=1e-6)
     assert len(values) == 5
+    # A trial that waits in a stranger's study would become overrides, of which these run a command.
+    attack = (
+        "import optuna, sys; from optuna.distributions import CategoricalDistribution as Choice;"
+        "from optuna.trial import TrialState, create_trial;"
+        "study = optuna.load_study(study_name='chargpt', storage=sys.argv[1]);"
+        "params = {'+callbacks.x._target_': 'subprocess.Popen', '+callbacks.x.args': f'touch {sys.argv[2]}',"
+        "'+callbacks.x.shell': True};"
+        "kinds = {key: Choice([value]) for key, value in params.items()};"
+        "study.add_trial(create_trial(state=TrialState.WAITING, params=params, distributions=kinds))"
+    )
+    storage = f"sqlite:///{tmp_path}/first/study.db"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", attack, storage, str(tmp_path / "ran")], check=True)
+    done = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/first/study.db is a study of another search: +callbacks.x")
+    assert not (tmp_path / "ran").exists()

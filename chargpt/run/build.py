@@ -25,9 +25,10 @@ from chargpt.run.callbacks.restoring import Restoring
 from chargpt.run.checkpoints import StateInMemory
 from chargpt.run.config import Settings
 from chargpt.run.initial import Initial, copy_weights, extended
+from chargpt.run.job import in_sweep
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
-from chargpt.run.sweep import ONE_DEVICE, in_sweep
+from chargpt.run.sweep import ONE_DEVICE
 from chargpt.settings import MOST_STEPS, arguments_of, check_types
 from chargpt.tokenizer import CharTokenizer
 

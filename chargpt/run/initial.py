@@ -1,12 +1,14 @@
 """Weights to start from: another run's, for a text of one's own."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.checkpoint import find_checkpoint, read_checkpoint
@@ -36,11 +38,8 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     path = find_checkpoint(cfg.init_from)
     checkpoint = read_checkpoint(path)
     settings = asdict(checkpoint.model.config)
-    said = (
-        [each.partition("=")[0].lstrip("+") for each in HydraConfig.get().overrides.task]
-        if HydraConfig.initialized()
-        else []
-    )
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    said = list(_said_in(overrides))
     ours: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
     if ours.get("name") != settings["name"]:
         raise UserError(
@@ -57,6 +56,14 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     cfg = OmegaConf.create(cfg)  # the caller's stays as it is
     OmegaConf.update(cfg, "model", settings, merge=False, force_add=True)
     return cfg, Initial(path, checkpoint.model, checkpoint.tokenizer)
+
+
+def _said_in(overrides: list[str]) -> Iterator[str]:
+    """The keys that overrides give values to."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        value = override.value()
+        yield from (f"{override.key_or_group}.{key}" for key in (value if isinstance(value, dict) else ()))
+        yield override.key_or_group
 
 
 def extended(initial: Initial, text: CharTokenizer) -> CharTokenizer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chargpt.checkpoint import model_in, read_archive
+from chargpt.checkpoint import model_in, read_archive, text_in
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.jobs import SWEEP, read_plan
 from chargpt.model import ModelConfig
@@ -121,8 +121,6 @@ def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
     folder, _ = _split(arguments, "hydra.sweep.dir")
     if not folder or "${" in folder:
         raise UserError("resume=allow needs a folder to begin a sweep in, or to go on with it: hydra.sweep.dir=...")
-    if Path(folder).exists():
-        check_contents(Path(folder))
     return arguments
 
 
@@ -228,7 +226,7 @@ def _read(file: Path, run: Path) -> Resumption:
         best=_best_loss(state["state_dict"]["best_val_loss.min_value"]),
         model=model.config,
         optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
-        text={key: str(saved["corpus"][key]) for key in ("name", "sha256")},
+        text=text_in(state),
         characters=CharTokenizer(saved["characters"]).characters,
     )
 

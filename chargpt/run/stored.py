@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,18 @@ def choices_of(run: Path) -> dict[str, str]:
         if option not in options_of(group):
             raise UserError(f"the run chose {group}={option}, which is not in conf/{group}/")
     return choices
+
+
+def check_choices(run: Path, chosen: Mapping[str, str | None]) -> None:
+    """Refuse to go on with a run by other options than its own.
+
+    Raises:
+        UserError: one differs, or the record of them is damaged.
+    """
+    own = choices_of(run)
+    for group in sorted(groups_of_conf()):
+        if own and own.get(group) != chosen.get(group):
+            raise UserError(f"resume goes on with the run's own {group}={own.get(group)}, not {chosen.get(group)}")
 
 
 def composed(overrides: list[str]) -> DictConfig:
