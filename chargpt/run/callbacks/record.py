@@ -40,7 +40,9 @@ class RunRecord(Callback):
         if isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking and not self._recorded:
             # The tab shows only metrics that were named together with the hyper-parameters.
             best = trainer.callback_metrics["val/best_loss"]
-            hparams = swept_values() | {  # of the columns that TensorBoard shows, these come first
+            # It sorts them by name: by the star those that are swept come first.
+            swept = {f"* {key}": value for key, value in swept_values().items()}
+            hparams = swept | {
                 "text": module.hparams["corpus"]["name"],
                 "seed": self.settings.seed,
                 "model": asdict(self.settings.model),
