@@ -94,8 +94,8 @@ def test_train_commands(overrides, tiny, tmp_path, caplog):
         assert (early.monitor, early.patience, early.mode) == ("val/loss", 3, "min")
 
 
-def test_init_command(tiny, tiny_run, tmp_path):
-    (overrides,) = [each for each in TRAIN if "init_from=" in " ".join(each)]
+@pytest.mark.parametrize("overrides", [each for each in TRAIN if "init_from=" in " ".join(each)], ids=" ".join)
+def test_init_commands(overrides, tiny, tiny_run, tmp_path):
     kept = [each for each in overrides if not each.startswith(("data=", "data.path=", "init_from="))]
     small = [each for each in tiny if not each.startswith("model.")]
     train(composed(*kept, *small, f"init_from={tiny_run}", f"run_dir={tmp_path}"))

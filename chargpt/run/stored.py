@@ -220,13 +220,8 @@ def as_value(value: Any) -> str:
         return "{" + ",".join(f"{key}:{as_value(each)}" for key, each in value.items()) + "}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"(/|\./|[A-Za-z_])[\w./-]*", value) and value.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    ):
+    is_plain = re.fullmatch(r"(/|\./|[A-Za-z_])[\w./-]*", value, re.ASCII)
+    if is_plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
         return value
     # In quotes a quote is escaped, and so are the backslashes before it and before the end.
     doubled = re.sub(r"(?<!\\)(\\+)(?='|\Z)", r"\1\1", value)

@@ -38,7 +38,8 @@ class RecordSweep(Callback):
         except UserError as error:
             tell(f"error: {error}")
         except OSError as error:
-            tell(f"error: cannot write {error.filename}: {error.strerror}")
+            why = f"cannot write to the output folder {config.hydra.sweep.dir}: {error.strerror}"
+            tell(f"error: {why}; hydra.sweep.dir=... names another")
         else:
             return
         raise SystemExit(2)  # of an exception of a callback's Hydra would make a warning
