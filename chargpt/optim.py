@@ -1,14 +1,17 @@
 """Optimizers, which parameters they decay, and the schedule of the learning rate."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from chargpt.errors import UserError
 from chargpt.kernels.private import unscale_before_step
+from chargpt.muon import Muon
 
 # From how far the decay is (0 to 1) to what is left of the peak (1 to 0).
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -26,6 +29,7 @@ class OptimizerConfig:
         lr: the peak learning rate.
         schedule: after the warm-up the learning rate stays (`constant`), or falls to `min_lr_factor` times its peak at
             the last step (`cosine`, `linear`).
+        decay_share: the share of the run, at its end, over which it falls: below 1 it stays at its peak until then.
         warmup_steps: optimizer steps over which it rises from near 0.
 
     Raises:
@@ -35,6 +39,7 @@ class OptimizerConfig:
     name: str = ""
     lr: float = 3e-4
     schedule: str = "constant"
+    decay_share: float = 1.0
     warmup_steps: int = 0
     min_lr_factor: float = 0.1
 
@@ -43,6 +48,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.lr must be above 0; got {self.lr}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}")
+        if not 0 < self.decay_share <= 1:
+            raise UserError(f"optimizer.decay_share must be above 0 and at most 1; got {self.decay_share}")
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps must be at least 0; got {self.warmup_steps}")
         if not 0 <= self.min_lr_factor <= 1:
@@ -73,8 +80,7 @@ class AdamWConfig(OptimizerConfig):
         super().__post_init__()
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"optimizer.weight_decay must be at least 0; got {self.weight_decay}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {self.betas}")
+        check_betas(self.betas)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         decayed, others = matrices_and_others(net)
@@ -91,7 +97,76 @@ class AdamWConfig(OptimizerConfig):
         return optimizer
 
 
-OPTIMIZER_CONFIGS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig}
+@dataclass
+class MuonConfig(OptimizerConfig):
+    """Muon on the matrices of the blocks, where query, key and value count as one each; AdamW on all else.
+
+    A weight forgets what it was in 1 / (lr * decay) steps, which is what a decay is chosen by.
+
+    Attributes:
+        lr: by about how much a step changes what a matrix puts out.
+        momentum: how much of the mean of earlier gradients a step keeps.
+        weight_decay: of these matrices.
+        adamw_lr: the peak learning rate of AdamW, with the same schedule.
+        embedding_decay: of the two embedding tables, by AdamW.
+        head_decay: of the last layer, by AdamW.
+        betas: the decay rates of its two moments.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    name: str = "muon"
+    lr: float = 0.035
+    momentum: float = 0.93
+    weight_decay: float = 0.33
+    adamw_lr: float = 2e-3
+    embedding_decay: float = 1.0
+    head_decay: float = 1.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.adamw_lr < math.inf:
+            raise UserError(f"optimizer.adamw_lr must be above 0; got {self.adamw_lr}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum must be at least 0 and below 1; got {self.momentum}")
+        for name in ("weight_decay", "embedding_decay", "head_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} must be at least 0; got {getattr(self, name)}")
+        check_betas(self.betas)
+
+    def build(self, net: nn.Module) -> torch.optim.Optimizer:
+        matrices: dict[int, list[nn.Parameter]] = defaultdict(list)  # by how many are stacked in one
+        others: dict[float, list[nn.Parameter]] = defaultdict(list)  # by their decay
+        for name, weight in net.named_parameters():
+            if name.startswith("blocks.") and weight.dim() == 2:
+                matrices[3 if name.endswith("qkv.weight") else 1].append(weight)
+            elif "embedding" in name:
+                others[self.embedding_decay].append(weight)
+            else:
+                others[self.head_decay if weight.dim() == 2 else 0.0].append(weight)
+        groups: list[dict[str, Any]] = [
+            {"params": params, "parts": parts, "momentum": self.momentum, "weight_decay": self.weight_decay}
+            for parts, params in matrices.items()
+        ]
+        groups += [{"params": params, "lr": self.adamw_lr, "weight_decay": decay} for decay, params in others.items()]
+        optimizer = Muon(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)
+        unscale_before_step(optimizer)
+        return optimizer
+
+
+OPTIMIZER_CONFIGS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
+
+
+def check_betas(betas: list[float]) -> None:
+    """Refuse decay rates that AdamW has no use for.
+
+    Raises:
+        UserError: they are not two, or out of range.
+    """
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {betas}")
 
 
 def matrices_and_others(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -112,6 +187,8 @@ def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
-    done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps))
+    last = max_steps - 1
+    begin = max(config.warmup_steps, round(last * (1 - config.decay_share)))  # of the decay
+    done = min(1.0, max(0, step - begin) / max(1, last - begin))
     remaining = SCHEDULES[config.schedule](done)
     return config.min_lr_factor + (1 - config.min_lr_factor) * remaining

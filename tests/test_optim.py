@@ -57,6 +57,17 @@ def test_schedules_warm_up_and_fall(schedule):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_decay_may_begin_late(schedule):
+    """Warm-up, stable, decay."""
+    lr = rates(101, schedule=schedule, warmup_steps=20, decay_share=0.25, min_lr_factor=0.0)
+    assert lr[:20] == pytest.approx([1e-3 * (n + 1) / 21 for n in range(20)])
+    assert lr[20:76] == [1e-3] * 56
+    assert all(a > b for a, b in itertools.pairwise(lr[75:]))
+    assert lr[-1] == 0
+    assert rates(101, schedule=schedule, warmup_steps=95, decay_share=0.25)[95] == 1e-3  # the warm-up comes first
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_past_the_last_step_the_rate_stays(schedule):
     """The scheduler is stepped once more often than there are steps, and a run of one step has no way to go."""
     config = AdamWConfig(schedule=schedule, min_lr_factor=0.05)
@@ -74,6 +85,7 @@ def test_past_the_last_step_the_rate_stays(schedule):
         ({"weight_decay": -1.0}, r"optimizer\.weight_decay"),
         ({"betas": [0.9]}, r"optimizer\.betas must be two numbers"),
         ({"betas": [0.9, 1.0]}, r"optimizer\.betas"),
+        ({"decay_share": 0.0}, r"optimizer\.decay_share must be above 0 and at most 1; got 0\.0"),
         ({"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, cosine, linear; got 'cosin'"),
         ({"warmup_steps": -1}, r"optimizer\.warmup_steps"),
         ({"min_lr_factor": 2.0}, r"optimizer\.min_lr_factor"),

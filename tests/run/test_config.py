@@ -76,7 +76,7 @@ def test_hydra_refuses(override, message):
     [
         ("+model.n_layr=2", r"unknown key model\.n_layr; did you mean model\.n_layer\?"),
         ("+data.bacth_size=2", r"unknown key data\.bacth_size; did you mean data\.batch_size\?"),
-        ("+optimizer.momentum=2", r"unknown key optimizer\.momentum \(there are betas, lr,"),
+        ("+optimizer.momentum=2", r"unknown key optimizer\.momentum \(there are betas, decay_share,"),
         ("+colour=red", r"unknown key colour \(there are callbacks, "),
         ("+sede=1", r"unknown key sede; did you mean seed\?"),
     ],

@@ -80,6 +80,7 @@ SETTINGS = {
     "workers": ["data.num_workers=2"],
     "cosine": ["optimizer.schedule=cosine", "optimizer.warmup_steps=3", "trainer.gradient_clip_val=0.5"],
     "bf16": ["trainer.precision=bf16-mixed"],
+    "muon": ["optimizer=muon", "optimizer.warmup_steps=2", "trainer.gradient_clip_val=0.5"],
 }
 
 

@@ -87,7 +87,8 @@ def _check_state(group: dict[str, Any], optimizer: Optimizer) -> None:
     """
     states = optimizer.state
     names = {frozenset(states.get(parameter, {})) for parameter in group["params"]}
-    if len(names) > 1 or (isinstance(optimizer, AdamW) and not names <= {frozenset(("step", "exp_avg", "exp_avg_sq"))}):
+    ours = ("mean",) if "momentum" in group else ("step", "exp_avg", "exp_avg_sq")
+    if len(names) > 1 or (isinstance(optimizer, AdamW) and not names <= {frozenset(ours)}):
         raise UserError("its optimizer has no state for some of the parameters")
     if not group.get("fused"):
         return

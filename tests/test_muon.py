@@ -1,0 +1,117 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from chargpt.errors import UserError
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
+from chargpt.muon import Muon, orthogonalized
+from chargpt.optim import MuonConfig
+
+SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 64), (64, 16), (1, 1, 5)])
+def test_the_singular_vectors_stay_and_the_values_come_near_one(shape):
+    torch.manual_seed(0)
+    u, values, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrices = u * values.clamp(min=0.01 * values.max()).unsqueeze(-2) @ vh
+    found = u.mT @ orthogonalized(matrices) @ vh.mT
+    diagonal = torch.diagonal(found, dim1=-2, dim2=-1)
+    assert torch.all((diagonal > 0.6) & (diagonal < 1.3))
+    torch.testing.assert_close(found, torch.diag_embed(diagonal), atol=1e-4, rtol=0)
+
+
+def test_zeros_stay_zeros():
+    """Before a layer has any gradient."""
+    assert not orthogonalized(torch.zeros(2, 3, 3)).any()
+
+
+def gradients(net, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def plain_step(net, means, moments, config, t, factor=1.0):
+    """By the formulas, a matrix at a time."""
+    lr, adamw_lr = config.lr * factor, config.adamw_lr * factor
+    for name, weight in net.named_parameters():
+        if name.startswith("blocks.") and weight.dim() == 2:
+            means[name] = config.momentum * means.get(name, 0) + (1 - config.momentum) * weight.grad
+            count = 3 if "qkv" in name else 1
+            for part, mean in zip(weight.data.chunk(count), means[name].chunk(count), strict=True):
+                part *= 1 - lr * config.weight_decay
+                part -= lr * math.sqrt(part.shape[0] / part.shape[1]) * orthogonalized(mean)
+            continue
+        decay = config.embedding_decay if "embedding" in name else config.head_decay if "lm_head.w" in name else 0.0
+        (b1, b2), (m, v) = config.betas, moments.get(name, (0, 0))
+        m, v = b1 * m + (1 - b1) * weight.grad, b2 * v + (1 - b2) * weight.grad**2
+        moments[name] = m, v
+        weight.data *= 1 - adamw_lr * decay
+        weight.data -= adamw_lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
+
+
+def test_steps_follow_the_formulas():
+    torch.manual_seed(0)
+    config = MuonConfig(embedding_decay=0.5, head_decay=0.25)
+    net = GPT(SMALL, 11)
+    plain = GPT(SMALL, 11)
+    plain.load_state_dict(net.state_dict())
+    optimizer, means, moments = config.build(net), {}, {}
+    for t in range(1, 4):
+        gradients(net, t)
+        gradients(plain, t)
+        optimizer.step()
+        plain_step(plain, means, moments, config, t)
+        assert all(parameter.grad is not None for parameter in net.parameters())
+    for (name, found), expected in zip(net.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
+
+
+def test_its_state_is_taken_up_again_bit_for_bit():
+    torch.manual_seed(0)
+    config, nets = MuonConfig(), (GPT(SMALL, 11), GPT(SMALL, 11))
+    first = config.build(nets[0])
+    gradients(nets[0], 1)
+    first.step()
+    nets[1].load_state_dict(nets[0].state_dict())
+    second = config.build(nets[1])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for net, optimizer in zip(nets, (first, second), strict=True):
+        gradients(net, 2)
+        optimizer.step()
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_closure_and_what_has_no_gradient():
+    net = GPT(SMALL, 11)
+    optimizer = MuonConfig().build(net)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def closure():
+        net.zero_grad()
+        net.blocks[0].sa.proj.weight.grad = torch.ones(16, 16)
+        return 3.0
+
+    assert optimizer.step(closure) == 3.0
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["blocks.0.sa.proj.weight"]
+
+
+def test_a_bigram_has_no_matrices_to_orthogonalize():
+    optimizer = MuonConfig().build(Bigram(BigramConfig(), 11))
+    assert isinstance(optimizer, Muon)
+    assert not any("momentum" in group for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"momentum": 1.0}, {"momentum": -0.1}, {"adamw_lr": 0.0}, {"weight_decay": -1.0}, {"embedding_decay": math.inf},
+     {"head_decay": math.nan}, {"betas": [0.9]}, {"lr": 0.0}],
+)  # fmt: skip
+def test_what_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        MuonConfig(**wrong)
