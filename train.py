@@ -212,7 +212,7 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
 def job_of_sweep(cfg: DictConfig) -> float:
     """A job of a sweep. Its own lines go to its own log, and a line on the terminal says how it went. One that fails
     leaves the others to go on; its loss is infinite, as a sweeper needs a number."""
-    job = this_job(cfg.trainer.max_steps)
+    job = this_job(cfg)
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)

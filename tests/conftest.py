@@ -1,6 +1,7 @@
 """A small text, a place of their own for the cache, and a run on that text."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from helpers import TINY, start
 def one_thread():
     """Models this small are quickest on one, above all on a machine that is busy with something else."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangup_is_not_ignored():
+    """As it is under nohup, also in every process that is started there."""
+    if hasattr(signal, "SIGHUP"):  # Windows lacks it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

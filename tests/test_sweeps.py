@@ -160,6 +160,9 @@ def test_a_job_that_fails(fixed, tmp_path):
     assert f"0_n_head=3  (failed: {reason})\n" in done.stderr
     assert f"error: {reason}" in (tmp_path / "0_n_head=3" / "train.log").read_text(encoding="utf-8")
     assert (tmp_path / "1_n_head=2" / "checkpoints" / "best.ckpt").exists()
+    done = sweep(fixed, tmp_path / "odd", "trainer.max_steps=abc", "seed=1,2")
+    assert done.returncode == 1
+    assert done.stderr.count("(failed: trainer.max_steps must be a whole number of steps") == 2
 
 
 def test_the_command_is_told_where_only_the_folder_is_named(whole):

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from chargpt.errors import Stopped, tell
 from chargpt.jobs import Job, read_job, read_plan
@@ -28,9 +29,10 @@ def swept_values() -> dict[str, Any]:
     return swept_in(Path(hydra.sweep.dir), hydra.overrides.task)
 
 
-def this_job(max_steps: int) -> Job:
+def this_job(cfg: DictConfig) -> Job:
     """The job of a sweep that this process runs; finished if it was so before, and no other length is asked for now."""
-    hydra = HydraConfig.get()
+    hydra, asked = HydraConfig.get(), OmegaConf.select(cfg, "trainer.max_steps")
+    max_steps = asked if isinstance(asked, int) else 0  # what else it is will be refused
     folder, start = Path(hydra.runtime.output_dir), read_plan(Path(hydra.sweep.dir)).start
     before = read_job(folder)
     finished = before is not None and before.finished and before.max_steps == max_steps and has_state(folder)
