@@ -39,7 +39,7 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     checkpoint = read_checkpoint(path)
     settings = asdict(checkpoint.model.config)
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    said = list(_said_in(overrides))
+    said = list(said_in(overrides))
     ours: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
     if ours.get("name") != settings["name"]:
         raise UserError(
@@ -58,7 +58,7 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     return cfg, Initial(path, checkpoint.model, checkpoint.tokenizer)
 
 
-def _said_in(overrides: list[str]) -> Iterator[str]:
+def said_in(overrides: list[str]) -> Iterator[str]:
     """The keys that overrides give values to."""
     for override in OverridesParser.create().parse_overrides(overrides):
         value = override.value()

@@ -11,7 +11,7 @@ from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import main as evaluate
 from chargpt.run.build import build
 from chargpt.run.config import read_config
-from chargpt.run.initial import begin_from
+from chargpt.run.initial import begin_from, said_in
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,6 @@ def test_what_is_said_beside_it(tiny_run, other, tmp_path):
     assert done.stderr == (
         f"error: init_from={tiny_run} has model.n_layer=2, on which its weights depend: leave model.n_layer=3 out\n"
     )
-    done = run_script("train.py", *run, "model={n_layer:3}")
-    assert done.returncode == 2
-    assert "leave model.n_layer=3 out" in done.stderr
     done = run_script("train.py", *run, "model.n_layer=2", "model.dropout=0.5")
     assert done.returncode == 0, done.stderr
     assert f"Weights to start from: {tiny_run}/checkpoints/best.ckpt" in done.stderr
@@ -113,6 +110,18 @@ def test_what_is_said_beside_it(tiny_run, other, tmp_path):
     assert done.stderr.startswith("error: init_from= begins a run, and resume= goes on with one")
     done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=14")
     assert done.returncode == 0, done.stderr
+
+
+def test_whatever_way_it_is_said():
+    said = [
+        "model.n_layer=3",
+        "+model.n_layer=3",
+        "++model.n_layer=3",
+        "model={n_layer:3}",
+        "model={n_layer:3,n_head:2}",
+    ]
+    assert all("model.n_layer" in said_in([each]) for each in said)
+    assert list(said_in(["model=gpt", "seed=1"])) == ["model", "seed"]
 
 
 def test_what_cannot_be_started_from(tiny_run, tiny, tmp_path):

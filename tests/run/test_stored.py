@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from chargpt.errors import UserError
-from chargpt.run.stored import LARGEST, as_value, choices_of, store_config
+from chargpt.run.stored import LARGEST, as_value, check_choices, choices_of, store_config
 
 
 def config(**values):
@@ -81,3 +81,15 @@ def test_small_files_that_describe_huge_trees(text, message, tmp_path):
     (tmp_path / ".hydra" / "hydra.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         choices_of(tmp_path)
+
+
+def test_other_options_than_the_runs_own(tmp_path):
+    """Those of all groups count, also of one from which the run chose nothing."""
+    chosen = {"data": "file", "model": "gpt", "optimizer": "adamw", "trainer": "default", "callbacks": "default"}
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save({"hydra": {"runtime": {"choices": chosen}}}, tmp_path / ".hydra" / "hydra.yaml")
+    check_choices(tmp_path, chosen | {"experiment": None, "hydra/launcher": "joblib"})
+    with pytest.raises(UserError, match="the run's own optimizer=adamw, not muon"):
+        check_choices(tmp_path, chosen | {"optimizer": "muon"})
+    with pytest.raises(UserError, match="the run's own experiment=None, not cpu"):
+        check_choices(tmp_path, chosen | {"experiment": "cpu"})
