@@ -161,7 +161,7 @@ def _quieten(*, is_first: bool) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
 
 
-@hydra.main(config_path="conf", config_name="train", **config.VERSION_BASE)
+@hydra.main(config_path="conf", config_name="train", **config.VERSION_BASE, **config.ALLOWED)
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep."""
     if in_sweep():

@@ -21,6 +21,9 @@ from chargpt.settings import make, read_settings
 
 HYDRA_1_3 = hydra.__version__.startswith("1.3")
 VERSION_BASE = {"version_base": "1.3"} if HYDRA_1_3 else {}  # what Hydra 1.3 wants to be told, and 1.4 no longer
+# And 1.4: which classes its own configuration may name.
+OURS = ["chargpt.run.sweep.RecordSweep", "chargpt.run.messages.Printable"]
+ALLOWED: dict[str, Any] = {} if HYDRA_1_3 else {"execution_whitelist": OURS}
 
 
 @dataclass

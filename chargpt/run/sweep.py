@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chargpt.errors import UserError, tell
 from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan
@@ -92,7 +92,7 @@ def _values_of(swept: Override) -> int:
     return sum(1 for _ in swept.sweep_string_iterator()) if swept.is_discrete_sweep() else 1
 
 
-def job_folder(sweep: str, number: int, overrides: list[str]) -> str:
+def job_folder(sweep: str, number: int, overrides: ListConfig) -> str:
     """What to call a job's folder: by its place, and the values of what is swept. One of an earlier start with the same
     values keeps its name, also where the places are others now."""
     folder = Path(sweep)
