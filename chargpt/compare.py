@@ -105,8 +105,7 @@ def draw(sweep: Sweep) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     names = short_names(sweep.keys)
-    keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]
-    keys = keys[:MOST_PANELS]
+    keys = ([key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1])[:MOST_PANELS]
     jobs = [job for job in sweep.jobs if job.best][:MOST_DRAWN]
     figure = Figure(figsize=(4 * (len(keys) + 2), 4.5), layout="constrained")
     ratios = [*([1] * len(keys)), 2]

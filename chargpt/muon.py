@@ -20,12 +20,13 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
         matrices: (..., n, m).
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # the smaller products
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # the smaller products
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-12)  # no singular value is above 1
     for _ in range(steps):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.AdamW):

@@ -24,7 +24,7 @@ ONE_DEVICE = "a sweep trains each job on one device: its other processes would e
 
 
 class RecordSweep(Callback):
-    """Writes `sweep.json` before the first job.
+    """Refuses what cannot be swept, and writes `sweep.json`, before the first job.
 
     Attributes:
         folder: that of the sweep which this process started.
