@@ -15,18 +15,31 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     1.3, but for those that are a thousandth of the largest or less.
 
     By a Newton-Schulz iteration with the coefficients of Jordan et al. (2024): products of matrices, no decomposition.
+    Each of its steps multiplies X with a polynomial of X X^T. These commute, so that they can be multiplied with each
+    other first, small as they are, and with the long X once. In single precision, which they need.
 
     Args:
-        matrices: (..., n, m).
+        matrices: (k, n, m).
     """
+    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # (k, n, m), n <= m
+    wide = wide.float()
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-12)  # no singular value is above 1
+    square = wide @ wide.mT  # (k, n, n)
+    polynomial = product = _polynomial(square)
+    for _ in range(steps - 1):
+        square = polynomial @ square @ polynomial  # of the X that the last step made
+        polynomial = _polynomial(square)
+        product = polynomial @ product
+    result = product @ wide
+    return (result.mT if wide.shape != matrices.shape else result).to(matrices.dtype)
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    """With what a step multiplies X: that of X X^T, (k, n, n)."""
     a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # the smaller products
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-12)  # no singular value is above 1
-    for _ in range(steps):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial
 
 
 class Muon(torch.optim.AdamW):
