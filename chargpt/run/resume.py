@@ -218,6 +218,8 @@ def _read(file: Path, run: Path) -> Resumption:
     ):
         raise TypeError("not a state of training")
     model = model_in(state)
+    if "current_model_state" in state:  # the weights in training, where `state_dict` is their average
+        model_in(state | {"state_dict": state["current_model_state"]})
     state["callbacks"] = dict(_given_back(state["callbacks"], run))
     return Resumption(
         checkpoint=file.absolute(),

@@ -67,7 +67,7 @@ def stops(folder, at, *overrides):
 
 def assert_same_end(one, other):
     a, b = state(one), state(other)
-    for key in STATE:
+    for key in [*STATE, *(a.keys() & {"current_model_state", "averaging_state"})]:
         assert_same(a[key], b[key], key)
     assert curves(one) == curves(other)
     best = [torch.load(f / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for f in (one, other)]
@@ -81,6 +81,7 @@ SETTINGS = {
     "cosine": ["optimizer.schedule=cosine", "optimizer.warmup_steps=3", "trainer.gradient_clip_val=0.5"],
     "bf16": ["trainer.precision=bf16-mixed"],
     "muon": ["optimizer=muon", "optimizer.warmup_steps=2", "trainer.gradient_clip_val=0.5"],
+    "averaging": ["optimizer=muon", "callbacks.averaging.decay=0.8"],
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.checkpoints import save
 
 
@@ -24,4 +25,5 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics
         if not trainer.sanity_checking and metrics["val/loss"] <= metrics["val/best_loss"]:
-            save(trainer, self.path, weights_only=True)
+            with validated_weights(trainer, module):
+                save(trainer, self.path, weights_only=True)

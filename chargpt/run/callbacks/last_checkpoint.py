@@ -22,6 +22,9 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         dirpath: the folder of the files.
         every_n_steps: optimizer steps from one save to the next.
 
+    Attributes:
+        is_asked: save at the end of this step, too.
+
     Raises:
         UserError: `every_n_steps` is below 1.
     """
@@ -31,6 +34,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
             raise UserError(f"callbacks.last_checkpoint.every_n_steps must be at least 1; got {every_n_steps}")
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps = every_n_steps
+        self.is_asked = False
         self._saved_step = 0
         self._logged = True
         self._stops = False
@@ -44,7 +48,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps == 0 or step >= trainer.max_steps > 0 or trainer.should_stop:
+        if self.is_asked or step % self.every_n_steps == 0 or step >= trainer.max_steps > 0 or trainer.should_stop:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:

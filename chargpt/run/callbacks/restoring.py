@@ -37,6 +37,8 @@ class Restoring(Callback):
         trainer.precision_plugin.convert_module(module)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "current_model_state" in checkpoint:  # where `state_dict` is their average
+            module.load_state_dict(checkpoint["current_model_state"])
         loops = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
         loops |= {"predict": trainer.predict_loop}
         _check_counts(checkpoint["loops"], {f"{name}_loop": loop.state_dict() for name, loop in loops.items()})

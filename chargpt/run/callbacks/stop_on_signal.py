@@ -57,8 +57,7 @@ class StopOnSignal(AtStepEnd):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, LastCheckpoint):
                     self._saved = True
-                    if trainer.global_step < trainer.max_steps:  # after the last step it does so by itself
-                        callback.save(trainer)
+                    callback.is_asked = True  # it comes after all others, whose states it saves
 
     # Not at once after saving, because Lightning logs a step's metrics after that.
 

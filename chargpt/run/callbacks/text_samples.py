@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.errors import UserError
 from chargpt.module import CharLM
+from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.callbacks.record import verbatim
 from chargpt.sampling import Sampling, generate
 from chargpt.tokenizer import CharTokenizer
@@ -38,6 +39,7 @@ class TextSamples(Callback):
         tokenizer = CharTokenizer(module.hparams["characters"])
         prompt = tokenizer.encode(self.prompt, skip_unknown=True) or [0]
         generator = torch.Generator(module.device).manual_seed(0)  # the run's own random numbers stay as they are
-        ids = generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator)
-        text = tokenizer.decode([*prompt, *torch.cat(list(ids)).tolist()])
+        with validated_weights(trainer, module):
+            ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
+        text = tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
         trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)

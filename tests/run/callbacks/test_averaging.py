@@ -1,0 +1,86 @@
+"""The average of the weights is what is validated, saved as best and sampled; training goes on from its own."""
+
+import pytest
+import torch
+from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
+
+from chargpt.errors import Stopped
+from chargpt.evaluate import build_parser, score_checkpoint
+from chargpt.module import CharLM
+from chargpt.run.callbacks import text_samples
+
+DECAY = 0.8
+AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny, tmp_path_factory):
+    """A run whose weights are averaged, and what it returned."""
+    folder = tmp_path_factory.mktemp("averaged")
+    return folder, start(folder, *tiny, *AVERAGING)
+
+
+def nets(folder, key="state_dict"):
+    """The model's weights in a run's last checkpoint."""
+    return {name: value for name, value in state(folder)[key].items() if name.startswith("net.")}
+
+
+def test_it_is_the_plain_formula(tiny, tmp_path, monkeypatch):
+    """Over the weights after each step, the first of which it begins with."""
+    seen = []
+
+    def see(module, *_):
+        seen.append({name: value.clone() for name, value in module.state_dict().items() if name.startswith("net.")})
+
+    monkeypatch.setattr(CharLM, "on_train_batch_end", see)
+    start(tmp_path, *tiny, *AVERAGING)
+    average = seen[0]
+    for n, each in enumerate(seen[1:], 1):
+        decay = min(DECAY, (1 + n) / (10 + n))
+        average = {name: decay * value + (1 - decay) * each[name] for name, value in average.items()}
+    last = state(tmp_path)
+    for name, value in average.items():
+        torch.testing.assert_close(last["state_dict"][name], value)
+        assert torch.equal(last["current_model_state"][name], seen[-1][name])
+    assert not torch.equal(last["state_dict"]["net.lm_head.weight"], seen[-1]["net.lm_head.weight"])
+
+
+def test_training_is_as_without_it(averaged, tiny, tmp_path):
+    start(tmp_path, *tiny, *STEPS)
+    folder, _ = averaged
+    assert_same(state(tmp_path)["state_dict"].keys(), state(folder)["state_dict"].keys())
+    assert_same(nets(folder, "current_model_state"), nets(tmp_path))
+    ours, plain = curves(folder), curves(tmp_path)
+    assert ours["train/loss"] == plain["train/loss"]
+    assert ours["val/loss"] != plain["val/loss"]
+
+
+def test_the_best_checkpoint_has_the_score_that_it_was_saved_for(averaged):
+    folder, best = averaged
+    for name in ("best.ckpt", "last.ckpt"):  # the loss falls until the end
+        path = folder / "checkpoints" / name
+        row = score_checkpoint(path, None, build_parser().parse_args([]))
+        assert row.score.loss == pytest.approx(best, abs=1e-6)
+
+
+def test_samples_are_the_averages(tiny, tmp_path, monkeypatch):
+    heads, real = [], text_samples.generate
+    monkeypatch.setattr(
+        text_samples, "generate", lambda net, *rest: heads.append(net.lm_head.weight.clone()) or real(net, *rest)
+    )
+    start(tmp_path, *tiny, *AVERAGING)
+    assert torch.equal(heads[-1], state(tmp_path)["state_dict"]["net.lm_head.weight"])
+
+
+def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
+    """Switched off, training goes on from its own weights, not from their average; switched on, likewise."""
+    start(tmp_path / "plain", *tiny, *STEPS, "trainer.max_steps=16")
+    with pytest.raises(Stopped):
+        start(tmp_path / "off", *tiny, *AVERAGING, "trainer.max_steps=16", *signal_at(6))
+    resume(tmp_path / "off", "+callbacks.stop=null", "callbacks.averaging.decay=null")
+    assert_same(nets(tmp_path / "plain"), nets(tmp_path / "off"))
+    with pytest.raises(Stopped):
+        start(tmp_path / "on", *tiny, *STEPS, "trainer.max_steps=16", *signal_at(6))
+    resume(tmp_path / "on", "+callbacks.stop=null", "callbacks.averaging.decay=0.8")
+    assert_same(nets(tmp_path / "plain"), nets(tmp_path / "on", "current_model_state"))
+    assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
