@@ -1,5 +1,7 @@
 """Causal attention, and the cache of keys and values that makes generation quick."""
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +26,45 @@ def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
+ROTARY_BASE = 10_000
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): pairs of channels of queries and keys turn with their position, so that the
+    product of two depends on how far apart they are. Values stay.
+
+    Args:
+        x: (B, T, n, n_head, head_size): queries, where n is 3, keys and values.
+        turns: those of the T positions, from `rotary_turns`.
+    """
+    turns = turns[:, -x.shape[2] :]  # (T, n, 1, head_size / 2, 2)
+    exact = x.to(torch.promote_types(x.dtype, turns.dtype))
+    pairs = exact.unflatten(-1, (-1, 2))  # (B, T, n, n_head, head_size / 2, 2)
+    if torch.compiler.is_compiling():  # which has no code for complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    else:  # one pass over the numbers
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)
+
+
+def rotary_turns(length: int, head_size: int, device: torch.device) -> Tensor:
+    """By how much positions below `length` turn each pair of channels: (length, 3, 1, head_size / 2, 2), for queries,
+    keys and values the cosine and the sine of the angle."""
+    compute = _turns if torch.compiler.is_compiling() else _cached_turns
+    return compute(length, head_size, device)
+
+
+def _turns(length: int, head_size: int, device: torch.device) -> Tensor:
+    speeds = ROTARY_BASE ** -(torch.arange(0, head_size, 2, device=device) / head_size)
+    angles = torch.outer(torch.arange(length, device=device), speeds)
+    angles = torch.stack([angles, angles, torch.zeros_like(angles)], 1)
+    return torch.stack([angles.cos(), angles.sin()], -1)[:, :, None]
+
+
+_cached_turns = functools.lru_cache(maxsize=16)(_turns)
+
+
 class LayerCache:
     """The keys and values that one layer has computed for the characters read so far."""
 
@@ -31,6 +72,12 @@ class LayerCache:
         self.keys_and_values = keys_and_values  # (2, B, n_head, block_size, head_size), of which `length` are filled
         self.length = 0
         self.position: Tensor | None = None  # see `KVCache.fix`
+
+    def turns(self, T: int) -> Tensor:
+        """The rotary turns of the next T characters."""
+        length, head_size = self.keys_and_values.shape[3:]
+        turns = rotary_turns(length, head_size, self.keys_and_values.device)
+        return turns[self.length : self.length + T] if self.position is None else turns[self.position]
 
     def extend(self, kv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Add the next characters' keys and values, (2, B, n_head, T, head_size).

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chargpt.attention import KVCache, LayerCache, causal_attention
+from chargpt.attention import KVCache, LayerCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
 from chargpt.kernels.dropout import Dropout
 from chargpt.kernels.linear import Linear, linear
 from chargpt.settings import LARGEST, check_ranges
 
 MOST_LAYERS = 1_000
+POSITIONS = ("learned", "rotary")
 
 
 @dataclass
@@ -31,10 +32,12 @@ class GPTConfig:
         n_head: attention heads per block; they share the channels.
         n_embd: channels (C).
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
+        positions: how a character's place is known: by an embedding of each (`learned`), or by turning queries and
+            keys (`rotary`, see `chargpt.attention.rotate`).
 
     Raises:
-        UserError: a size is below 1 or beyond any machine, n_embd is not divisible by n_head, or dropout is outside
-            [0, 1).
+        UserError: a size is below 1 or beyond any machine, n_embd is not divisible by n_head, dropout is outside
+            [0, 1), or `positions` is neither, or rotary where the channels of a head are odd in number.
     """
 
     name: str = "gpt"
@@ -43,6 +46,7 @@ class GPTConfig:
     n_head: int = 6
     n_embd: int = 384
     dropout: float = 0.2
+    positions: str = "learned"
 
     def __post_init__(self) -> None:
         size = (1, LARGEST)
@@ -51,6 +55,13 @@ class GPTConfig:
             raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be at least 0 and below 1; got {self.dropout}")
+        if self.positions not in POSITIONS:
+            raise UserError(f"model.positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}")
+        if self.positions == "rotary" and (self.n_embd // self.n_head) % 2:
+            raise UserError(
+                "model.positions=rotary turns pairs of channels: model.n_embd must be divisible by twice model.n_head;"
+                f" got {self.n_embd} and {self.n_head}"
+            )
 
 
 @dataclass
@@ -81,6 +92,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head = config.n_head
+        self.rotary = config.positions == "rotary"
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
@@ -94,16 +106,19 @@ class MultiHeadAttention(nn.Module):
 
     def read(self, x: Tensor, cache: LayerCache) -> Tensor:
         """The same in eval mode, where x continues what was read with the cache before."""
-        return self._project(cache.attend(self._split_heads(self.qkv(x))))  # (B, T, C)
+        return self._project(cache.attend(self._split_heads(self.qkv(x), cache)))  # (B, T, C)
 
     def remember(self, x: Tensor, cache: LayerCache) -> None:
         """Put the keys and values of x, (B, T, C), into the cache, where only they are needed."""
-        cache.extend(self._split_heads(linear(x, self.qkv.weight[x.shape[-1] :])))
+        cache.extend(self._split_heads(linear(x, self.qkv.weight[x.shape[-1] :]), cache))
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, T, n * n_head * hs) to (n, B, n_head, T, hs)."""
+    def _split_heads(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, n * n_head * hs) to (n, B, n_head, T, hs), which know their positions where these are rotary."""
         B, T, _ = x.shape
-        return x.view(B, T, -1, self.n_head, self.proj.in_features // self.n_head).permute(2, 0, 3, 1, 4)
+        x = x.view(B, T, -1, self.n_head, self.proj.in_features // self.n_head)
+        if self.rotary:
+            x = rotate(x, rotary_turns(T, x.shape[-1], x.device) if cache is None else cache.turns(T))
+        return x.permute(2, 0, 3, 1, 4)
 
     def _project(self, out: Tensor) -> Tensor:
         """What the heads found, (B, n_head, T, hs), to (B, T, C)."""
@@ -168,7 +183,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        if config.positions == "learned":
+            self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = Linear(config.n_embd, vocab_size)
@@ -196,7 +212,10 @@ class GPT(nn.Module):
         return self.lm_head(self.ln_f(x))
 
     def _embed(self, idx: Tensor, positions: Tensor) -> Tensor:
-        return self.token_embedding_table(idx) + self.position_embedding_table(positions)  # (B, T, C) + (T, C)
+        x = self.token_embedding_table(idx)  # (B, T, C)
+        if self.config.positions == "learned":
+            x = x + self.position_embedding_table(positions)  # (T, C)
+        return x
 
     def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
         """An empty cache, to `read` with.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import plain_attention, random_qkv
 
-from chargpt.attention import KVCache, LayerCache, causal_attention
+from chargpt.attention import KVCache, LayerCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
 
 T = 16
@@ -102,3 +102,43 @@ def test_one_sequence_becomes_many(cache):
     for each in cache.layers:
         assert each.keys_and_values.shape == (2, 4, 3, 10, 8)
         assert each.keys_and_values[:, :, :, :4].all()
+
+
+def turned_as_the_paper_does(x):
+    """Pair j at position p by the matrix of the angle p * 10000 ** (-2 j / head_size)."""
+    out = torch.empty_like(x)
+    for p in range(x.shape[1]):
+        for j in range(x.shape[-1] // 2):
+            angle = torch.tensor(p * 10_000 ** (-2 * j / x.shape[-1]), dtype=x.dtype)
+            matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
+            out[:, p, ..., 2 * j : 2 * j + 2] = x[:, p, ..., 2 * j : 2 * j + 2] @ matrix.T
+    return out
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_queries_and_keys_turn_and_values_stay(compiled, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    q, k, v = qkv = random_qkv(T).detach()
+    qkv = qkv.permute(1, 3, 0, 2, 4)  # (5, T, 3, 3, 8)
+    turned = rotate(qkv, rotary_turns(T, 8, qkv.device))
+    expected = [turned_as_the_paper_does(q.transpose(1, 2)), turned_as_the_paper_does(k.transpose(1, 2))]
+    torch.testing.assert_close(turned, torch.stack([*expected, v.transpose(1, 2)], 2), rtol=1e-5, atol=1e-5)
+    assert torch.equal(rotate(qkv[:, :, 1:], rotary_turns(T, 8, qkv.device)), turned[:, :, 1:])
+
+
+def test_only_the_distance_counts():
+    """The same query and key, further on in the text, have the same product."""
+    turns = rotary_turns(T, 8, torch.device("cpu"))
+    qkv = torch.randn(1, 1, 3, 1, 8, dtype=torch.float64).expand(1, T, 3, 1, 8)
+    q, k, _ = rotate(qkv, turns)[0, :, :, 0].unbind(1)
+    products = q @ k.T
+    for distance in range(1, T):
+        along = products.diagonal(-distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-5, atol=1e-5)
+    assert products[:, 0].unique().numel() == T
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_turning_keeps_the_type(dtype):
+    x = torch.ones(1, 3, 3, 1, 8, dtype=dtype)
+    assert rotate(x, rotary_turns(3, 8, x.device)).dtype == dtype

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
+from chargpt.model import GPT, MODEL_CONFIGS, POSITIONS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
 
 SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
 VOCAB = 11
@@ -22,6 +22,13 @@ VOCAB = 11
 def gpt():
     torch.manual_seed(0)
     return GPT(GPTConfig(**SIZES), VOCAB).double().eval()
+
+
+@pytest.fixture(params=POSITIONS)
+def either(request):
+    """With positions of either kind."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**SIZES, positions=request.param), VOCAB).double().eval()
 
 
 @pytest.fixture
@@ -78,11 +85,11 @@ def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
 
 
 @pytest.mark.parametrize("changed", range(1, 12))
-def test_causality(gpt, idx, changed):
+def test_causality(either, idx, changed):
     """A changed character changes the logits from there on, and none before."""
-    before = gpt(idx)
+    before = either(idx)
     idx[:, changed] = (idx[:, changed] + 1) % VOCAB
-    after = gpt(idx)
+    after = either(idx)
     assert torch.equal(before[:, :changed], after[:, :changed])
     assert (before[:, changed:] != after[:, changed:]).flatten(2).any(-1).all()
 
@@ -140,25 +147,25 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
 
 
 @pytest.mark.parametrize("portions", [[12], [1] * 12, [5, 1, 1, 5], [1, 11], [11, 1], [2, 3, 7]])
-def test_the_cache_changes_nothing(gpt, idx, portions):
+def test_the_cache_changes_nothing(either, idx, portions):
     """Read in any portions, the logits after each are those of the whole; a second time, too, once it is cleared."""
-    cache = gpt.new_cache(4)
+    cache = either.new_cache(4)
     for text in (idx, idx.flip(1)):
         cache.clear()
         for start, end in itertools.pairwise(itertools.accumulate(portions, initial=0)):
-            logits = gpt.read(text[:, start:end], cache)
-            torch.testing.assert_close(logits, gpt(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
+            logits = either.read(text[:, start:end], cache)
+            torch.testing.assert_close(logits, either(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
         with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-            gpt.read(text[:, :1], cache)
+            either.read(text[:, :1], cache)
         assert cache.length == 12
 
 
 @pytest.mark.parametrize("length", range(1, 13))
-@pytest.mark.parametrize("n_layer", [1, 3])
-def test_the_last_block_is_asked_about_the_last_character_only(idx, length, n_layer):
+@pytest.mark.parametrize("change", [{"n_layer": 1}, {}, {"positions": "rotary"}])
+def test_the_last_block_is_asked_about_the_last_character_only(idx, length, change):
     """Which changes nothing, at any length and with a single block, too."""
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**SIZES | {"n_layer": n_layer}), VOCAB).double().eval()
+    gpt = GPT(GPTConfig(**SIZES | change), VOCAB).double().eval()
     asked = []
     gpt.blocks[-1].ffwd.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0].shape[1]))
     logits = gpt.read(idx[:, :length], gpt.new_cache(4))
@@ -166,15 +173,15 @@ def test_the_last_block_is_asked_about_the_last_character_only(idx, length, n_la
     torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1], rtol=1e-10, atol=1e-12)
 
 
-def test_many_texts_begin_with_one(gpt, idx):
+def test_many_texts_begin_with_one(either, idx):
     """Read once and expanded, the cache then serves as many continuations."""
-    cache = gpt.new_cache(1)
-    gpt.read(idx[:1, :5], cache)
+    cache = either.new_cache(1)
+    either.read(idx[:1, :5], cache)
     cache.expand(4)
     text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
     for n in range(5, 12):
-        logits = gpt.read(text[:, n : n + 1], cache)
-        torch.testing.assert_close(logits, gpt(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
+        logits = either.read(text[:, n : n + 1], cache)
+        torch.testing.assert_close(logits, either(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
 
 
 def test_bigram_is_its_table(idx):
@@ -208,6 +215,8 @@ def test_bigram_reads_as_gpt_does(idx):
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
         ({"dropout": -0.1}, "model.dropout"),
         ({"dropout": float("nan")}, "model.dropout"),
+        ({"positions": "sine"}, "model.positions must be one of learned, rotary; got 'sine'"),
+        ({"positions": "rotary", "n_head": 8}, "divisible by twice model.n_head; got 24 and 8"),
     ],
 )
 def test_out_of_range(change, message):
@@ -231,7 +240,7 @@ def test_built_from_its_configuration(name, kind):
     assert model.config is config
 
 
-@pytest.mark.parametrize("config", [GPTConfig(**SIZES), BigramConfig()])
+@pytest.mark.parametrize("config", [GPTConfig(**SIZES), GPTConfig(**SIZES, positions="rotary"), BigramConfig()])
 def test_a_skeleton_says_what_a_model_would_and_holds_nothing(config):
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
+from chargpt.model import GPT, POSITIONS, Bigram, BigramConfig, GPTConfig
 from chargpt.sampling import Sampling, generate, next_token
 
 
-@pytest.fixture
-def gpt():
+@pytest.fixture(params=POSITIONS)
+def gpt(request):
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2), 11).double().eval()
+    config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2, positions=request.param)
+    return GPT(config, 11).double().eval()
 
 
 def prompt(length):
