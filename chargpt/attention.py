@@ -66,12 +66,41 @@ _cached_turns = functools.lru_cache(maxsize=16)(_turns)
 
 
 class LayerCache:
-    """The keys and values that one layer has computed for the characters read so far."""
+    """What one layer keeps of the characters read so far: their keys and values and, with `token_shift`, some channels.
 
-    def __init__(self, keys_and_values: Tensor):
-        self.keys_and_values = keys_and_values  # (2, B, n_head, block_size, head_size), of which `length` are filled
+    Args:
+        keys_and_values: room for them, (2, B, n_head, block_size, head_size).
+        shifted: the channels that each half of the layer takes from the character before.
+    """
+
+    def __init__(self, keys_and_values: Tensor, shifted: int = 0):
+        _, B, _, block_size, _ = keys_and_values.shape
+        self.keys_and_values = keys_and_values  # of which `length` are filled
+        self.channels = keys_and_values.new_zeros(2, B, block_size + 1, shifted)  # the first has none before it
         self.length = 0
         self.position: Tensor | None = None  # see `KVCache.fix`
+
+    def shift(self, x: Tensor, half: int) -> Tensor:
+        """Give the next characters' (B, T, C) the first channels of the one before each.
+
+        Args:
+            half: 0 before attention, whose keys and values are then added, and 1 after it.
+        """
+        channels, T = self.channels[half], x.shape[1]
+        if not channels.shape[-1]:
+            return x
+        own, others = x.split([channels.shape[-1], x.shape[-1] - channels.shape[-1]], -1)
+        if self.position is not None:
+            channels.index_copy_(1, self.position + 1, own)
+            return torch.cat([channels.index_select(1, self.position), others], -1)
+        start = self.length - half * T
+        channels[:, start + 1 : start + 1 + T] = own
+        return torch.cat([channels[:, start : start + T], others], -1)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.keys_and_values.nbytes + self.channels.nbytes
 
     def turns(self, T: int) -> Tensor:
         """The rotary turns of the next T characters."""
@@ -116,6 +145,7 @@ class KVCache:
 
     Args:
         shape: (n_layer, B, n_head, block_size, head_size).
+        shifted: as a `LayerCache` has it.
 
     Attributes:
         batch_size: sequences (B).
@@ -123,11 +153,13 @@ class KVCache:
         layers: a `LayerCache` for each layer.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype, shifted: int = 0
+    ):
         n_layer, *sizes = shape
         self.batch_size, self.block_size, self.device = shape[1], shape[3], device
         self.length = 0
-        self.layers = [LayerCache(torch.zeros(2, *sizes, device=device, dtype=dtype)) for _ in range(n_layer)]
+        self.layers = [LayerCache(torch.zeros(2, *sizes, device=device, dtype=dtype), shifted) for _ in range(n_layer)]
         self.position: Tensor | None = None
 
     def advance(self, T: int) -> Tensor:
@@ -167,3 +199,4 @@ class KVCache:
         self.batch_size = batch_size
         for layer in self.layers:
             layer.keys_and_values = layer.keys_and_values.repeat(1, batch_size, 1, 1, 1)
+            layer.channels = layer.channels.repeat(1, batch_size, 1, 1)

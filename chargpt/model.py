@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from chargpt.attention import KVCache, LayerCache, causal_attention, rotary_turns, rotate
@@ -34,6 +35,8 @@ class GPTConfig:
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
         positions: how a character's place is known: by an embedding of each (`learned`), or by turning queries and
             keys (`rotary`, see `chargpt.attention.rotate`).
+        token_shift: whether both halves of a block see a quarter of the channels of the character before in place of
+            its own (Peng et al. 2023), so that they know pairs of characters from the start.
 
     Raises:
         UserError: a size is below 1 or beyond any machine, n_embd is not divisible by n_head, dropout is outside
@@ -47,6 +50,7 @@ class GPTConfig:
     n_embd: int = 384
     dropout: float = 0.2
     positions: str = "learned"
+    token_shift: bool = False
 
     def __post_init__(self) -> None:
         size = (1, LARGEST)
@@ -62,6 +66,11 @@ class GPTConfig:
                 "model.positions=rotary turns pairs of channels: model.n_embd must be divisible by twice model.n_head;"
                 f" got {self.n_embd} and {self.n_head}"
             )
+
+    @property
+    def shifted(self) -> int:
+        """How many channels are the character's before."""
+        return self.n_embd // 4 if self.token_shift else 0
 
 
 @dataclass
@@ -164,11 +173,19 @@ class Block(nn.Module):
         self.ffwd = FeedForward(config)
         self.ln1 = nn.LayerNorm(config.n_embd)
         self.ln2 = nn.LayerNorm(config.n_embd)
+        self.shifted = config.shifted
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to the same."""
-        x = x + self.sa(self.ln1(x))
-        return x + self.ffwd(self.ln2(x))
+        x = x + self.sa(self._shift(self.ln1(x)))
+        return x + self.ffwd(self._shift(self.ln2(x)))
+
+    def _shift(self, x: Tensor) -> Tensor:
+        """Give each character the first channels of the one before it; the first has zeros there."""
+        if not self.shifted:
+            return x
+        before = F.pad(x[:, :-1, : self.shifted], (0, 0, 1, 0))
+        return torch.cat([before, x[:, :, self.shifted :]], -1)
 
 
 class GPT(nn.Module):
@@ -226,7 +243,7 @@ class GPT(nn.Module):
         """
         config, weight = self.config, self.lm_head.weight
         shape = (config.n_layer, batch_size, config.n_head, length or config.block_size, config.n_embd // config.n_head)
-        return KVCache(shape, weight.device, weight.dtype)
+        return KVCache(shape, weight.device, weight.dtype, config.shifted)
 
     @torch.no_grad()  # what the cache keeps has no gradients
     def read(self, idx: Tensor, cache: KVCache) -> Tensor:
@@ -242,14 +259,14 @@ class GPT(nn.Module):
             UserError: all that was read is longer than block_size.
         """
         x = self._embed(idx, cache.advance(idx.shape[1]))  # (B, T, C)
-        last = self.blocks[-1]
+        last, asked = self.blocks[-1], 2 if self.config.token_shift else 1
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
-            if block is last and x.shape[1] > 1:  # of the others only the keys and values are needed here
-                block.sa.remember(block.ln1(x[:, :-1]), layer)
-                x = x[:, -1:]
-            x = x + block.sa.read(block.ln1(x), layer)
-            x = x + block.ffwd(block.ln2(x))
+            if block is last and x.shape[1] > asked:  # of the others only the keys and values are needed here
+                block.sa.remember(layer.shift(block.ln1(x[:, :-asked]), 0), layer)
+                x = x[:, -asked:]
+            x = x + block.sa.read(layer.shift(block.ln1(x), 0), layer)
+            x = x + block.ffwd(layer.shift(block.ln2(x), 1))
         return self.lm_head(self.ln_f(x))[:, -1]
 
 

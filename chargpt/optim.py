@@ -117,12 +117,12 @@ class MuonConfig(OptimizerConfig):
     """
 
     name: str = "muon"
-    lr: float = 0.035
-    momentum: float = 0.93
-    weight_decay: float = 0.33
-    adamw_lr: float = 2e-3
-    embedding_decay: float = 1.0
-    head_decay: float = 1.0
+    lr: float = 0.02
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    adamw_lr: float = 6e-3
+    embedding_decay: float = 0.0
+    head_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
 
     def __post_init__(self) -> None:

@@ -122,7 +122,7 @@ def generate(
     cache = model.new_cache(1, min(block_size, idx.shape[1] + sampling.max_new_tokens))
     logits = model.read(idx, cache)  # (1, vocab_size)
     if idx.is_cpu:
-        kept_of_each = sum(layer.keys_and_values.nbytes for layer in cache.layers) + 48 * sampling.max_new_tokens
+        kept_of_each = sum(layer.nbytes for layer in cache.layers) + 48 * sampling.max_new_tokens
         # Some 8 floats per character of choice.
         needed = (N - 1) * (kept_of_each + 8 * logits.shape[-1] * 4)
         check_memory(needed, "so many texts side by side", "lessen num_samples or max_new_tokens")

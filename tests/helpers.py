@@ -42,6 +42,14 @@ STEPS = [
     "callbacks.last_checkpoint.every_n_steps=3",
 ]
 
+# The model as the lecture has it, with each option that it does not have, and with all.
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"positions": "rotary"},
+    {"token_shift": True},
+    {"positions": "rotary", "token_shift": True},
+]
+
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would run with."""

@@ -6,13 +6,13 @@ import tracemalloc
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import OPTIONS, ROOT
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, MODEL_CONFIGS, POSITIONS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
+from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
 
 SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
 VOCAB = 11
@@ -24,11 +24,11 @@ def gpt():
     return GPT(GPTConfig(**SIZES), VOCAB).double().eval()
 
 
-@pytest.fixture(params=POSITIONS)
-def either(request):
-    """With positions of either kind."""
+@pytest.fixture(params=OPTIONS, ids=str)
+def any_gpt(request):
+    """With each of the options that the lecture does not have."""
     torch.manual_seed(0)
-    return GPT(GPTConfig(**SIZES, positions=request.param), VOCAB).double().eval()
+    return GPT(GPTConfig(**SIZES, **request.param), VOCAB).double().eval()
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
 
 
 @pytest.mark.parametrize("changed", range(1, 12))
-def test_causality(either, idx, changed):
+def test_causality(any_gpt, idx, changed):
     """A changed character changes the logits from there on, and none before."""
-    before = either(idx)
+    before = any_gpt(idx)
     idx[:, changed] = (idx[:, changed] + 1) % VOCAB
-    after = either(idx)
+    after = any_gpt(idx)
     assert torch.equal(before[:, :changed], after[:, :changed])
     assert (before[:, changed:] != after[:, changed:]).flatten(2).any(-1).all()
 
@@ -147,21 +147,21 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
 
 
 @pytest.mark.parametrize("portions", [[12], [1] * 12, [5, 1, 1, 5], [1, 11], [11, 1], [2, 3, 7]])
-def test_the_cache_changes_nothing(either, idx, portions):
+def test_the_cache_changes_nothing(any_gpt, idx, portions):
     """Read in any portions, the logits after each are those of the whole; a second time, too, once it is cleared."""
-    cache = either.new_cache(4)
+    cache = any_gpt.new_cache(4)
     for text in (idx, idx.flip(1)):
         cache.clear()
         for start, end in itertools.pairwise(itertools.accumulate(portions, initial=0)):
-            logits = either.read(text[:, start:end], cache)
-            torch.testing.assert_close(logits, either(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
+            logits = any_gpt.read(text[:, start:end], cache)
+            torch.testing.assert_close(logits, any_gpt(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
         with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-            either.read(text[:, :1], cache)
+            any_gpt.read(text[:, :1], cache)
         assert cache.length == 12
 
 
 @pytest.mark.parametrize("length", range(1, 13))
-@pytest.mark.parametrize("change", [{"n_layer": 1}, {}, {"positions": "rotary"}])
+@pytest.mark.parametrize("change", [{"n_layer": 1}, *OPTIONS])
 def test_the_last_block_is_asked_about_the_last_character_only(idx, length, change):
     """Which changes nothing, at any length and with a single block, too."""
     torch.manual_seed(0)
@@ -169,19 +169,19 @@ def test_the_last_block_is_asked_about_the_last_character_only(idx, length, chan
     asked = []
     gpt.blocks[-1].ffwd.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0].shape[1]))
     logits = gpt.read(idx[:, :length], gpt.new_cache(4))
-    assert asked == [1]
+    assert asked == [min(length, 2 if gpt.config.token_shift else 1)]
     torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1], rtol=1e-10, atol=1e-12)
 
 
-def test_many_texts_begin_with_one(either, idx):
+def test_many_texts_begin_with_one(any_gpt, idx):
     """Read once and expanded, the cache then serves as many continuations."""
-    cache = either.new_cache(1)
-    either.read(idx[:1, :5], cache)
+    cache = any_gpt.new_cache(1)
+    any_gpt.read(idx[:1, :5], cache)
     cache.expand(4)
     text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
     for n in range(5, 12):
-        logits = either.read(text[:, n : n + 1], cache)
-        torch.testing.assert_close(logits, either(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
+        logits = any_gpt.read(text[:, n : n + 1], cache)
+        torch.testing.assert_close(logits, any_gpt(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
 
 
 def test_bigram_is_its_table(idx):
@@ -240,7 +240,7 @@ def test_built_from_its_configuration(name, kind):
     assert model.config is config
 
 
-@pytest.mark.parametrize("config", [GPTConfig(**SIZES), GPTConfig(**SIZES, positions="rotary"), BigramConfig()])
+@pytest.mark.parametrize("config", [*(GPTConfig(**SIZES, **each) for each in OPTIONS), BigramConfig()])
 def test_a_skeleton_says_what_a_model_would_and_holds_nothing(config):
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -2,18 +2,19 @@ import itertools
 
 import pytest
 import torch
+from helpers import OPTIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.model import GPT, POSITIONS, Bigram, BigramConfig, GPTConfig
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.sampling import Sampling, generate, next_token
 
 
-@pytest.fixture(params=POSITIONS)
+@pytest.fixture(params=OPTIONS, ids=str)
 def gpt(request):
     torch.manual_seed(0)
-    config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2, positions=request.param)
+    config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2, **request.param)
     return GPT(config, 11).double().eval()
 
 

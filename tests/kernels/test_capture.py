@@ -4,17 +4,18 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import OPTIONS
 
 from chargpt.errors import UserError
 from chargpt.kernels.capture import CapturedStep, worth_capturing
-from chargpt.model import GPT, POSITIONS, Bigram, BigramConfig, GPTConfig
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.sampling import Sampling, generate
 
 
-@pytest.fixture(params=POSITIONS)
+@pytest.fixture(params=OPTIONS, ids=str)
 def gpt(request):
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, positions=request.param), 11).double().eval()
+    return GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, **request.param), 11).double().eval()
 
 
 @pytest.fixture

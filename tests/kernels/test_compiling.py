@@ -2,12 +2,13 @@ import shutil
 
 import pytest
 import torch
+from helpers import OPTIONS
 from torch import nn
 
 from chargpt.errors import UserError
 from chargpt.kernels import compiling
 from chargpt.kernels.compiling import PAYS_AFTER, compile_model
-from chargpt.model import POSITIONS, GPTConfig
+from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig
 from chargpt.sampling import Sampling, generate
@@ -70,10 +71,10 @@ def test_other_settings(setting):
         compile_model(nn.Linear(2, 2), setting, CPU, 1)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_a_compiled_model_learns_the_same_and_only_training_is_compiled(positions, monkeypatch):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_compiled_model_learns_the_same_and_only_training_is_compiled(options, monkeypatch):
     monkeypatch.setattr("chargpt.module.CPU_PART", 16)
-    config = GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.0, positions=positions)
+    config = GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.0, **options)
     torch.manual_seed(0)
     module = CharLM(config, AdamWConfig(), "abc")
     batch = torch.randint(3, (4, 8)), torch.randint(3, (4, 8))
