@@ -35,8 +35,9 @@ class GPTConfig:
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
         positions: how a character's place is known: by an embedding of each (`learned`), or by turning queries and
             keys (`rotary`, see `chargpt.attention.rotate`).
-        token_shift: whether both halves of a block see a quarter of the channels of the character before in place of
-            its own (Peng et al. 2023), so that they know pairs of characters from the start.
+        token_shift: whether both halves of a block see half of the channels of the character before in place of the
+            character's own (Peng et al. 2023): they know pairs of characters without having to learn to look back.
+        zero_init: whether the last matrix of either half begins at zero, so that a block at first changes nothing.
 
     Raises:
         UserError: a size is below 1 or beyond any machine, n_embd is not divisible by n_head, dropout is outside
@@ -51,6 +52,7 @@ class GPTConfig:
     dropout: float = 0.2
     positions: str = "learned"
     token_shift: bool = False
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         size = (1, LARGEST)
@@ -70,7 +72,7 @@ class GPTConfig:
     @property
     def shifted(self) -> int:
         """How many channels are the character's before."""
-        return self.n_embd // 4 if self.token_shift else 0
+        return self.n_embd // 2 if self.token_shift else 0
 
 
 @dataclass
@@ -206,6 +208,10 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = Linear(config.n_embd, vocab_size)
         self.apply(self._init_weights)
+        if config.zero_init:
+            for name, weight in self.blocks.named_parameters():
+                if name.endswith(("sa.proj.weight", "ffwd.net.2.weight")):
+                    nn.init.zeros_(weight)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:

@@ -45,9 +45,10 @@ def _polynomial(square: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the groups of parameters that have a `momentum`; AdamW for the others.
 
-    One step of a matrix W of shape (out, in), with M its momentum, a running mean of its gradients:
+    One step of a matrix W of shape (out, in), with G its gradient and M a running mean of G:
 
-        W <- (1 - lr * weight_decay) * W - lr * sqrt(out / in) * orthogonalized(M)
+        M <- momentum * M + (1 - momentum) * G
+        W <- (1 - lr * weight_decay) * W - lr * sqrt(out / in) * orthogonalized(momentum * M + (1 - momentum) * G)
 
     so that what a layer puts out changes by about lr, whatever its sizes (Bernstein & Newhouse 2024), and W forgets
     what it was in 1 / (lr * weight_decay) steps.
@@ -86,10 +87,11 @@ class Muon(torch.optim.AdamW):
             if not state:
                 state["mean"] = torch.zeros_like(weight)
             mean = state["mean"].lerp_(weight.grad, 1 - group["momentum"])
+            ahead = mean.lerp(weight.grad, 1 - group["momentum"])  # Nesterov's: as the next mean begins
             parts = (group["parts"], -1, weight.shape[1])
-            alike[weight.shape].append((weight.view(parts), mean.view(parts)))
+            alike[weight.shape].append((weight.view(parts), ahead.view(parts)))
         for pairs in alike.values():
-            directions = orthogonalized(torch.cat([mean for _, mean in pairs]))
+            directions = orthogonalized(torch.cat([ahead for _, ahead in pairs]))
             scale = (directions.shape[-2] / directions.shape[-1]) ** 0.5
             for (weight, _), direction in zip(pairs, directions.split(group["parts"]), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -116,6 +116,13 @@ def test_initial_weights_and_loss():
     assert loss.item() == pytest.approx(math.log(65), abs=0.1)
 
 
+def test_zero_init_begins_with_blocks_that_change_nothing(idx):
+    gpt = GPT(GPTConfig(**SIZES, zero_init=True), VOCAB).double().eval()
+    x = torch.randn(4, 12, 24, dtype=torch.float64)
+    assert all(torch.equal(block(x), x) for block in gpt.blocks)
+    assert all(parameter.any() for name, parameter in gpt.named_parameters() if "qkv" in name or "net.0.w" in name)
+
+
 def test_biases_stand_where_the_lecture_has_them(gpt):
     biased = {name for name, module in gpt.named_modules() if getattr(module, "bias", None) is not None}
     blocks = {f"blocks.{n}.{part}" for n in range(3) for part in ("sa.proj", "ffwd.net.0", "ffwd.net.2", "ln1", "ln2")}

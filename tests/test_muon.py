@@ -41,9 +41,10 @@ def plain_step(net, means, moments, config, t, factor=1.0):
         if name.startswith("blocks.") and weight.dim() == 2:
             means[name] = config.momentum * means.get(name, 0) + (1 - config.momentum) * weight.grad
             count = 3 if "qkv" in name else 1
-            for part, mean in zip(weight.data.chunk(count), means[name].chunk(count), strict=True):
+            ahead = config.momentum * means[name] + (1 - config.momentum) * weight.grad
+            for part, direction in zip(weight.data.chunk(count), ahead.chunk(count), strict=True):
                 part *= 1 - lr * config.weight_decay
-                part -= lr * math.sqrt(part.shape[0] / part.shape[1]) * orthogonalized(mean[None])[0]
+                part -= lr * math.sqrt(part.shape[0] / part.shape[1]) * orthogonalized(direction[None])[0]
             continue
         decay = config.embedding_decay if "embedding" in name else config.head_decay if "lm_head.w" in name else 0.0
         (b1, b2), (m, v) = config.betas, moments.get(name, (0, 0))

@@ -3,18 +3,20 @@
 import re
 
 import pytest
-from helpers import ROOT, composed
+from helpers import ROOT, composed, start
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.model import build_skeleton
 from chargpt.module import CharLM
 from chargpt.run.build import build_callbacks, build_trainer, settle_precision
 from chargpt.run.config import read_config
 from train import train
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml") if file.stem != "base")
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("option", ["seed=1", *OPTIONS])
@@ -41,6 +43,20 @@ def test_defaults_are_the_lectures():
     assert (cfg.data.batch_size, cfg.optimizer.lr, cfg.trainer.max_steps, cfg.seed) == (64, 3e-4, 5000, 1337)
     assert (cfg.trainer.val_check_interval, cfg.trainer.devices, cfg.trainer.accelerator) == (500, 1, "auto")
     assert cfg.data.fallback == "pydocs"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments(name, tiny, tmp_path):
+    """Each is no larger than it may be, and trains (here: in small)."""
+    chosen = read_config(composed(f"experiment={name}", "run_dir=x"))
+    parameters = sum(parameter.numel() for parameter in build_skeleton(chosen.model, 65).parameters())
+    assert parameters <= (1_500_000 if name == "cpu" else 10_800_000)
+    start(tmp_path, f"experiment={name}", *tiny, "optimizer.warmup_steps=2")
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_the_lectures_experiment_is_the_default():
+    assert composed("experiment=lecture", "run_dir=x") == composed("run_dir=x")
 
 
 def test_sizes_are_said_once():

@@ -1,0 +1,43 @@
+"""Draw the curves of `docs/results/`, a folder with the `losses.csv` of each run: `python -m benchmarks.results`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chargpt.curve import Point, read_curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def draw(curves: dict[str, list[Point]]) -> "Figure":
+    """Validation losses over steps and over time; the legend gives the lowest of each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    for name, points in curves.items():
+        losses = [point.val_loss for point in points]
+        over_steps.plot([point.step for point in points], losses, marker=".")
+        over_time.plot([point.seconds / 60 for point in points], losses, marker=".", label=f"{name}: {min(losses):.4f}")
+    over_steps.set(xlabel="step", ylabel="validation loss (nats per character)")
+    over_time.set(xlabel="minutes of training, validations included")
+    for panel in (over_steps, over_time):
+        panel.grid(alpha=0.3)
+    over_time.legend()
+    return figure
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
+    command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="a folder for each run")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="an image, .png or .svg (default: in that folder)")
+    arguments = command.parse_args()
+    curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_curve(run))}
+    draw(curves).savefig(arguments.plot or arguments.results / "curves.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
