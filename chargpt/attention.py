@@ -56,10 +56,11 @@ def rotary_turns(length: int, head_size: int, device: torch.device) -> Tensor:
 
 
 def _turns(length: int, head_size: int, device: torch.device) -> Tensor:
-    speeds = ROTARY_BASE ** -(torch.arange(0, head_size, 2, device=device) / head_size)
-    angles = torch.outer(torch.arange(length, device=device), speeds)
-    angles = torch.stack([angles, angles, torch.zeros_like(angles)], 1)
-    return torch.stack([angles.cos(), angles.sin()], -1)[:, :, None]
+    with torch.inference_mode(False):  # what is kept serves training, too
+        speeds = ROTARY_BASE ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), speeds)
+        angles = torch.stack([angles, angles, torch.zeros_like(angles)], 1)
+        return torch.stack([angles.cos(), angles.sin()], -1)[:, :, None]
 
 
 _cached_turns = functools.lru_cache(maxsize=16)(_turns)
@@ -104,9 +105,12 @@ class LayerCache:
 
     def turns(self, T: int) -> Tensor:
         """The rotary turns of the next T characters."""
+        return self._turns[self.length : self.length + T] if self.position is None else self._turns[self.position]
+
+    @functools.cached_property
+    def _turns(self) -> Tensor:
         length, head_size = self.keys_and_values.shape[3:]
-        turns = rotary_turns(length, head_size, self.keys_and_values.device)
-        return turns[self.length : self.length + T] if self.position is None else turns[self.position]
+        return rotary_turns(length, head_size, self.keys_and_values.device)
 
     def extend(self, kv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Add the next characters' keys and values, (2, B, n_head, T, head_size).

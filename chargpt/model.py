@@ -209,9 +209,10 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, vocab_size)
         self.apply(self._init_weights)
         if config.zero_init:
-            for name, weight in self.blocks.named_parameters():
-                if name.endswith(("sa.proj.weight", "ffwd.net.2.weight")):
-                    nn.init.zeros_(weight)
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                nn.init.zeros_(block.sa.proj.weight)
+                nn.init.zeros_(block.ffwd.net[2].get_parameter("weight"))
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -265,7 +266,7 @@ class GPT(nn.Module):
             UserError: all that was read is longer than block_size.
         """
         x = self._embed(idx, cache.advance(idx.shape[1]))  # (B, T, C)
-        last, asked = self.blocks[-1], 2 if self.config.token_shift else 1
+        last, asked = self.blocks[-1], 2 if self.config.token_shift else 1  # shifted: a character needs the one before
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
             if block is last and x.shape[1] > asked:  # of the others only the keys and values are needed here

@@ -15,14 +15,15 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     1.3, but for those that are a thousandth of the largest or less.
 
     By a Newton-Schulz iteration with the coefficients of Jordan et al. (2024): products of matrices, no decomposition.
-    Each of its steps multiplies X with a polynomial of X X^T. These commute, so that they can be multiplied with each
-    other first, small as they are, and with the long X once. In single precision, which they need.
+    Each of its steps multiplies X by a polynomial of X X^T. All of these can be multiplied with each other first, small
+    as they are, and then once with X, which is long in most layers. Half precision would lose the small singular
+    values, which X X^T squares.
 
     Args:
         matrices: (k, n, m).
     """
     wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # (k, n, m), n <= m
-    wide = wide.float()
+    wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-12)  # no singular value is above 1
     square = wide @ wide.mT  # (k, n, n)
     polynomial = product = _polynomial(square)

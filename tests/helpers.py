@@ -42,7 +42,7 @@ STEPS = [
     "callbacks.last_checkpoint.every_n_steps=3",
 ]
 
-# The model as the lecture has it, with each option that it does not have, and with all.
+# The model as the lecture has it, and with the options that change what it computes.
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"positions": "rotary"},

@@ -126,6 +126,21 @@ def test_queries_and_keys_turn_and_values_stay(compiled, monkeypatch):
     assert torch.equal(rotate(qkv[:, :, 1:], rotary_turns(T, 8, qkv.device)), turned[:, :, 1:])
 
 
+def test_turns_do_not_depend_on_who_asked_first():
+    """Not on its default type of numbers, as Lightning sets it for bf16-true, nor on whether it needed gradients."""
+    device, before = torch.device("cpu"), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            turns = rotary_turns(31, 8, device)  # a length that nothing else asks for
+    finally:
+        torch.set_default_dtype(before)
+    assert turns.dtype == torch.float32
+    x = torch.ones(1, 31, 3, 1, 8, requires_grad=True)
+    rotate(x, rotary_turns(31, 8, device)).sum().backward()
+    assert x.grad is not None
+
+
 def test_only_the_distance_counts():
     """The same query and key, further on in the text, have the same product."""
     turns = rotary_turns(T, 8, torch.device("cpu"))

@@ -6,7 +6,7 @@ import torch
 
 from chargpt.errors import UserError
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
-from chargpt.muon import Muon, orthogonalized
+from chargpt.muon import NEWTON_SCHULZ, Muon, orthogonalized
 from chargpt.optim import MuonConfig
 
 SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
@@ -21,6 +21,33 @@ def test_the_singular_vectors_stay_and_the_values_come_near_one(shape):
     diagonal = torch.diagonal(found, dim1=-2, dim2=-1)
     assert torch.all((diagonal > 0.6) & (diagonal < 1.3))
     torch.testing.assert_close(found, torch.diag_embed(diagonal), atol=1e-4, rtol=0)
+
+
+def plain_iteration(x, steps=5):
+    """Jordan's, on a matrix whose longer side is its second."""
+    a, b, c = NEWTON_SCHULZ
+    x = x / x.norm()
+    for _ in range(steps):
+        x = a * x + (b * (x @ x.T) + c * (x @ x.T) @ (x @ x.T)) @ x
+    return x
+
+
+@pytest.mark.parametrize("condition", [10, 1e3])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
+def test_it_is_the_plain_iteration(shape, condition):
+    """Computed in single precision, whatever comes in, and no less."""
+    torch.manual_seed(0)
+    u, values, vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = u * torch.logspace(0, -math.log10(condition), len(values), dtype=torch.float64) @ vh
+    expected = plain_iteration(matrix) if shape[0] <= shape[1] else plain_iteration(matrix.T).T
+    torch.testing.assert_close(orthogonalized(matrix[None])[0], expected)
+    torch.testing.assert_close(
+        orthogonalized(matrix[None].float())[0].double(), expected, atol=1e-6 * condition, rtol=1e-4
+    )
+    low = orthogonalized(matrix[None].bfloat16())[0]
+    assert low.dtype == torch.bfloat16
+    rounded = orthogonalized(matrix[None].bfloat16().float())[0]
+    torch.testing.assert_close(low.float(), rounded, atol=1e-2, rtol=1e-2)
 
 
 def test_zeros_stay_zeros():

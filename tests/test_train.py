@@ -358,7 +358,8 @@ def test_the_cpu_experiment_keeps_its_promise(tmp_path):
     assert done.returncode == 0, done.stderr
     loss, seconds = re.search(r"Best validation loss ([\d.]+) .* in (\d+) s", done.stderr).groups()
     print(f"experiment=cpu: val loss {loss} in {seconds} s")
-    assert float(loss) <= 1.75
+    assert float(loss) <= 1.58
+    assert int(re.search(r"([\d,]+) parameters", done.stderr)[1].replace(",", "")) <= 1_500_000
 
 
 def test_git_keeps_the_outputs_folder_and_nothing_in_it():

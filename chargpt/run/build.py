@@ -121,8 +121,14 @@ def _check_sizes(settings: Settings, vocab_size: int) -> None:
         return
     data = settings.data
     numbers = sum(parameter.numel() for parameter in build_skeleton(settings.model, vocab_size).parameters())
-    # Each parameter with its gradient and the optimizer's two moments; each logit with its gradient; 4 bytes each.
-    check_memory(16 * numbers, f"{numbers:,} parameters in training", "a smaller model.n_embd or model.n_layer")
+    # Each parameter with its gradient, the optimizer's two moments and, where there is one, its average; each logit
+    # with its gradient; 4 bytes each.
+    averaged = (settings.callbacks.get("averaging") or {}).get("decay") is not None
+    check_memory(
+        (20 if averaged else 16) * numbers,
+        f"{numbers:,} parameters in training",
+        "a smaller model.n_embd or model.n_layer",
+    )
     logits = data.batch_size * data.block_size * vocab_size
     check_memory(8 * logits, "the outputs for one batch", "a smaller data.batch_size or model.block_size")
 

@@ -18,7 +18,7 @@ from chargpt.tokenizer import CharTokenizer
 
 log = logging.getLogger(__name__)
 
-FREE = ("dropout",)  # may differ: the shape of no weight depends on it
+FREE = ("dropout", "zero_init")  # may differ: trained weights mean the same
 
 
 class Initial(NamedTuple):

@@ -218,8 +218,8 @@ def _read(file: Path, run: Path) -> Resumption:
     ):
         raise TypeError("not a state of training")
     model = model_in(state)
-    if "current_model_state" in state:  # the weights in training, where `state_dict` is their average
-        model_in(state | {"state_dict": state["current_model_state"]})
+    if "current_model_state" in state:
+        _check_averaging(state)
     state["callbacks"] = dict(_given_back(state["callbacks"], run))
     return Resumption(
         checkpoint=file.absolute(),
@@ -231,6 +231,21 @@ def _read(file: Path, run: Path) -> Resumption:
         text=text_in(state),
         characters=CharTokenizer(saved["characters"]).characters,
     )
+
+
+def _check_averaging(state: dict[str, Any]) -> None:
+    """Take no more than the weights in training and a count from a state whose `state_dict` has their average.
+
+    Raises:
+        Exception: they are not what `Averaging` wrote; of which kind depends on what they are.
+    """
+    weights = {name: value for name, value in state["current_model_state"].items() if name.startswith("net.")}
+    model_in(state | {"state_dict": weights})
+    count = state["averaging_state"]["n_averaged"]
+    if count.shape or count.is_floating_point() or not count >= 0:
+        raise TypeError("not a count")
+    state["current_model_state"] = state["state_dict"] | weights
+    state["averaging_state"] = {"n_averaged": count}
 
 
 def _best_loss(value: Any) -> float:

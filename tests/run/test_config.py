@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.model import build_skeleton
 from chargpt.module import CharLM
 from chargpt.run.build import build_callbacks, build_trainer, settle_precision
 from chargpt.run.config import read_config
@@ -47,10 +46,7 @@ def test_defaults_are_the_lectures():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments(name, tiny, tmp_path):
-    """Each is no larger than it may be, and trains (here: in small)."""
-    chosen = read_config(composed(f"experiment={name}", "run_dir=x"))
-    parameters = sum(parameter.numel() for parameter in build_skeleton(chosen.model, 65).parameters())
-    assert parameters <= (1_500_000 if name == "cpu" else 10_800_000)
+    """Each trains, here in small."""
     start(tmp_path, f"experiment={name}", *tiny, "optimizer.warmup_steps=2")
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
 

@@ -36,12 +36,28 @@ class Averaging(WeightAveraging):
         assert self.decay is not None
         get_ema_multi_avg_fn(min(self.decay, float((1 + count) / (10 + count))))(averages, weights, count)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._latest_update_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: up to where it has averaged follows from the step."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing, whatever a file says."""
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return self.decay is not None and step_idx is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.decay is not None:
-            super().setup(trainer, pl_module, stage)
+        if self.decay is None:
+            return
+        if trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"callbacks.averaging needs weights in single precision; got trainer.precision={trainer.precision}"
+            )
+        self._device = trainer.strategy.root_device  # where the module is put only after this
+        super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's would put the average in place of the weights, which may still have to be saved."""
@@ -54,7 +70,7 @@ class Averaging(WeightAveraging):
             checkpoint["state_dict"] = checkpoint["current_model_state"] | averages
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is not None and "averaging_state" in checkpoint:
+        if self._average_model is not None and "current_model_state" in checkpoint:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
@@ -65,7 +81,7 @@ def validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[Non
     For callbacks at the end of a validation. The module has its own weights back by then: a state of training may be
     saved there, too.
     """
-    averages = [each for each in trainer.callbacks if isinstance(each, Averaging)]  # type: ignore[attr-defined]
+    averages = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
     for each in averages:
         each.on_validation_epoch_start(trainer, module)
     try:

@@ -1,13 +1,17 @@
 """The average of the weights is what is validated, saved as best and sampled; training goes on from its own."""
 
+import shutil
+
 import pytest
 import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
-from chargpt.errors import Stopped
+from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import build_parser, score_checkpoint
 from chargpt.module import CharLM
 from chargpt.run.callbacks import text_samples
+from chargpt.run.callbacks.averaging import Averaging
+from chargpt.run.resume import load_state
 
 DECAY = 0.8
 AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
@@ -84,3 +88,66 @@ def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
     resume(tmp_path / "on", "+callbacks.stop=null", "callbacks.averaging.decay=0.8")
     assert_same(nets(tmp_path / "plain"), nets(tmp_path / "on", "current_model_state"))
     assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
+
+
+def test_in_half_precision_it_is_refused(tiny, tmp_path):
+    """Whose eight bits would round most of the average's small moves away."""
+    with pytest.raises(UserError, match=r"callbacks\.averaging needs weights in single precision; .*bf16-true"):
+        start(tmp_path, *tiny, *AVERAGING, "trainer.precision=bf16-true")
+
+
+@pytest.mark.parametrize("decay", [0, 1, -0.5, float("nan")])
+def test_out_of_range(decay):
+    with pytest.raises(UserError, match=r"callbacks\.averaging\.decay must be between 0 and 1, both excluded, or null"):
+        Averaging(decay)
+
+
+def test_lightnings_own_averaging_is_saved_as_best_too(tiny, tmp_path):
+    own = "lightning.pytorch.callbacks.EMAWeightAveraging"
+    best = start(tmp_path, *tiny, *STEPS, f"+callbacks.ema._target_={own}", "+callbacks.ema.decay=0.8")
+    row = score_checkpoint(tmp_path / "checkpoints" / "best.ckpt", None, build_parser().parse_args([]))
+    assert row.score.loss == pytest.approx(best, abs=1e-6)
+
+
+HOSTILE = {
+    "weights-missing": lambda state: state["current_model_state"].pop("net.lm_head.weight"),
+    "weights-text": lambda state: state.update(current_model_state="abc"),
+    "weights-list": lambda state: state.update(current_model_state=[1]),
+    "weights-nan": lambda state: state["current_model_state"]["net.lm_head.weight"].fill_(float("nan")),
+    "weights-shape": lambda state: state["current_model_state"].update({"net.lm_head.weight": torch.ones(2, 2)}),
+    "weights-kind": lambda state: state["current_model_state"].update({"net.lm_head.weight": "abc"}),
+    "count-missing": lambda state: state.pop("averaging_state"),
+    "count-text": lambda state: state.update(averaging_state="abc"),
+    "count-negative": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(-5)),
+    "count-shape": lambda state: state["averaging_state"].update(n_averaged=torch.ones(3, dtype=torch.int64)),
+    "count-number": lambda state: state["averaging_state"].update(n_averaged=3),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_file_may_not_say(name, averaged, tmp_path, caplog):
+    shutil.copytree(averaged[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "previous.ckpt").unlink()
+    damaged = state(tmp_path)
+    HOSTILE[name](damaged)
+    torch.save(damaged, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="has no usable checkpoint to go on from"):
+        load_state(tmp_path)
+    assert "it is damaged, or not a state of training" in caplog.text
+
+
+@pytest.mark.parametrize("decay", ["null", DECAY])
+def test_what_a_file_says_beside_is_not_taken(decay, averaged, tiny, tmp_path):
+    """A best loss in the weights in training, and up to where the average goes: the run goes on as it would."""
+    ends = []
+    for n in range(2):
+        shutil.copytree(averaged[0], tmp_path / str(n))
+        changed = state(tmp_path / str(n))
+        if n:
+            changed["current_model_state"]["best_val_loss.min_value"] = "abc"
+            changed["averaging_state"]["abc"] = "abc"
+            changed["callbacks"]["Averaging"] = {"latest_update_step": "abc"}
+        torch.save(changed, tmp_path / str(n) / "checkpoints" / "last.ckpt")
+        resume(tmp_path / str(n), "trainer.max_steps=16", f"callbacks.averaging.decay={decay}")
+        ends.append(state(tmp_path / str(n)))
+    assert_same(*(each["state_dict"] for each in ends))
