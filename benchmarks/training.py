@@ -19,7 +19,7 @@ from chargpt.kernels import choice
 from chargpt.kernels.compiling import PAYS_AFTER, compile_model
 from chargpt.model import GPT, GPTConfig
 from chargpt.module import CharLM
-from chargpt.optim import AdamWConfig
+from chargpt.optim import AdamWConfig, OptimizerConfig
 
 B = 64
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # as they are called here, and by Lightning
@@ -54,13 +54,18 @@ def peer_step(name: str, arguments: argparse.Namespace, precision: str, compiled
 
 
 def our_step(
-    device: str, precision: str, onednn: bool | None = None, config: GPTConfig = LECTURE, batch_size: int = B
+    device: str,
+    precision: str,
+    onednn: bool | None = None,
+    config: GPTConfig = LECTURE,
+    batch_size: int = B,
+    optimizer_config: type[OptimizerConfig] = AdamWConfig,
 ) -> Callable[[], None]:
     """A step of ours, on a CPU by oneDNN or not, or (None) as the rule says."""
     torch.manual_seed(0)
     choice.forced_onednn = onednn
-    module = CharLM(config, AdamWConfig(), "".join(map(chr, range(VOCABULARY)))).to(device).train()
-    optimizer = AdamWConfig().build(module.net)
+    module = CharLM(config, optimizer_config(), "".join(map(chr, range(VOCABULARY)))).to(device).train()
+    optimizer = module.optimizer_config.build(module.net)
     compile_model(module.net, "auto", torch.device(device), PAYS_AFTER)
     batch = torch.randint(VOCABULARY, (batch_size, config.block_size + 1), device=device)
 

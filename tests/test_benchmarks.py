@@ -12,7 +12,7 @@ from contender import note
 from helpers import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import results
+from benchmarks import optimizers, results
 from benchmarks.measure import Measured, interleaved, spread, table
 from benchmarks.peers import LECTURE, VOCABULARY, lecture, peer, peers
 from benchmarks.sampling import flops_of_a_window, weights_read
@@ -22,6 +22,7 @@ from chargpt.curve import Point, append, read_curve
 from chargpt.kernels import choice
 from chargpt.kernels.choice import Precision
 from chargpt.model import GPT
+from chargpt.optim import MuonConfig
 
 SHARED = ("__init__", "measure", "peers")
 
@@ -67,6 +68,13 @@ def test_sizes_vary_one_at_a_time():
     assert sizes("n_layer", 3) == (replace(LECTURE, n_layer=3), 64)
     assert sizes("batch_size", 8) == (LECTURE, 8)
     assert rates("block_size", 128, Measured([2.0, 4.0])) == [4096, 2048]
+
+
+def test_optimizers_step_the_models_of_the_experiments():
+    assert optimizers.sizes("lecture") == (LECTURE, 64)
+    model, batch_size = optimizers.sizes("cpu")
+    step = our_step("cpu", "fp32", None, replace(model, n_layer=1), batch_size, MuonConfig)
+    step()
 
 
 def test_plot(tmp_path):
