@@ -30,7 +30,7 @@ def sizes(experiment: str) -> tuple[GPTConfig, int]:
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0]).parse_args()
     _, precision = chosen(arguments.device)
-    rows = [["experiment", *(f"{name}, ms" for name in OPTIMIZER_CONFIGS), "ratio"]]
+    rows = [["experiment", *(f"{name}, ms" for name in OPTIMIZER_CONFIGS), "muon / adamw"]]
     for experiment in EXPERIMENTS:
         steps = {
             name: partial(our_step, arguments.device, precision, None, *sizes(experiment), optimizer_config=kind)

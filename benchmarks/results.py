@@ -1,4 +1,4 @@
-"""Draw the curves of `docs/results/`, a folder with the `losses.csv` of each run: `python -m benchmarks.results`."""
+"""Draw `docs/results/curves.png` from the `losses.csv` in each folder beside it: `python -m benchmarks.results`."""
 
 import argparse
 from pathlib import Path
@@ -33,10 +33,9 @@ def draw(curves: dict[str, list[Point]]) -> "Figure":
 def main() -> None:
     command = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
     command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="a folder for each run")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="an image, .png or .svg (default: in that folder)")
     arguments = command.parse_args()
     curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_curve(run))}
-    draw(curves).savefig(arguments.plot or arguments.results / "curves.png", dpi=120)
+    draw(curves).savefig(arguments.results / "curves.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class LayerCache:
         return self._turns[self.length : self.length + T] if self.position is None else self._turns[self.position]
 
     @functools.cached_property
-    def _turns(self) -> Tensor:
+    def _turns(self) -> Tensor:  # held here, too: a captured step reads them where they lie
         length, head_size = self.keys_and_values.shape[3:]
         return rotary_turns(length, head_size, self.keys_and_values.device)
 

@@ -71,7 +71,7 @@ class GPTConfig:
 
     @property
     def shifted(self) -> int:
-        """How many channels are the character's before."""
+        """How many channels come from the character before."""
         return self.n_embd // 2 if self.token_shift else 0
 
 
