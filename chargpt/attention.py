@@ -34,10 +34,10 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     product of two depends on how far apart they are. Values stay.
 
     Args:
-        x: (B, T, n, n_head, head_size): queries, where n is 3, keys and values.
+        x: (B, T, n, n_head, head_size): queries, keys and values, where n is 3; keys and values, where it is 2.
         turns: those of the T positions, from `rotary_turns`.
     """
-    turns = turns[:, -x.shape[2] :]  # (T, n, 1, head_size / 2, 2)
+    turns = turns[:, -x.shape[2] :]  # the last n of the three: (T, n, 1, head_size / 2, 2)
     exact = x.to(torch.promote_types(x.dtype, turns.dtype))
     pairs = exact.unflatten(-1, (-1, 2))  # (B, T, n, n_head, head_size / 2, 2)
     if torch.compiler.is_compiling():  # which has no code for complex numbers
@@ -50,7 +50,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 def rotary_turns(length: int, head_size: int, device: torch.device) -> Tensor:
     """By how much positions below `length` turn each pair of channels: (length, 3, 1, head_size / 2, 2), for queries,
-    keys and values the cosine and the sine of the angle."""
+    keys and values the cosine and the sine of the angle, which is 0 for values."""
     compute = _turns if torch.compiler.is_compiling() else _cached_turns
     return compute(length, head_size, device)
 
@@ -94,7 +94,7 @@ class LayerCache:
         if self.position is not None:
             channels.index_copy_(1, self.position + 1, own)
             return torch.cat([channels.index_select(1, self.position), others], -1)
-        start = self.length - half * T
+        start = self.length - half * T  # attention, between the halves, has added T
         channels[:, start + 1 : start + 1 + T] = own
         return torch.cat([channels[:, start : start + T], others], -1)
 

@@ -266,7 +266,8 @@ class GPT(nn.Module):
             UserError: all that was read is longer than block_size.
         """
         x = self._embed(idx, cache.advance(idx.shape[1]))  # (B, T, C)
-        last, asked = self.blocks[-1], 2 if self.config.token_shift else 1  # shifted: a character needs the one before
+        # With token_shift, the last character's feed-forward layer needs the one before it, after attention.
+        last, asked = self.blocks[-1], 2 if self.config.token_shift else 1
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
             if block is last and x.shape[1] > asked:  # of the others only the keys and values are needed here

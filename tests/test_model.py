@@ -169,7 +169,7 @@ def test_the_cache_changes_nothing(any_gpt, idx, portions):
 
 @pytest.mark.parametrize("length", range(1, 13))
 @pytest.mark.parametrize("change", [{"n_layer": 1}, *OPTIONS])
-def test_the_last_block_is_asked_about_the_last_character_only(idx, length, change):
+def test_the_last_block_is_asked_about_no_more_than_is_needed(idx, length, change):
     """Which changes nothing, at any length and with a single block, too."""
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(**SIZES | change), VOCAB).double().eval()

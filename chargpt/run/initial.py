@@ -18,7 +18,7 @@ from chargpt.tokenizer import CharTokenizer
 
 log = logging.getLogger(__name__)
 
-FREE = ("dropout", "zero_init")  # may differ: trained weights mean the same
+FREE = ("dropout", "zero_init")  # may differ: they do not change what trained weights compute
 
 
 class Initial(NamedTuple):

@@ -234,7 +234,8 @@ def _read(file: Path, run: Path) -> Resumption:
 
 
 def _check_averaging(state: dict[str, Any]) -> None:
-    """Take no more than the weights in training and a count from a state whose `state_dict` has their average.
+    """Take no more than the weights in training, the best loss and a count from a state whose `state_dict` has the
+    weights' average.
 
     Raises:
         Exception: they are not what `Averaging` wrote; of which kind depends on what they are.
@@ -244,6 +245,8 @@ def _check_averaging(state: dict[str, Any]) -> None:
     count = state["averaging_state"]["n_averaged"]
     if count.shape or count.is_floating_point() or not count >= 0:
         raise TypeError("not a count")
+    best = "best_val_loss.min_value"  # which Lightning's own callbacks do not keep up to date in the average
+    state["state_dict"][best] = state["current_model_state"][best]
     state["current_model_state"] = state["state_dict"] | weights
     state["averaging_state"] = {"n_averaged": count}
 

@@ -284,7 +284,9 @@ def anywhere(n: int) -> Change:
 
 
 TABLE = ("state_dict", "net.token_embedding_table.weight")
-SETTINGS = ("name", "block_size", "n_layer", "n_head", "n_embd", "dropout")
+SETTINGS = (
+    "name", "block_size", "n_layer", "n_head", "n_embd", "dropout", "positions", "token_shift", "zero_init",
+)  # fmt: skip
 CHARACTERS: dict[str, Any] = {
     "none": "", "fewer": lambda old: old[:-1], "more": lambda old: old + "\U0001f600",
     "backwards": lambda old: old[::-1], "repeated": lambda old: old[0] + old[:-1], "list": list, "bytes": str.encode,

@@ -81,7 +81,7 @@ SETTINGS = {
     "cosine": ["optimizer.schedule=cosine", "optimizer.warmup_steps=3", "trainer.gradient_clip_val=0.5"],
     "bf16": ["trainer.precision=bf16-mixed"],
     "muon": ["optimizer=muon", "optimizer.warmup_steps=2", "trainer.gradient_clip_val=0.5"],
-    "averaging": ["optimizer=muon", "callbacks.averaging.decay=0.8"],
+    "averaging": ["optimizer=muon", "callbacks.averaging.decay=0.3", "trainer.accumulate_grad_batches=2"],
 }
 
 

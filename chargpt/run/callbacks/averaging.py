@@ -19,8 +19,9 @@ class Averaging(WeightAveraging):
     A full checkpoint holds both: the average as `state_dict`, the weights in training as `current_model_state`.
 
     Args:
-        decay: what share of the average stays at each step: it reaches back about 1 / (1 - decay) steps. In the first
-            steps it is smaller, so that the weights of the start are soon forgotten. None averages nothing.
+        decay: what share of the average stays at each step: it reaches back about 1 / (1 - decay) steps, but never
+            more than a ninth of those so far, so that the weights of the start are soon forgotten: step n has a decay
+            of at most (1 + n) / (10 + n). None averages nothing.
 
     Raises:
         UserError: `decay` is not between 0 and 1.
@@ -63,7 +64,7 @@ class Averaging(WeightAveraging):
         """Lightning's would put the average in place of the weights, which may still have to be saved."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is not None:
+        if self._average_model is not None and self._average_model.n_averaged > 0:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
             # Lightning averages a copy of the whole module, whose metrics stand still.
             averages = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}

@@ -13,7 +13,7 @@ from chargpt.run.callbacks import text_samples
 from chargpt.run.callbacks.averaging import Averaging
 from chargpt.run.resume import load_state
 
-DECAY = 0.8
+DECAY = 0.3  # so small that it is what counts from the third step on
 AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
 
 
@@ -85,7 +85,7 @@ def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
     assert_same(nets(tmp_path / "plain"), nets(tmp_path / "off"))
     with pytest.raises(Stopped):
         start(tmp_path / "on", *tiny, *STEPS, "trainer.max_steps=16", *signal_at(6))
-    resume(tmp_path / "on", "+callbacks.stop=null", "callbacks.averaging.decay=0.8")
+    resume(tmp_path / "on", "+callbacks.stop=null", f"callbacks.averaging.decay={DECAY}")
     assert_same(nets(tmp_path / "plain"), nets(tmp_path / "on", "current_model_state"))
     assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
 
@@ -104,9 +104,13 @@ def test_out_of_range(decay):
 
 def test_lightnings_own_averaging_is_saved_as_best_too(tiny, tmp_path):
     own = "lightning.pytorch.callbacks.EMAWeightAveraging"
-    best = start(tmp_path, *tiny, *STEPS, f"+callbacks.ema._target_={own}", "+callbacks.ema.decay=0.8")
+    ema = [f"+callbacks.ema._target_={own}", "+callbacks.ema.decay=0.8"]
+    best = start(tmp_path, *tiny, *STEPS, *ema)
     row = score_checkpoint(tmp_path / "checkpoints" / "best.ckpt", None, build_parser().parse_args([]))
     assert row.score.loss == pytest.approx(best, abs=1e-6)
+    loaded = load_state(tmp_path)
+    assert loaded.best == best
+    assert loaded.state["state_dict"]["best_val_loss.min_value"] == best
 
 
 HOSTILE = {
@@ -116,6 +120,8 @@ HOSTILE = {
     "weights-nan": lambda state: state["current_model_state"]["net.lm_head.weight"].fill_(float("nan")),
     "weights-shape": lambda state: state["current_model_state"].update({"net.lm_head.weight": torch.ones(2, 2)}),
     "weights-kind": lambda state: state["current_model_state"].update({"net.lm_head.weight": "abc"}),
+    "best-text": lambda state: state["current_model_state"].update({"best_val_loss.min_value": "abc"}),
+    "best-missing": lambda state: state["current_model_state"].pop("best_val_loss.min_value"),
     "count-missing": lambda state: state.pop("averaging_state"),
     "count-text": lambda state: state.update(averaging_state="abc"),
     "count-negative": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(-5)),
@@ -138,13 +144,13 @@ def test_what_a_file_may_not_say(name, averaged, tmp_path, caplog):
 
 @pytest.mark.parametrize("decay", ["null", DECAY])
 def test_what_a_file_says_beside_is_not_taken(decay, averaged, tiny, tmp_path):
-    """A best loss in the weights in training, and up to where the average goes: the run goes on as it would."""
+    """A best loss in the average, and up to where it goes: the run goes on as it would."""
     ends = []
     for n in range(2):
         shutil.copytree(averaged[0], tmp_path / str(n))
         changed = state(tmp_path / str(n))
         if n:
-            changed["current_model_state"]["best_val_loss.min_value"] = "abc"
+            changed["state_dict"]["best_val_loss.min_value"] = "abc"
             changed["averaging_state"]["abc"] = "abc"
             changed["callbacks"]["Averaging"] = {"latest_update_step": "abc"}
         torch.save(changed, tmp_path / str(n) / "checkpoints" / "last.ckpt")
