@@ -188,8 +188,7 @@ def test_a_run_by_hand(tiny, tmp_path):
 
 def test_two_devices_do_what_one_does(tiny, tmp_path):
     """Batches of 2 on each are batches of 4, and the validation split is scored once; one of the two speaks."""
-    tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1"]
-    tiny = [*tiny, "callbacks.averaging.decay=0.3"]
+    tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
     options = ["trainer.devices=2", "data.batch_size=2"]
     done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/two")
     assert done.returncode == 0, done.stderr

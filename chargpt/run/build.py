@@ -20,6 +20,7 @@ from chargpt.kernels.compiling import compile_model
 from chargpt.memory import check_memory
 from chargpt.model import build_skeleton
 from chargpt.module import CharLM
+from chargpt.run.callbacks.averaging import averages_in
 from chargpt.run.callbacks.record import RunRecord
 from chargpt.run.callbacks.restoring import Restoring
 from chargpt.run.checkpoints import StateInMemory
@@ -82,11 +83,11 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
         tokenizer = CharTokenizer(resumption.characters)
     data.use(tokenizer)
     text = {"name": corpus.name, "sha256": corpus.sha256}
-    _check_sizes(settings, tokenizer.vocab_size)
+    callbacks = build_callbacks(settings.callbacks)
+    _check_sizes(settings, tokenizer.vocab_size, averaged=bool(averages_in(callbacks)))
     precision = settle_precision(settings.trainer, resumption)
     restoring = Restoring(resumption)
-    callbacks = [restoring, RunRecord(settings), *build_callbacks(settings.callbacks)]
-    trainer = build_trainer(_arguments(settings, resumption), callbacks)
+    trainer = build_trainer(_arguments(settings, resumption), [restoring, RunRecord(settings), *callbacks])
     if trainer.world_size > 1 and in_sweep():
         raise UserError(ONE_DEVICE)
     scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(trainer.precision))
@@ -111,7 +112,7 @@ def _arguments(settings: Settings, resumption: Resumption | None) -> dict[str, A
     return arguments
 
 
-def _check_sizes(settings: Settings, vocab_size: int) -> None:
+def _check_sizes(settings: Settings, vocab_size: int, averaged: bool) -> None:
     """Refuse what could not be trained here, before any of it is made.
 
     Raises:
@@ -123,7 +124,6 @@ def _check_sizes(settings: Settings, vocab_size: int) -> None:
     numbers = sum(parameter.numel() for parameter in build_skeleton(settings.model, vocab_size).parameters())
     # Each parameter with its gradient, the optimizer's two moments and, where there is one, its average; each logit
     # with its gradient; 4 bytes each.
-    averaged = (settings.callbacks.get("averaging") or {}).get("decay") is not None
     check_memory(
         (20 if averaged else 16) * numbers,
         f"{numbers:,} parameters in training",
@@ -176,7 +176,7 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     """The callbacks of `conf/callbacks`; null ones are left out.
 
     Raises:
-        UserError: a callback cannot be made as described.
+        UserError: a callback cannot be made as described, or two of them exclude each other.
     """
     callbacks = {f"callbacks.{name}": config for name, config in configs.items() if config is not None}
     made = {name: _made(name, config) for name, config in callbacks.items()}
@@ -185,6 +185,9 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
             raise UserError(f"{name} is no callback of Lightning's: it needs {name}._target_=..., or is null")
         if isinstance(callback, GradientAccumulationScheduler):
             raise UserError(f"{name} counts epochs, and random blocks have none: trainer.accumulate_grad_batches=...")
+    averages = [name for name, callback in made.items() if averages_in([callback])]
+    if len(averages) > 1:
+        raise UserError(f"two averages of the weights exclude each other: {', '.join(averages)}")
     return list(made.values())
 
 

@@ -243,7 +243,7 @@ def _check_averaging(state: dict[str, Any]) -> None:
     weights = {name: value for name, value in state["current_model_state"].items() if name.startswith("net.")}
     model_in(state | {"state_dict": weights})
     count = state["averaging_state"]["n_averaged"]
-    if count.shape or count.is_floating_point() or not count >= 0:
+    if count.shape or count.is_floating_point() or not 0 <= count < MOST_STEPS:
         raise TypeError("not a count")
     best = "best_val_loss.min_value"  # which Lightning's own callbacks do not keep up to date in the average
     state["state_dict"][best] = state["current_model_state"][best]

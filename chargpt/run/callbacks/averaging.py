@@ -1,11 +1,11 @@
 """A running average of the weights, which forgets the noise of single steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -75,6 +75,12 @@ class Averaging(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
+def averages_in(callbacks: Iterable[Callback]) -> list[WeightAveraging]:
+    """Those of the callbacks, ours or Lightning's, that average the weights."""
+    averages = [each for each in callbacks if isinstance(each, WeightAveraging)]
+    return [each for each in averages if not isinstance(each, Averaging) or each.decay is not None]
+
+
 @contextmanager
 def validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Inside, the module has the weights that are validated: their average, where there is one.
@@ -82,7 +88,7 @@ def validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[Non
     For callbacks at the end of a validation. The module has its own weights back by then: a state of training may be
     saved there, too.
     """
-    averages = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
+    averages = averages_in(trainer.callbacks)  # type: ignore[attr-defined]
     for each in averages:
         each.on_validation_epoch_start(trainer, module)
     try:

@@ -23,7 +23,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         every_n_steps: optimizer steps from one save to the next.
 
     Attributes:
-        is_asked: whether to save at the end of this step, too.
+        is_asked: whether to save at the end of this step, too, which then is the last one.
 
     Raises:
         UserError: `every_n_steps` is below 1.
@@ -60,7 +60,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         if self._saved_step != trainer.global_step:
             save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
             self._saved_step = trainer.global_step
-            self.is_asked = False
             self._logged = False
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:

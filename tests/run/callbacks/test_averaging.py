@@ -13,7 +13,7 @@ from chargpt.run.callbacks import text_samples
 from chargpt.run.callbacks.averaging import Averaging
 from chargpt.run.resume import load_state
 
-DECAY = 0.3  # so small that it is what counts from the third step on
+DECAY = 0.3  # so small that it counts from the fourth step on: until then the average forgets faster
 AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
 
 
@@ -90,6 +90,28 @@ def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
     assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
 
 
+def test_switched_on_and_ended_before_a_step_nothing_is_lost(tiny, tmp_path, monkeypatch):
+    start(tmp_path, *tiny, *STEPS)
+    before = nets(tmp_path)
+    monkeypatch.setattr(CharLM, "on_train_start", lambda module: setattr(module.trainer, "should_stop", True))
+    resume(tmp_path, "trainer.max_steps=16", f"callbacks.averaging.decay={DECAY}")
+    assert_same(before, nets(tmp_path))
+
+
+def test_two_averages_are_refused(tiny, tmp_path):
+    """Each would put its weights where the other put its own."""
+    ema = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+    message = r"two averages of the weights exclude each other: callbacks\.averaging, callbacks\.ema"
+    with pytest.raises(UserError, match=message):
+        start(tmp_path, *tiny, *AVERAGING, ema)
+
+
+@pytest.mark.parametrize("value", ["abc", "0.9", "true"])
+def test_what_is_no_averaging(value, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"callbacks\.averaging is no callback of Lightning's"):
+        start(tmp_path, *tiny, f"callbacks.averaging={value}")
+
+
 def test_in_half_precision_it_is_refused(tiny, tmp_path):
     """Whose eight bits would round most of the average's small moves away."""
     with pytest.raises(UserError, match=r"callbacks\.averaging needs weights in single precision; .*bf16-true"):
@@ -125,6 +147,7 @@ HOSTILE = {
     "count-missing": lambda state: state.pop("averaging_state"),
     "count-text": lambda state: state.update(averaging_state="abc"),
     "count-negative": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(-5)),
+    "count-huge": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(2**63 - 2)),
     "count-shape": lambda state: state["averaging_state"].update(n_averaged=torch.ones(3, dtype=torch.int64)),
     "count-number": lambda state: state["averaging_state"].update(n_averaged=3),
 }
