@@ -111,7 +111,7 @@ def generate(
         (N,) ids, `max_new_tokens` times.
 
     Raises:
-        UserError: so many texts side by side need more memory than the machine has.
+        UserError: so many characters, or texts side by side, need more memory than the machine has.
         NonFiniteError: the model's outputs are not finite. On a CPU each is looked at, elsewhere only the first: the
             host would wait for the device.
     """
@@ -119,13 +119,16 @@ def generate(
     N, block_size = sampling.num_samples, model.config.block_size
     idx = idx[:, -block_size:]  # (1, T)
     kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # characters read anew past the window
-    cache = model.new_cache(1, min(block_size, idx.shape[1] + sampling.max_new_tokens))
-    logits = model.read(idx, cache)  # (1, vocab_size)
+    length = min(block_size, idx.shape[1] + sampling.max_new_tokens)
     if idx.is_cpu:
-        kept_of_each = sum(layer.nbytes for layer in cache.layers) + 48 * sampling.max_new_tokens
+        cached = length * sum(layer.nbytes for layer in model.new_cache(1, 1).layers)
         # Some 8 floats per character of choice.
-        needed = (N - 1) * (kept_of_each + 8 * logits.shape[-1] * 4)
-        check_memory(needed, "so many texts side by side", "lessen num_samples or max_new_tokens")
+        choice = 8 * model.token_embedding_table.num_embeddings * 4
+        needed = N * cached + (N - 1) * (48 * sampling.max_new_tokens + choice)  # one text alone may go on for ever
+        what = "so many texts side by side" if N > 1 else "so many characters"
+        check_memory(needed, what, "lessen num_samples or max_new_tokens")
+    cache = model.new_cache(1, length)
+    logits = model.read(idx, cache)  # (1, vocab_size)
     logits = logits.expand(N, -1)  # (N, vocab_size)
     cache.expand(N)
     text = list(idx.expand(N, -1).split(1, dim=1))  # of (N, 1)
