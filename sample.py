@@ -2,17 +2,14 @@
 
 import argparse
 import contextlib
-import os
-import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
-from pathlib import Path
 
 from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, file_name, open_output, pick_device, utf8_text
+from chargpt.commands import Parser, check_output, file_name, open_output, pick_device, utf8_text
 from chargpt.errors import UserError, printable, tell
 from chargpt.tokenizer import UnknownCharacterError
 
@@ -71,11 +68,7 @@ def sample(arguments: argparse.Namespace) -> None:
     # What can be refused without torch is refused before it loads.
     path = find_checkpoint(arguments.ckpt)
     if arguments.out is not None:
-        for file in (path, 0 if arguments.prompt_file == "-" else arguments.prompt_file):
-            if is_same_file(arguments.out, file):
-                raise UserError(f"--out would overwrite {file or 'the prompt'}")
-        if os.path.exists(arguments.out) and belongs_to_a_run(Path(os.path.realpath(arguments.out))):
-            raise UserError(f"--out would overwrite a file of a run: {arguments.out}")
+        check_output(arguments.out, path, 0 if arguments.prompt_file == "-" else arguments.prompt_file)
     if arguments.ckpt is None:
         tell(f"Sampling {path}")
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
@@ -119,19 +112,6 @@ def sample(arguments: argparse.Namespace) -> None:
                 out.write(show(text))
                 out.flush()
             out.write("\n")
-
-
-def belongs_to_a_run(file: Path) -> bool:
-    """Whether a file is a checkpoint, or lies in the folder of a run."""
-    return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
-
-
-def is_same_file(out: str, file: str | os.PathLike[str] | int | None) -> bool:
-    """Whether what is written would take the place of a file that is read."""
-    try:
-        return file is not None and os.path.samefile(out, file) and stat.S_ISREG(os.stat(out).st_mode)
-    except OSError:  # one of them does not exist
-        return False
 
 
 def read_prompt(file: str) -> str:

@@ -4,12 +4,13 @@ import os
 import re
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
 from chargpt.jobs import SWEEP
-from chargpt.settings import LARGEST, check_ranges, make, read_settings
+from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, make, read_settings
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -89,12 +90,16 @@ class Checkpoint:
         model: on the CPU.
         text: the `name` and the `sha256` of the text that it was trained on; empty where the file does not say.
         scoring: how it was validated.
+        step: optimizer steps taken.
+        optimizer: its settings, as the file says them: to be told, not to be used.
     """
 
     model: "Model"
     tokenizer: CharTokenizer
     text: dict[str, str]
     scoring: Scoring
+    step: int
+    optimizer: dict[str, str]
 
 
 def load_checkpoint(
@@ -134,7 +139,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tokenizer = CharTokenizer(saved["characters"])
         text = text_in(checkpoint) if saved.get("corpus") else {}
         scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
-        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring)
+        step = checkpoint.get("global_step")
+        step = step if type(step) is int and 0 <= step < MOST_STEPS else 0
+        optimizer = {str(key)[:40]: str(value)[:40] for key, value in islice(saved.get("optimizer", {}).items(), 40)}
+        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, step, optimizer)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     except UserError as error:

@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import io
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, tell
@@ -82,6 +84,35 @@ def file_name(argument: str) -> str:
     if "\0" in argument:
         raise argparse.ArgumentTypeError("no file has a NUL in its name")
     return argument
+
+
+def check_output(out: str, *files: str | os.PathLike[str] | int | None) -> None:
+    """Refuse to write over what is read, or over a file of a run.
+
+    Args:
+        files: that are read; 0 is standard input.
+
+    Raises:
+        UserError: it would be lost.
+    """
+    for file in files:
+        if _is_same_file(out, file):
+            raise UserError(f"--out would overwrite {file or 'the prompt'}")
+    if os.path.exists(out) and _belongs_to_a_run(Path(os.path.realpath(out))):
+        raise UserError(f"--out would overwrite a file of a run: {out}")
+
+
+def _belongs_to_a_run(file: Path) -> bool:
+    """Whether a file is a checkpoint, or lies in the folder of a run."""
+    return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+
+
+def _is_same_file(out: str, file: str | os.PathLike[str] | int | None) -> bool:
+    """Whether what is written would take the place of a file that is read."""
+    try:
+        return file is not None and os.path.samefile(out, file) and stat.S_ISREG(os.stat(out).st_mode)
+    except OSError:  # one of them does not exist
+        return False
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What the model writes, from time to time."""
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,12 +13,15 @@ from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.callbacks.record import verbatim
 from chargpt.sampling import Sampling, generate
 from chargpt.tokenizer import CharTokenizer
+from chargpt.written import Sample, append, keep_until
 
 
 class TextSamples(Callback):
-    """Writes a text sample to TensorBoard after each validation: the same prompt and seed each time.
+    """Writes a text sample after each validation, to TensorBoard and to a file that a page shows (see
+    `chargpt.written`): the same prompt and seed each time.
 
     Args:
+        dirpath: the folder of the file.
         prompt: what the sample continues; characters outside the vocabulary are left out, and if none remains the
             first character of the vocabulary stands in.
         length: characters to generate.
@@ -25,15 +30,20 @@ class TextSamples(Callback):
         UserError: `length` is below 1, or above 10,000, for which training would have to wait too long.
     """
 
-    def __init__(self, prompt: str = "\n", length: int = 300):
+    def __init__(self, dirpath: str, prompt: str = "\n", length: int = 300):
+        self.folder = Path(dirpath)
         self.prompt = prompt
         if not 1 <= length <= 10_000:
             raise UserError(f"length must be at least 1 and at most 10,000; got {length}")
         self.sampling = Sampling(max_new_tokens=length)
 
     @rank_zero_only
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        keep_until(self.folder, trainer.global_step)
+
+    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(module, CharLM)
         tokenizer = CharTokenizer(module.hparams["characters"])
@@ -42,4 +52,6 @@ class TextSamples(Callback):
         with validated_weights(trainer, module):
             ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
         text = tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
-        trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)
+        append(self.folder, Sample(trainer.global_step, text))
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)

@@ -1,0 +1,1 @@
+"""A page that carries a trained model and runs it in any browser: `python -m chargpt.page`."""

@@ -1,0 +1,204 @@
+"""From a checkpoint to a page: one HTML file with the model, what is known of it, and all that runs it."""
+
+import base64
+import copy
+import datetime
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chargpt.checkpoint import Checkpoint, read_checkpoint
+from chargpt.curve import Point, read_curve
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.evaluate import validation_ids
+from chargpt.model import GPT, Model
+from chargpt.page.weights import Packed, pack
+from chargpt.sampling import Sampling, generate
+from chargpt.scoring import score
+from chargpt.written import read_samples
+
+WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
+PAGE = ("weights.js", "glyphs.js", "pictures.js", "main.js")
+LARGEST = 200_000_000  # bytes of weights; browsers have a limit to one text, and people to their patience
+MOST_POINTS, MOST_SAMPLES = 1_000, 100  # of the curve, and of the samples along it
+CHECKED = 32  # characters by which the page checks itself
+MOST_LOGITS = 20_000  # of these
+
+
+def build_page(path: Path, kind: str = "fp16") -> str:
+    """The page of a checkpoint.
+
+    Args:
+        kind: of its weights: `fp16` or `int8`.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or its weights are too many or too large.
+        NonFiniteError: the model's outputs are not finite numbers.
+    """
+    checkpoint = read_checkpoint(path)
+    model = checkpoint.model.eval()
+    size = sum(weight.numel() for weight in model.parameters()) * (1 if kind == "int8" else 2)
+    if size > LARGEST:
+        raise UserError(
+            f"the weights take {size / 1e6:,.0f} MB in {kind}, more than the {LARGEST / 1e6:.0f} MB that a page holds"
+        )
+    model = model.float()  # as the page computes
+    packed = pack(model.state_dict(), kind)
+    rounded = copy.deepcopy(model)
+    rounded.load_state_dict(packed.rounded)
+    facts = {
+        **_told(checkpoint, path, packed, kind),
+        "config": asdict(model.config),
+        "characters": checkpoint.tokenizer.characters,
+        "weights": {"tensors": packed.tensors},
+        "check": _check(rounded, checkpoint),
+        "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
+        "places": _places(model.token_embedding_table.weight.detach()),
+    }
+    return _filled(facts, base64.b64encode(packed.bytes).decode())
+
+
+def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict[str, Any]:
+    """What the page says of the model and of its run."""
+    run = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
+    curve, samples = read_curve(run), read_samples(run)
+    best = min(curve, key=lambda point: point.val_loss, default=None)
+    model, scoring = checkpoint.model, checkpoint.scoring
+    parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
+    name = checkpoint.text.get("name", "an unnamed text")
+    sizes = ""
+    if isinstance(model, GPT):
+        config = model.config
+        sizes = f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
+        sizes += f", a context of {config.block_size:,} characters"
+    loss = f"{best.val_loss:.4f} nats ({best.val_loss / math.log(2):.4f} bits) per character" if best else ""
+    told = [
+        ("Trained on", name),
+        ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")),
+        ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),
+        ("Best validation loss", f"{loss}, after {best.step:,} steps" if best else "not known"),
+        ("Steps", f"{checkpoint.step:,}"),
+        ("Date", datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%d %B %Y")),
+        ("Precision in training", scoring.precision),
+        ("Weights in this page", f"{parameters} in {kind}, {len(packed.bytes) / 1e6:.1f} MB"),
+    ]
+    settings = [
+        *((f"model.{key}", str(value)) for key, value in asdict(model.config).items()),
+        *((f"optimizer.{key}", value) for key, value in checkpoint.optimizer.items()),
+    ]
+    return {
+        "name": name,
+        "summary": f"{parameters}{sizes}" + (f"; validation loss {loss}" if loss else ""),
+        "told": [(*each, "facts") for each in told] + [(*each, "settings") for each in settings],
+        "best": best and best.val_loss,
+        "curve": [[point.step, _finite(point.train_loss), point.val_loss] for point in _thinned(curve, MOST_POINTS)],
+        "curve_in_words": _in_words(curve),
+        "samples": [[sample.step, sample.text] for sample in _thinned(samples, MOST_SAMPLES)],
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _thinned(items: list[Any], most: int) -> list[Any]:
+    """At most so many of them, evenly, the last one included."""
+    if len(items) <= most:
+        return items
+    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+
+
+def _in_words(curve: list[Point]) -> str:
+    if not curve:
+        return ""
+    first, last = curve[0], curve[-1]
+    return (
+        f"Validation loss {first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f} after {last.step:,};"
+        f" the lowest is {min(point.val_loss for point in curve):.4f}"
+    )
+
+
+@torch.inference_mode()
+def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A text of the model's own, and the logits that it has in PyTorch, with the very weights of the page."""
+    start = checkpoint.tokenizer.encode("\n", skip_unknown=True) or [0]
+    length = min(CHECKED, model.config.block_size)
+    ids = torch.tensor([start])
+    if length > 1:
+        generator = torch.Generator().manual_seed(0)
+        tokens = list(generate(model, ids, Sampling(max_new_tokens=length - 1), generator))
+        ids = torch.cat([ids, torch.stack(tokens, 1)], 1)  # (1, length)
+    logits = model(ids)[0]  # (length, vocab_size)
+    if not logits.isfinite().all():
+        raise NonFiniteError("the model's outputs are not finite numbers")
+    some = logits[-max(1, MOST_LOGITS // logits.shape[1]) :]
+    return {"ids": ids[0].tolist(), "logits": _base64(some)}
+
+
+def _base64(numbers: Tensor) -> str:
+    return base64.b64encode(numbers.float().contiguous().numpy().tobytes()).decode()
+
+
+def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
+    """What the rounding of the weights does to the validation loss, where the text is at hand."""
+    ids = validation_ids(checkpoint)
+    if ids is None:
+        return "What int8 costs in validation loss is not known: the text was not at hand."
+    exact, loss = (score(model, ids, checkpoint.scoring).loss for model in (checkpoint.model, rounded))
+    return f"In int8 its validation loss is {loss:.4f} instead of {exact:.4f}."
+
+
+def _places(embeddings: Tensor) -> list[list[float]]:
+    """Where characters stand on a map: their embeddings, (vocab_size, C), along the two directions in which they
+    differ most; either is stretched to [-1, 1]."""
+    centered = (embeddings - embeddings.mean(0)).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, lengths, _ = torch.svd_lowrank(centered, q=min(6, *centered.shape), niter=8)
+    places = torch.zeros(len(centered), 2, dtype=torch.float64)
+    found = (left * lengths)[:, :2]
+    places[:, : found.shape[1]] = found
+    least, most = places.aminmax(dim=0)
+    places = 2 * (places - least) / (most - least).clamp(min=1e-12) - 1
+    return [[round(x, 4), round(y, 4)] for x, y in places.tolist()]
+
+
+def _filled(facts: dict[str, Any], weights: str) -> str:
+    """The HTML file with everything in it."""
+    style, script = _read("page.css"), f'"use strict";\n{{\n{bundle(PAGE)}\nopen();\n}}\n'
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; worker-src blob:;"
+        " base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "style": style,
+        # Of what comes from outside only this is in the page, and it has no character that HTML knows.
+        "facts": json.dumps(facts, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026"),
+        "weights": weights,
+        "worker": f'"use strict";\n{{\n{bundle(WORKER)}\nlisten(self);\n}}\n',
+        "script": script,
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _read("page.html"))
+
+
+def bundle(names: tuple[str, ...]) -> str:
+    """The modules of those names as one script, less their imports: a page from the disk may load no modules."""
+    return "\n".join(re.sub(r"^import .*$|^export ", "", _read(name), flags=re.MULTILINE) for name in names)
+
+
+def _read(name: str) -> str:
+    return (files("chargpt.page") / name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

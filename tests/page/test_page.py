@@ -1,0 +1,305 @@
+"""The page as a file, and as a person has it in a browser."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from helpers import start
+
+from chargpt.checkpoint import read_checkpoint
+from chargpt.curve import FILE as LOSSES
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.page.__main__ import main
+from chargpt.page.build import build_page
+from chargpt.written import FILE as SAMPLES
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u2028\u202e{{script}}"
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and what is in its scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.scripts = [], {}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        tag, attributes = self.tags[-1] if self.tags else ("", {})
+        if self.cdata_elem == tag:  # inside of a script or a style sheet
+            key = attributes.get("id", tag)
+            self.scripts[key] = self.scripts.get(key, "") + data
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run long enough for a page to tell of."""
+    folder = tmp_path_factory.mktemp("page") / "run"
+    start(folder, *tiny, "trainer.max_steps=60", "trainer.val_check_interval=20", "optimizer.lr=1e-2")
+    return folder
+
+
+def test_what_the_page_holds(run):
+    page = Reader(build_page(run / "checkpoints" / "best.ckpt"))
+    facts = json.loads(page.scripts["data"])
+    checkpoint = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert facts["characters"] == checkpoint.tokenizer.characters
+    assert facts["config"] == vars(checkpoint.model.config)
+    assert [step for step, *_ in facts["curve"]] == [20, 40, 60]
+    assert [step for step, _ in facts["samples"]] == [20, 40, 60]
+    assert len(facts["places"]) == len(facts["characters"])
+    assert ["optimizer.lr", "0.01", "settings"] in facts["told"]
+    numbers = sum(weight.numel() for weight in checkpoint.model.parameters())
+    assert 2 * numbers <= len(base64.b64decode(page.scripts["weights"])) <= 2 * numbers + 200
+
+
+def test_only_its_own_scripts_run(run):
+    """What the policy lets run is what is there, by its hash; nothing is loaded from elsewhere."""
+    page = Reader(build_page(run / "checkpoints" / "best.ckpt"))
+    policy = next(each["content"] for tag, each in page.tags if each.get("http-equiv"))
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        digest = base64.b64encode(hashlib.sha256(page.scripts[tag].encode()).digest()).decode()
+        assert f"{rule} 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert not [
+        each for _, each in page.tags if any(name in ("src", "style") or name.startswith("on") for name in each)
+    ]
+    assert [each["href"] for _, each in page.tags if "href" in each] == ["#prompt"]
+
+
+def hostile_copy(run, folder):
+    """The same run by somebody who means ill with all text in it."""
+    shutil.copytree(run, folder)
+    file = folder / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    settings = content["hyper_parameters"]
+    size = len(settings["characters"])
+    settings["characters"] = "".join(sorted(set("<>&\"'/\u2028\u202e{}script")))
+    settings["characters"] += "".join(map(chr, range(0x4E00, 0x4E00 + size - len(settings["characters"]))))
+    settings["corpus"]["name"] = HOSTILE
+    settings["optimizer"]["name"] = HOSTILE
+    torch.save(content, file)
+    (folder / SAMPLES).write_text(json.dumps({"step": 1, "text": HOSTILE}) + "\nno json\n[]\n{}\n", encoding="utf-8")
+    (folder / LOSSES).write_text("step,seconds\n1,1,nan,2.5,9\n2,2,inf,1e999,1\n<b>,1,1,1,1\n", encoding="utf-8")
+    return file
+
+
+def test_hostile_text_is_text(run, tmp_path, tab):
+    page = build_page(hostile_copy(run, tmp_path / "hostile"))
+    read, safe = Reader(page), Reader(build_page(run / "checkpoints" / "best.ckpt"))
+    assert read.tags == safe.tags  # the same elements, and the same scripts by their hashes
+    facts = json.loads(read.scripts["data"])
+    assert (facts["name"], facts["samples"], facts["curve"]) == (HOSTILE, [[1, HOSTILE]], [[1, None, 2.5]])
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("#go:not([disabled])")
+    assert (
+        tab.inner_text("h1")
+        == "A model of </script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\\u2028\\u202e{{script}}"
+    )
+    tab.fill("#prompt", "<script>")
+    tab.click("#go")
+    written(tab)
+    assert tab.inner_text("#text").startswith("<script>")
+    assert tab.locator("img").count() == 0
+
+
+def written(tab, how="Done"):
+    from playwright.sync_api import expect
+
+    expect(tab.locator("#status")).to_have_text(re.compile(how), timeout=30_000)
+
+
+@pytest.fixture
+def page(run, tmp_path, tab):
+    """The page of the run, open and ready."""
+    file = tmp_path / "page.html"
+    assert main(["--ckpt", str(run), "--out", str(file)]) == 0
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("#go:not([disabled])")
+    return tab
+
+
+def text_of(page):
+    return page.evaluate("() => [...document.querySelectorAll('#text span')].map((each) => each.textContent).join('')")
+
+
+def test_it_proves_itself(page):
+    assert "computes what PyTorch computed" in page.inner_text("#proof")
+
+
+def test_it_writes(page):
+    page.fill("#prompt", "1 green")
+    page.fill("#length", "80")
+    page.click("#go")
+    written(page)
+    first = text_of(page)
+    assert first.startswith("1 green")
+    assert len(first) == 87
+    assert page.locator("#text .prompt").count() == 7
+    page.click("#go")
+    written(page)
+    assert text_of(page) == first
+    page.click("#again")
+    written(page)
+    assert text_of(page) != first
+    assert page.input_value("#seed") == "2"
+    page.click("#more")
+    written(page)
+    assert len(text_of(page)) == 167
+
+
+def test_stop(page):
+    page.fill("#length", "100000")
+    page.click("#go")
+    page.wait_for_selector("#text span:nth-child(50)")
+    page.click("#halt")
+    written(page, "Stopped")
+    assert 50 <= len(text_of(page)) < 100_000
+
+
+def test_what_is_wrong_is_told(page):
+    page.fill("#prompt", "1 é\u202e")
+    page.click("#go")
+    assert page.inner_text("#error") == "The model does not know these characters of the prompt: é (U+00E9), U+202E."
+    page.fill("#prompt", "")
+    page.fill("#temperature", "-1")
+    page.click("#go")
+    assert page.inner_text("#error").startswith("Temperature")
+    assert text_of(page) == ""
+
+
+def test_a_character_is_explained_and_changed(page):
+    page.fill("#prompt", "1 green")
+    page.fill("#length", "60")
+    page.click("#go")
+    written(page)
+    before = text_of(page)
+    page.hover("#text span:nth-child(20)")
+    assert "bits" in page.inner_text("#tip")
+    page.click("#text span:nth-child(20)")
+    page.wait_for_selector("#heads button")
+    assert page.locator("#heads button").count() == 4
+    assert page.locator("#likeliest li").count() == 5
+    page.click("#heads button >> nth=3")
+    assert page.inner_text("#enlarged-title") == "Enlarged: layer 2, head 2"
+    assert page.locator("#text .a6").count() >= 1
+    page.uncheck("#head-on")
+    written(page)
+    assert text_of(page).startswith("1 green")
+    page.click("#all-on")
+    written(page)
+    assert text_of(page) == before
+    page.click("#text span:nth-child(5)")
+    page.fill("#change", "b")
+    page.click("#apply")
+    written(page)
+    after = text_of(page)
+    assert after.startswith("1 grben")
+    assert len(after) == len(before)
+    assert page.input_value("#prompt") == "1 grben"
+
+
+def test_by_keyboard(page):
+    page.fill("#length", "30")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    written(page)
+    page.focus("#text")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#character-title").startswith("Character 2:")
+    assert "%" in page.text_content("#spoken-character")
+    page.wait_for_selector("#heads button")
+    page.focus("#heads button")
+    page.keyboard.press("Enter")
+    assert page.is_visible("#enlarged")
+    page.focus("#text")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#character")
+    assert page.text_content("#spoken").strip()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone(page, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    page.click("#go")
+    written(page)
+    page.click("#text span:nth-child(9)")
+    page.wait_for_selector("#heads button")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_samples_along_the_curve(page):
+    assert page.text_content("#sample-step") == "60"
+    last = page.inner_text("#sample")
+    page.focus("#sample-choice")
+    page.keyboard.press("Home")
+    assert page.text_content("#sample-step") == "20"
+    assert page.inner_text("#sample") != last
+
+
+def test_damaged_weights_are_noticed(run, tmp_path, tab):
+    page = build_page(run / "checkpoints" / "best.ckpt")
+    weights = Reader(page).scripts["weights"]
+    half = len(weights) // 8 * 4
+    file = tmp_path / "page.html"
+    file.write_text(page.replace(weights[:half], "MMMM" * (half // 4)), encoding="utf-8")
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("#go:not([disabled])")
+    assert "does not compute what PyTorch computed" in tab.inner_text("#proof")
+
+
+def test_a_bigram(tiny, tmp_path, tab):
+    sizes = [each for each in tiny if not each.startswith(("model.n_", "model.block_size"))]
+    start(tmp_path / "run", *sizes, "model=bigram", "model.block_size=8")
+    assert main(["--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--weights", "int8"]) == 0
+    tab.goto((tmp_path / "page.html").as_uri())
+    tab.wait_for_selector("#go:not([disabled])")
+    assert "In int8 its validation loss is" in tab.inner_text("#proof")
+    tab.click("#go")
+    written(tab)
+    tab.click("#text span:nth-child(9)")
+    assert "A bigram has no attention" in tab.inner_text("#about-attention")
+
+
+def test_what_is_no_page_is_not_replaced(run, tmp_path, capsys):
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    assert main(["--ckpt", str(run), "--out", str(mine)]) == 2
+    assert "is no page of chargpt" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        assert main(["--ckpt", str(run), "--out", str(page)]) == 0
+    for inside in (run / LOSSES, run / "checkpoints" / "best.ckpt"):
+        assert main(["--ckpt", str(run), "--out", str(inside)]) == 2
+    assert main(["--ckpt", str(run), "--out", str(tmp_path)]) == 2
+    assert main(["--ckpt", str(run), "--out", str(tmp_path / "missing" / "page.html")]) == 2
+
+
+def test_weights_that_a_page_cannot_hold(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["net.lm_head.bias"][0] = 1e30
+    torch.save(content, file)
+    with pytest.raises(UserError, match="too large for fp16"):
+        build_page(file)
+    content["state_dict"]["net.lm_head.bias"][0] = 0.0
+    content["state_dict"]["net.lm_head.weight"][0] = 3e38
+    torch.save(content, file)
+    with pytest.raises(NonFiniteError):
+        build_page(file, "int8")
+    monkeypatch.setattr("chargpt.page.build.LARGEST", 1000)
+    with pytest.raises(UserError, match="more than the 0 MB that a page holds"):
+        build_page(run / "checkpoints" / "best.ckpt")
