@@ -136,6 +136,7 @@ def _report(run: "Run", seconds: float, first_step: int) -> float:
     file = folder / "checkpoints" / "best.ckpt"
     if file.exists():
         lines += [f"Checkpoint:  {file}", f"Sample it:   python sample.py --ckpt {shlex.quote(str(folder))}"]
+        lines.append(f"Look inside: python -m chargpt.page --ckpt {shlex.quote(str(folder))}")
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"See curves:  tensorboard --logdir {shlex.quote(str(folder))}")
     elif trainer.logger is not None and trainer.logger.save_dir:

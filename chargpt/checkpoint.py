@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
 from chargpt.jobs import SWEEP
-from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, make, read_settings
+from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, make, read_settings, shown
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -141,12 +141,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
         scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
         step = checkpoint.get("global_step")
         step = step if type(step) is int and 0 <= step < MOST_STEPS else 0
-        optimizer = {str(key)[:40]: str(value)[:40] for key, value in islice(saved.get("optimizer", {}).items(), 40)}
+        optimizer = _told(saved.get("optimizer"))
         return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, step, optimizer)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def _told(settings: Any) -> dict[str, str]:
+    """Some settings that nobody has looked at, as they can be shown."""
+    items = islice(settings.items(), 40) if isinstance(settings, dict) else ()
+    return {
+        name[:40]: value[:100] if isinstance(value, str) else shown(value)
+        for name, value in items
+        if isinstance(name, str)
+    }
 
 
 def read_archive(path: Path) -> dict[str, Any]:

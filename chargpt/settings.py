@@ -27,10 +27,10 @@ def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, def
         UserError: the name or an option is unknown, or a value is of another type or out of range.
     """
     if not isinstance(settings, dict):
-        raise UserError(f"{group} must be a mapping of options; got {_shown(settings)}")
+        raise UserError(f"{group} must be a mapping of options; got {shown(settings)}")
     name = settings.get("name", default)
     if not isinstance(name, str) or name not in kinds:
-        raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {_shown(name)}")
+        raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {shown(name)}")
     return make(group, kinds[name], settings | {"name": name})
 
 
@@ -77,9 +77,9 @@ def check_types(group: str, expected: dict[str, Any], options: dict[str, Any]) -
     """
     for key, value in options.items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise UserError(f"{group}.{key} must be a number of at most 64 bits; got {_shown(value)}")
+            raise UserError(f"{group}.{key} must be a number of at most 64 bits; got {shown(value)}")
         if not _is_a(value, expected.get(key, Any)):
-            raise UserError(f"{group}.{key} must be {_name(expected[key])}; got {_shown(value)}")
+            raise UserError(f"{group}.{key} must be {_name(expected[key])}; got {shown(value)}")
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -111,7 +111,7 @@ def _name(kind: Any) -> str:
     return names.get(origin or kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message shows it, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring, short.maxother, short.maxlevel = 100, 100, 3

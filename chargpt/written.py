@@ -33,7 +33,7 @@ def read_samples(run: Path) -> list[Sample]:
         return samples
     with suppress(OSError), file.open("rb") as lines:
         for line in lines:
-            with suppress(ValueError, TypeError, LookupError, RecursionError):
+            with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 found = json.loads(line)
                 sample = Sample(found["step"], found["text"])
                 sample.text.encode()  # surrogates are no text

@@ -176,6 +176,7 @@ def test_a_run_by_hand(tiny, tmp_path):
         r"Best validation loss \d\.\d{4} \(nats per character, on .*verse\.txt\), 6 steps in \d+ s",
         rf"Checkpoint:  {tmp_path}/run/checkpoints/best\.ckpt",
         rf"Sample it:   python sample\.py --ckpt {tmp_path}/run",
+        rf"Look inside: python -m chargpt\.page --ckpt {tmp_path}/run",
         rf"See curves:  tensorboard --logdir {tmp_path}/run",
     ):
         assert re.search(pattern, done.stderr), (pattern, done.stderr)

@@ -1,5 +1,8 @@
+import pytest
 import torch
-from helpers import assert_same, events, start, state
+from helpers import STEPS, assert_same, events, resume, signal_at, start, state
+
+from chargpt.written import Sample, append, read_samples
 
 
 def test_text_samples_leave_training_alone(tiny, tmp_path):
@@ -16,6 +19,19 @@ def test_a_prompt_without_known_characters(tiny, tmp_path):
         text = event.tensor_proto.string_val[0].decode()
         assert len(text.replace("\n    ", "\n")) == len("    ") + 1 + 8
         assert text.startswith("    \n")
+
+
+def test_samples_are_kept_in_a_file_whatever_the_logger(tiny, tmp_path):
+    """A resumed run has those of the run that was never interrupted."""
+    start(tmp_path / "whole", *tiny, *STEPS)
+    start(tmp_path / "bare", *tiny, *STEPS, "trainer.logger=false")
+    with pytest.raises(SystemExit):
+        start(tmp_path / "cut", *tiny, *STEPS, *signal_at(7))
+    append(tmp_path / "cut", Sample(8, "written after the last save, before the run was killed"))
+    resume(tmp_path / "cut", "+callbacks.stop=null")
+    samples = read_samples(tmp_path / "whole")
+    assert [sample.step for sample in samples] == [4, 8, 12]
+    assert samples == read_samples(tmp_path / "cut") == read_samples(tmp_path / "bare")
 
 
 def test_samples_in_the_middle_of_training_know_no_dropout(tiny, tmp_path, monkeypatch):
