@@ -27,7 +27,7 @@ def test_samples_are_kept_in_a_file_whatever_the_logger(tiny, tmp_path):
     start(tmp_path / "bare", *tiny, *STEPS, "trainer.logger=false")
     with pytest.raises(SystemExit):
         start(tmp_path / "cut", *tiny, *STEPS, *signal_at(7))
-    append(tmp_path / "cut", Sample(8, "written after the last save, before the run was killed"))
+    append(tmp_path / "cut", Sample(9, "written after the last save, before the run was killed"))
     resume(tmp_path / "cut", "+callbacks.stop=null")
     samples = read_samples(tmp_path / "whole")
     assert [sample.step for sample in samples] == [4, 8, 12]
