@@ -198,40 +198,44 @@ function normalized(x, T, C, weight, bias) {
   return out;
 }
 
-// x, (T, inputs), times the transpose of weight, (outputs, inputs), plus bias: where the time goes. Four sums at a time
-// keep the processor busy: of four characters, which share each weight, or of four outputs, which share each input.
+// x, (T, inputs), times the transpose of weight, (outputs, inputs), plus bias: where the time goes. Several sums at a
+// time keep the processor busy, and share what they read: for four characters and two outputs, or for four outputs of
+// the characters that remain.
 function linear(x, T, inputs, weight, bias) {
   const outputs = weight.length / inputs;
   const out = new Float32Array(T * outputs);
-  const whole = T - (T % 4);
-  if (whole) byCharacters(x, whole, inputs, weight, outputs, out);
-  for (let t = whole; t < T; t++) byOutputs(x, t, inputs, weight, outputs, out);
+  const whole = outputs % 2 ? 0 : T - (T % 4);
+  for (let t = 0; t < whole; t += 4) ofFour(x, t, inputs, weight, outputs, out);
+  for (let t = whole; t < T; t++) ofOne(x, t, inputs, weight, outputs, out);
   if (bias) for (let t = 0; t < T; t++) for (let o = 0; o < outputs; o++) out[t * outputs + o] += bias[o];
   return out;
 }
 
-function byCharacters(x, T, inputs, weight, outputs, out) {
-  for (let t = 0; t < T; t += 4) {
-    const [x0, x1, x2, x3] = [t * inputs, (t + 1) * inputs, (t + 2) * inputs, (t + 3) * inputs];
-    for (let o = 0; o < outputs; o++) {
-      const row = o * inputs;
-      let [a, b, c, d] = [0, 0, 0, 0];
-      for (let i = 0; i < inputs; i++) {
-        const w = weight[row + i];
-        a += w * x[x0 + i];
-        b += w * x[x1 + i];
-        c += w * x[x2 + i];
-        d += w * x[x3 + i];
-      }
-      out[t * outputs + o] = a;
-      out[(t + 1) * outputs + o] = b;
-      out[(t + 2) * outputs + o] = c;
-      out[(t + 3) * outputs + o] = d;
+function ofFour(x, t, inputs, weight, outputs, out) {
+  const [x0, x1, x2, x3] = [t * inputs, (t + 1) * inputs, (t + 2) * inputs, (t + 3) * inputs];
+  for (let o = 0; o < outputs; o += 2) {
+    const [v0, w0] = [o * inputs, (o + 1) * inputs];
+    let [a0, a1, a2, a3, b0, b1, b2, b3] = [0, 0, 0, 0, 0, 0, 0, 0];
+    for (let i = 0; i < inputs; i++) {
+      const v = weight[v0 + i];
+      const w = weight[w0 + i];
+      a0 += v * x[x0 + i];
+      a1 += v * x[x1 + i];
+      a2 += v * x[x2 + i];
+      a3 += v * x[x3 + i];
+      b0 += w * x[x0 + i];
+      b1 += w * x[x1 + i];
+      b2 += w * x[x2 + i];
+      b3 += w * x[x3 + i];
     }
+    out.set([a0, b0], t * outputs + o);
+    out.set([a1, b1], (t + 1) * outputs + o);
+    out.set([a2, b2], (t + 2) * outputs + o);
+    out.set([a3, b3], (t + 3) * outputs + o);
   }
 }
 
-function byOutputs(x, t, inputs, weight, outputs, out) {
+function ofOne(x, t, inputs, weight, outputs, out) {
   const [from, to] = [t * inputs, t * outputs];
   let o = 0;
   for (; o + 3 < outputs; o += 4) {
