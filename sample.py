@@ -14,6 +14,7 @@ from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
 from chargpt.commands import Parser, file_name, open_output, pick_device, utf8_text
 from chargpt.errors import UserError, printable, tell
+from chargpt.shared import FILES, WEIGHTS
 from chargpt.tokenizer import UnknownCharacterError
 
 LONGEST_PROMPT = 16_000_000  # bytes
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python sample.py", description="Write text with a trained model.")
     parser.add_argument(
-        "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
+        "--ckpt",
+        type=file_name,
+        metavar="RUN_OR_FILE",
+        help="a run's folder, a shared one, or a checkpoint (default: newest run)",
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -122,8 +126,13 @@ def sample(arguments: argparse.Namespace) -> None:
 
 
 def belongs_to_a_run(file: Path) -> bool:
-    """Whether a file is a checkpoint, or lies in the folder of a run."""
-    return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+    """Whether a file is a checkpoint, or lies in the folder of a run, or beside weights that are shared."""
+    shared = file.name in FILES and file.with_name(WEIGHTS).is_file()
+    return (
+        shared
+        or file.suffix == ".ckpt"
+        or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+    )
 
 
 def is_same_file(out: str, file: str | os.PathLike[str] | int | None) -> bool:
