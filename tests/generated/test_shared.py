@@ -86,6 +86,7 @@ BOMBS: dict[str, bytes] = {
     "lists-side-by-side": b"[" + b"[]," * (LONGEST // 3 - 2) + b"[]]",
     "mappings": b'{"a":' * (LONGEST // 5),
     "mappings-side-by-side": b"[" + b"{}," * (LONGEST // 3 - 2) + b"{}]",
+    "mappings-of-one": b"[" + b'{"":0},' * (LONGEST // 7 - 2) + b"{}]",
     "keys": b"{" + b"".join(b'"%x":0,' % n for n in range(LONGEST // 10)) + b'"":0}',
     "digits": b"1" * LONGEST,
     "digits-4000": b"[" + b",".join([b"1" * 4000] * (LONGEST // 4002)) + b"]",
