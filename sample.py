@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python sample.py", description="Write text with a trained model.")
     parser.add_argument(
-        "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
+        "--ckpt",
+        type=file_name,
+        metavar="RUN_OR_FILE",
+        help="a run's folder, a shared one, or a checkpoint (default: newest run)",
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(

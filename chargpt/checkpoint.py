@@ -1,9 +1,10 @@
 """From a checkpoint file to a model and its tokenizer, without Lightning."""
 
+import math
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chargpt.errors import UserError, is_out_of_memory
 from chargpt.jobs import SWEEP
 from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, make, read_settings, shown
+from chargpt.shared import CONFIG, WEIGHTS, read_config, read_header, read_numbers
 from chargpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str |
     """The checkpoint to sample from.
 
     Args:
-        run_or_file: a checkpoint, or a run's folder: its best checkpoint, or its last where none was scored yet.
-            None stands for the newest run.
+        run_or_file: a checkpoint, or a run's folder: its best checkpoint, or its last where none was scored yet; or
+            a folder that `chargpt.share` wrote: its weights. None stands for the newest run.
         outputs: where to look for the newest run.
 
     Raises:
@@ -47,14 +49,16 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
         return path
     if not path.exists():
         raise UserError(f"no such checkpoint or run: {path}")
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS):
         if (path / name).is_file():
             return path / name
     if not path.is_dir():
         raise UserError(f"{path} is neither a checkpoint nor the folder of a run")
     if (path / SWEEP).is_file():
         raise UserError(f"{path} is the folder of a sweep: name one of its runs, {path}/...")
-    raise UserError(f"the folder {path} holds no checkpoint (checkpoints/best.ckpt or checkpoints/last.ckpt)")
+    raise UserError(
+        f"the folder {path} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or {WEIGHTS})"
+    )
 
 
 @dataclass
@@ -90,7 +94,8 @@ class Checkpoint:
         model: on the CPU.
         text: the `name` and the `sha256` of the text that it was trained on; empty where the file does not say.
         scoring: how it was validated.
-        step: optimizer steps taken.
+        best_loss: the lowest validation loss of its run so far, in nats per character; None where it is not known.
+        step: optimizer steps taken; None where they are not known.
         optimizer: its settings, as the file says them: to be told, not to be used.
     """
 
@@ -98,8 +103,9 @@ class Checkpoint:
     tokenizer: CharTokenizer
     text: dict[str, str]
     scoring: Scoring
-    step: int
-    optimizer: dict[str, str]
+    best_loss: float | None = None
+    step: int | None = None
+    optimizer: dict[str, str] = field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -107,10 +113,10 @@ def load_checkpoint(
 ) -> "tuple[Model, CharTokenizer]":
     """The model in eval mode, and the tokenizer that it was trained with.
 
-    The file is read as data, by `chargpt.pickled`: it cannot run code.
+    What is read is data, whoever wrote it: it cannot run code.
 
     Args:
-        path: a checkpoint that `train.py` wrote, or a run's folder.
+        path: a checkpoint that `train.py` wrote, a run's folder, or a folder that `chargpt.share` wrote.
         device: where the model goes.
 
     Raises:
@@ -126,6 +132,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: the file is missing, damaged or not a checkpoint of chargpt.
     """
+    if path.suffix == Path(WEIGHTS).suffix:
+        return read_shared(path)
     try:
         checkpoint = read_archive(path)
     except OSError as error:
@@ -139,10 +147,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tokenizer = CharTokenizer(saved["characters"])
         text = text_in(checkpoint) if saved.get("corpus") else {}
         scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
-        step = checkpoint.get("global_step")
-        step = step if type(step) is int and 0 <= step < MOST_STEPS else 0
         optimizer = _told(saved.get("optimizer"))
-        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, step, optimizer)
+        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, *progress_in(checkpoint), optimizer)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
     except UserError as error:
@@ -157,6 +163,38 @@ def _told(settings: Any) -> dict[str, str]:
         for name, value in items
         if isinstance(name, str)
     }
+
+
+def read_shared(path: Path) -> Checkpoint:
+    """The model whose weights `chargpt.share` wrote, with what the file beside them says about it.
+
+    Nothing of the weights is read before their names, shapes and places in the file are what the settings imply.
+
+    Raises:
+        UserError: a file is missing, damaged or not one that `chargpt.share` wrote.
+    """
+    from chargpt.memory import check_memory
+
+    try:
+        config = read_config(path.with_name(CONFIG))
+        tokenizer = CharTokenizer(config.characters)
+        scoring = make("scoring", Scoring, config.scoring)
+        with open(path, "rb") as file:
+            header = read_header(file)
+            model = fit(config.model, tokenizer.vocab_size, header)
+            check_memory(sum(weight.nbytes for weight in header.values()), "the weights", "use another machine")
+            weights = read_numbers(file, header)
+        model.load_state_dict(weights, assign=True)
+        check_finite(weights)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    except Exception as error:  # what a damaged or foreign file raises depends on the damage
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} is damaged, or not a file that chargpt.share wrote") from error
+    return Checkpoint(model, tokenizer, config.text, scoring, config.best_loss, config.step)
 
 
 def read_archive(path: Path) -> dict[str, Any]:
@@ -206,6 +244,13 @@ def text_in(checkpoint: dict[str, Any]) -> dict[str, str]:
     return text
 
 
+def progress_in(checkpoint: dict[str, Any]) -> tuple[float | None, int | None]:
+    """The lowest validation loss so far and the steps taken, each None where the checkpoint does not know it."""
+    best, step = checkpoint["state_dict"].get("best_val_loss.min_value"), checkpoint.get("global_step")
+    loss = float(best) if getattr(best, "shape", None) == () else math.inf
+    return loss if 0 <= loss < math.inf else None, step if type(step) is int and 0 <= step < MOST_STEPS else None
+
+
 def model_in(checkpoint: dict[str, Any]) -> "Model":
     """The model in a checkpoint, around its very tensors.
 
@@ -213,11 +258,23 @@ def model_in(checkpoint: dict[str, Any]) -> "Model":
         LookupError, TypeError, AttributeError: settings or weights are missing.
         UserError: the settings are wrong, or the weights do not fit them or are not finite.
     """
+    settings = checkpoint["hyper_parameters"]
+    weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
+    model = fit(settings["model"], len(settings["characters"]), weights)
+    check_finite(weights)
+    return model
+
+
+def fit(settings: Any, vocab_size: int, weights: "dict[str, torch.Tensor]") -> "Model":
+    """The model of these settings around these very tensors, which may be on the meta device: none is looked into.
+
+    Raises:
+        TypeError, AttributeError: one is no tensor.
+        UserError: the settings are wrong, or the weights do not fit them.
+    """
     from chargpt.model import MODEL_CONFIGS, build_skeleton
 
-    settings = checkpoint["hyper_parameters"]
-    config = read_settings("model", MODEL_CONFIGS, settings["model"])
-    weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
+    config = read_settings("model", MODEL_CONFIGS, settings)
     for name, weight in weights.items():
         if not weight.is_contiguous():
             raise UserError(f"the weights {name} are not laid out as a model's")
@@ -227,13 +284,21 @@ def model_in(checkpoint: dict[str, Any]) -> "Model":
     misfit = f"the weights do not fit its settings: {config}"
     if getattr(config, "n_layer", 0) > len(weights):  # each layer has some, so a skeleton need not be made to tell
         raise UserError(misfit)
-    model = build_skeleton(config, len(settings["characters"]))
+    model = build_skeleton(config, vocab_size)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(misfit) from error
+    return model
+
+
+def check_finite(weights: "dict[str, torch.Tensor]") -> None:
+    """Refuse weights that are not finite numbers.
+
+    Raises:
+        UserError: some are not.
+    """
     for name, weight in weights.items():
         least, most = weight.aminmax()
         if not (least.isfinite() and most.isfinite()):
             raise UserError(f"the weights {name} are not finite numbers")
-    return model

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from chargpt.errors import NonFiniteError, UserError, first_line, is_out_of_memory, tell
+from chargpt.shared import FILES, WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +104,10 @@ def check_output(out: str, *files: str | os.PathLike[str] | int | None) -> None:
 
 
 def _belongs_to_a_run(file: Path) -> bool:
-    """Whether a file is a checkpoint, or lies in the folder of a run."""
-    return file.suffix == ".ckpt" or any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+    """Whether a file is a checkpoint, or lies in the folder of a run, or beside weights that are shared."""
+    shared = file.name in FILES and file.with_name(WEIGHTS).is_file()
+    of_a_run = any((parent / ".hydra" / "config.yaml").is_file() for parent in file.parents)
+    return shared or file.suffix == ".ckpt" or of_a_run
 
 
 def _is_same_file(out: str, file: str | os.PathLike[str] | int | None) -> bool:

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=file_name,
         nargs="+",
         metavar="RUN_OR_FILE",
-        help="runs' folders, checkpoints, or a sweep's folder: all its runs (default: the newest run)",
+        help="runs' or shared folders, checkpoints, or a sweep's folder: all its runs (default: the newest run)",
     )
     parser.add_argument(
         "--text",

@@ -5,7 +5,7 @@ import fnmatch
 import glob
 import os
 import stat
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from chargpt.errors import UserError, one_line
@@ -48,14 +48,26 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
-    half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    half.unlink(missing_ok=True)
+    write_all({file: content})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together as `write_whole` does one: none is renamed before all are written.
+
+    Raises:
+        OSError: one cannot be written; what was there is as it was, unless the renaming failed.
+    """
+    halves = {file.with_name(f".{file.name}.{os.getpid()}.tmp"): file for file in contents}
     try:
-        with half.open("xb") as out:
-            out.write(content)
-        os.replace(half, file)
+        for half, file in halves.items():
+            half.unlink(missing_ok=True)
+            with half.open("xb") as out:
+                out.write(contents[file])
+        for half, file in halves.items():
+            os.replace(half, file)
     except BaseException:
-        half.unlink(missing_ok=True)
+        for half in halves:
+            half.unlink(missing_ok=True)
         raise
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 import sample
-from chargpt import compare, evaluate
+from chargpt import compare, evaluate, share
 from chargpt.run.build import build_callbacks
 from train import train
 
@@ -32,6 +32,7 @@ def commands(text: str) -> list[str]:
 LINES = commands(README.replace(EXTEND, ""))
 TRAIN = [shlex.split(line)[2:] for line in LINES if line.startswith("python train.py")]
 SCORE = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.evaluate")]
+SHARE = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.share")]
 SAMPLE = [shlex.split(line.split(" <")[0])[2:] for line in LINES if line.startswith("python sample.py")]
 RUNS = [each for each in TRAIN if "-m" not in each and not re.search("resume=|init_from=", " ".join(each))]
 RESUME = [each for each in TRAIN if "-m" not in each and "resume=" in " ".join(each)]
@@ -44,6 +45,7 @@ def test_every_command_is_tried():
         "python sample.py",
         "python -m chargpt.evaluate",
         "python -m chargpt.compare",
+        "python -m chargpt.share",
         "python -m venv .venv && ",
         "python -m pip install -c constraints.txt -e ",
         "tensorboard --logdir ",
@@ -121,6 +123,13 @@ def test_score_commands(arguments, tiny_run, text_file, capsys):
     replaced = {"--ckpt": str(tiny_run), "--text": str(text_file), "--stride": "8"}
     small = [replaced.get(before, each) for before, each in itertools.pairwise(["", *arguments])]
     assert evaluate.main(["--ckpt", str(tiny_run), *small]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", SHARE, ids=" ".join)
+def test_share_commands(arguments, tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert share.main([*arguments, "--ckpt", str(tiny_run)]) == 0, capsys.readouterr().err
+    assert sample.main(["--ckpt", arguments[0], "--max-new-tokens", "5", "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("arguments", SAMPLE, ids=" ".join)

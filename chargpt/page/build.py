@@ -71,6 +71,7 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
     run = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
     curve, samples = read_curve(run), read_samples(run)
     best = min(curve, key=lambda point: point.val_loss, default=None)
+    lowest = best.val_loss if best else checkpoint.best_loss
     model, scoring = checkpoint.model, checkpoint.scoring
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
     name = checkpoint.text.get("name", "an unnamed text")
@@ -79,13 +80,13 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         config = model.config
         sizes = f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
         sizes += f", a context of {config.block_size:,} characters"
-    loss = f"{best.val_loss:.4f} nats ({best.val_loss / math.log(2):.4f} bits) per character" if best else ""
+    loss = "" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     told = [
         ("Trained on", name),
         ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")),
         ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),
-        ("Best validation loss", f"{loss}, after {best.step:,} steps" if best else "not known"),
-        ("Steps", f"{checkpoint.step:,}"),
+        ("Best validation loss", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
+        ("Steps", "not known" if checkpoint.step is None else f"{checkpoint.step:,}"),
         ("Date", datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%d %B %Y")),
         ("Precision in training", scoring.precision),
         ("Weights in this page", f"{parameters} in {kind}, {len(packed.bytes) / 1e6:.1f} MB"),

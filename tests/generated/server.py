@@ -30,6 +30,7 @@ LATE = (  # what is imported only when it is needed
     "hydra.main",
     "lightning.pytorch.loggers",
     "pooch",
+    "safetensors.torch",
     "tensorboard.plugins.hparams.summary_v2",
     "torch.utils.tensorboard",
 )
