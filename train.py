@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.compare import report, save
+from chargpt.curve import read_curve
 from chargpt.errors import Stopped, UserError, first_line, one_line, printable
 from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
@@ -29,6 +30,7 @@ from chargpt.run.messages import Printable
 from chargpt.run.resume import Resumption, load_state, point_to_run
 from chargpt.run.stored import check_choices, command_to_go_on, resumed_config, store_config
 from chargpt.run.sweep import RecordSweep
+from chargpt.run.verdict import verdict
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
@@ -131,6 +133,10 @@ def _report(run: "Run", seconds: float, first_step: int) -> float:
     steps += f", {trainer.global_step} in all" if first_step else ""
     scored = f"Best validation loss {best:.4f} (nats per character, on {run.data.corpus.name}), {steps}"
     lines = ["", scored if best < math.inf else f"Not validated, {steps}"]
+    points, characters = read_curve(Path(run.settings.run_dir)), run.module.hparams["characters"]
+    constant = run.module.optimizer_config.schedule == "constant"
+    if said := verdict(points, trainer.max_steps, len(characters), constant=constant):
+        lines.append(said)
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To go on:    {command_to_go_on(Path(run.settings.run_dir))}")
     file = folder / "checkpoints" / "best.ckpt"

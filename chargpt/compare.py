@@ -6,7 +6,6 @@ import io
 import shlex
 import statistics
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from chargpt.commands import Parser, file_name, open_output
 from chargpt.errors import UserError, first_line, one_line, printable
 from chargpt.files import write_whole
 from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
+from chargpt.pictures import png
 from chargpt.run.stored import command_of_sweep
 from chargpt.tables import table
 
@@ -159,10 +159,7 @@ def save(sweep: Sweep) -> None:
     Raises:
         UserError: they cannot be written.
     """
-    picture = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # of characters that its font lacks
-        draw(sweep).savefig(picture, format="png", dpi=120)
-    for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", picture.getvalue())):
+    for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", png(draw(sweep)))):
         try:
             write_whole(sweep.folder / name, content)
         except OSError as error:

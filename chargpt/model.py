@@ -115,8 +115,20 @@ class MultiHeadAttention(nn.Module):
         out = causal_attention(qkv, self.dropout.p if self.training else 0.0)  # (B, n_head, T, hs)
         return self.dropout(self._project(out))  # (B, T, C)
 
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each character of x, (B, T, C), attends to each: softmax(q k^T / sqrt(head_size)).
+
+        Returns:
+            (B, n_head, T, T): of each character, for each.
+        """
+        q, k, _ = self._split_heads(self.qkv(x))  # (B, n_head, T, hs) each
+        T, head_size = q.shape[-2:]
+        scores = q @ k.transpose(-2, -1) * head_size**-0.5  # (B, n_head, T, T)
+        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+        return scores.masked_fill(future, float("-inf")).softmax(-1)
+
     def read(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """The same in eval mode, where x continues what was read with the cache before."""
+        """What `forward` gives in eval mode, where x continues what was read with the cache before."""
         return self._project(cache.attend(self._split_heads(self.qkv(x), cache)))  # (B, T, C)
 
     def remember(self, x: Tensor, cache: LayerCache) -> None:

@@ -33,6 +33,8 @@ TINY = [
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",  # the same on every machine; what chooses it has tests of its own
     "callbacks.text_samples.length=8",
+    "callbacks.attention_maps.length=4",
+    "callbacks.surprise.length=8",
 ]
 # 12 steps, validation every 4, a save every 3
 STEPS = [

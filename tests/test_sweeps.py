@@ -62,6 +62,7 @@ def test_what_a_sweep_says_and_leaves(whole, fixed):
     for row in rows:
         log = (folder / row["folder"] / "train.log").read_text(encoding="utf-8")
         assert f"Best validation loss {float(row['best_val_loss']):.4f}" in log
+        assert (folder / row["folder"] / "loss.png").exists()
     assert (folder / "sweep.png").exists()
     kept = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     assert kept["swept"] == ["model.n_layer", "seed"]

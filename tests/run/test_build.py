@@ -82,6 +82,7 @@ def test_switching_callbacks_off():
         ("+callbacks.progress.colour=red", r"callbacks\.progress: .*colour"),
         ("callbacks.last_checkpoint.every_n_steps=0", r"callbacks\.last_checkpoint.* at least 1"),
         ("callbacks.text_samples.length=0", r"callbacks\.text_samples.* at least 1"),
+        ("callbacks.surprise.length=1", r"callbacks\.surprise.* at least 2"),
         ("+callbacks.mine._target_=no.such.Callback", r"callbacks\.mine: .*no\.such"),
     ],
 )

@@ -107,7 +107,7 @@ INTEGERS = {
     "data.batch_size": (-1, 6), "data.num_workers": (-1, 0), "seed": (-2, 2**40), "optimizer.warmup_steps": (-2, 9),
     "trainer.val_check_interval": (-1, 4), "trainer.log_every_n_steps": (-1, 4), "trainer.max_steps": (-2, 2),
     "trainer.accumulate_grad_batches": (-1, 3), "callbacks.last_checkpoint.every_n_steps": (-1, 3),
-    "callbacks.text_samples.length": (-1, 3),
+    "callbacks.text_samples.length": (-1, 3), "callbacks.attention_maps.length": (-1, 50),
 }  # fmt: skip
 NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor", "data.val_fraction"]
 WORDS = {
