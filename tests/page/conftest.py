@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from page.firefox import Firefox
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -18,6 +19,16 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def firefox(tmp_path):
+    found = shutil.which("firefox-esr") or shutil.which("firefox")
+    if found is None:
+        pytest.skip("there is no Firefox here")
+    browser = Firefox(found, tmp_path / "profile")
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

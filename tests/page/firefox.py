@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ class Firefox:
     """
 
     def __init__(self, program: str, profile: Path):
+        profile.mkdir()
         command = [program, "--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
+        self.opened = ExitStack()
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        self.process = self.opened.enter_context(subprocess.Popen(command, **options))
+        self.opened.callback(self.process.terminate)
         for line in self.process.stderr:
             if "WebDriver BiDi listening on " in line:
                 address = line.split()[-1]
                 break
         else:
+            self.opened.close()
             raise RuntimeError("Firefox did not start")
         self.ids = itertools.count()
-        self.socket = connect(f"{address}/session", max_size=None)
+        self.socket = self.opened.enter_context(connect(f"{address}/session", max_size=None))
         self.send("session.new", capabilities={})
         self.page = self.send("browsingContext.getTree")["contexts"][0]["context"]
 
@@ -62,6 +67,4 @@ class Firefox:
             time.sleep(0.05)
 
     def close(self) -> None:
-        self.socket.close()
-        self.process.terminate()
-        self.process.communicate()
+        self.opened.close()

@@ -272,6 +272,19 @@ def test_a_bigram(tiny, tmp_path, tab):
     assert "A bigram has no attention" in tab.inner_text("#about-attention")
 
 
+def test_in_firefox(run, tmp_path, firefox):
+    """Where the numbers, the worker and the policy are another program's."""
+    assert main(["--ckpt", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    firefox.goto((tmp_path / "page.html").as_uri())
+    firefox.wait_for("!document.querySelector('#go').disabled")
+    assert "computes what PyTorch computed" in firefox.evaluate("document.querySelector('#proof').textContent")
+    firefox.evaluate("document.querySelector('#go').click()")
+    firefox.wait_for("document.querySelector('#status').textContent.startsWith('Done')")
+    assert firefox.evaluate("document.querySelectorAll('#text span').length") == 501
+    firefox.evaluate("document.querySelector('#text span:nth-child(9)').click()")
+    firefox.wait_for("document.querySelectorAll('#heads button').length == 4")
+
+
 def test_what_is_no_page_is_not_replaced(run, tmp_path, capsys):
     mine = tmp_path / "mine.html"
     mine.write_text("mine")

@@ -1,0 +1,35 @@
+"""The notebook, from its first cell to its last."""
+
+import nbformat
+import pytest
+from helpers import ROOT
+from nbclient import NotebookClient
+
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
+
+
+def test_it_is_committed_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_tour(tmp_path):
+    """In a copy, with a few steps; the packages are there already, and TensorBoard would be left running."""
+    for name in ("train.py", "sample.py", "conf", "chargpt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "docs").mkdir()
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "tensorboard" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("STEPS = 900", "STEPS = 30").replace("%pip install", "# %pip install")
+    resources = {"metadata": {"path": str(tmp_path / "docs")}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    shown = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert {"image/png", "text/html"} <= shown
+    said = "".join(output.text for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output)
+    assert "ROMEO:" in said
+    assert "30 steps in" in said
+    assert "60 in all" in said
