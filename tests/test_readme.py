@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import math
 import re
 import shlex
@@ -17,6 +18,8 @@ from packaging.requirements import Requirement
 
 import sample
 from chargpt import compare, evaluate, share
+from chargpt.page import __main__ as page
+from chargpt.page.build import filled
 from chargpt.run.build import build_callbacks
 from train import train
 
@@ -32,6 +35,7 @@ def commands(text: str) -> list[str]:
 LINES = commands(README.replace(EXTEND, ""))
 TRAIN = [shlex.split(line)[2:] for line in LINES if line.startswith("python train.py")]
 SCORE = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.evaluate")]
+PAGES = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.page")]
 SHARE = [shlex.split(line)[3:] for line in LINES if line.startswith("python -m chargpt.share")]
 SAMPLE = [shlex.split(line.split(" <")[0])[2:] for line in LINES if line.startswith("python sample.py")]
 RUNS = [each for each in TRAIN if "-m" not in each and not re.search("resume=|init_from=", " ".join(each))]
@@ -46,6 +50,7 @@ def test_every_command_is_tried():
         "python -m chargpt.evaluate",
         "python -m chargpt.compare",
         "python -m chargpt.share",
+        "python -m chargpt.page",
         "python -m venv .venv && ",
         "python -m pip install -c constraints.txt -e ",
         "tensorboard --logdir ",
@@ -130,6 +135,21 @@ def test_share_commands(arguments, tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert share.main([*arguments, "--ckpt", str(tiny_run)]) == 0, capsys.readouterr().err
     assert sample.main(["--ckpt", arguments[0], "--max-new-tokens", "5", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("arguments", PAGES, ids=" ".join)
+def test_page_commands(arguments, tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert page.main([*arguments, "--ckpt", str(tiny_run)]) == 0, capsys.readouterr().err
+    assert [file.suffix for file in tmp_path.iterdir()] == [".html"]
+
+
+def test_the_demo_is_a_page_as_it_is_made_now():
+    """Where the page's scripts have changed since, `filled` makes it anew of its own facts and weights."""
+    text = (ROOT / "docs" / "demo.html").read_text(encoding="utf-8")
+    facts, weights = (re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL)[1] for name in ("data", "weights"))
+    assert text == filled(json.loads(facts), weights)
+    assert len(text) < 3_000_000
 
 
 @pytest.mark.parametrize("arguments", SAMPLE, ids=" ".join)

@@ -63,7 +63,7 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
         "places": _places(model.token_embedding_table.weight.detach()),
     }
-    return _filled(facts, base64.b64encode(packed.bytes).decode())
+    return filled(facts, base64.b64encode(packed.bytes).decode())
 
 
 def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict[str, Any]:
@@ -172,8 +172,13 @@ def _places(embeddings: Tensor) -> list[list[float]]:
     return [[round(x, 4), round(y, 4)] for x, y in places.tolist()]
 
 
-def _filled(facts: dict[str, Any], weights: str) -> str:
-    """The HTML file with everything in it."""
+def filled(facts: dict[str, Any], weights: str) -> str:
+    """The HTML file.
+
+    Args:
+        facts: the model's configuration, vocabulary, table of weights and so on, as the scripts read them.
+        weights: in base64.
+    """
     style, script = _read("page.css"), f'"use strict";\n{{\n{bundle(PAGE)}\nopen();\n}}\n'
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; worker-src blob:;"

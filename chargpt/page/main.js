@@ -259,8 +259,10 @@ export function open() {
       : "The text begins here: nothing was expected.";
     at("probability").textContent = said;
     at("spoken-character").textContent = `${spoken(characters[id])}${seen ? `, ${percent(seen.probability)}` : ""}`;
+    const listed = seen?.likeliest.slice() ?? [];
+    if (seen && !listed.some(([each]) => each === id)) listed.push([id, seen.probability]);
     at("likeliest").replaceChildren(
-      ...(seen?.likeliest ?? []).map(([each, probability]) => {
+      ...listed.map(([each, probability]) => {
         const item = document.createElement("li");
         const [glyph, share, bar] = ["span", "span", "span"].map((kind) => document.createElement(kind));
         glyph.className = "glyph";
