@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from chargpt.model import Model
 
 
+def public_name(name: str) -> str:
+    """What a text is called among strangers: which folders somebody has is nobody's business."""
+    return os.path.basename(name) or name
+
+
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
     """The checkpoint to sample from.
 
@@ -147,7 +152,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tokenizer = CharTokenizer(saved["characters"])
         text = text_in(checkpoint) if saved.get("corpus") else {}
         scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
-        optimizer = _told(saved.get("optimizer"))
+        optimizer = _shown_settings(saved.get("optimizer"))
         return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, *progress_in(checkpoint), optimizer)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
@@ -155,7 +160,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
-def _told(settings: Any) -> dict[str, str]:
+def _shown_settings(settings: Any) -> dict[str, str]:
     """Some settings that nobody has looked at, as they can be shown."""
     items = islice(settings.items(), 40) if isinstance(settings, dict) else ()
     return {

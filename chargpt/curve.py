@@ -3,14 +3,16 @@
 import csv
 import io
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from chargpt.files import write_whole
 from chargpt.settings import MOST_STEPS
 
+Item = TypeVar("Item")
 FILE = "losses.csv"
 MOST_POINTS = 1_000_000
 LARGEST_FILE = 1 << 26  # bytes
@@ -53,6 +55,13 @@ def _is_sensible(point: Point) -> bool:
     step, seconds, train_loss, val_loss, speed = point
     maybe_missing = all(math.isnan(each) or abs(each) < LARGEST for each in (train_loss, speed))
     return 0 <= step < MOST_STEPS and 0 <= seconds < LARGEST and 0 <= val_loss < LARGEST and maybe_missing
+
+
+def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """At most so many of them, evenly, the first and the last included."""
+    if len(items) <= most:
+        return items
+    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
 def append(run: Path, point: Point) -> None:

@@ -20,7 +20,6 @@ from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
 if TYPE_CHECKING:
     import numpy as np
 
-    from chargpt.checkpoint import Checkpoint
     from chargpt.corpus import Corpus
     from chargpt.scoring import Score
 
@@ -132,7 +131,7 @@ def score_checkpoint(path: Path, corpus: "Corpus | None", arguments: argparse.Na
     """
     from chargpt.blocks import split_at
     from chargpt.checkpoint import read_checkpoint
-    from chargpt.scoring import score
+    from chargpt.scoring import find_text_of, score
 
     checkpoint = read_checkpoint(path)
     trained_on, how = checkpoint.text, checkpoint.scoring
@@ -147,25 +146,6 @@ def score_checkpoint(path: Path, corpus: "Corpus | None", arguments: argparse.Na
     device = pick_device(arguments.device)
     result = score(checkpoint.model.to(device).eval(), ids, how, arguments.stride)
     return Row(path, what, f"{how.precision} on {device}", result)
-
-
-def find_text_of(checkpoint: "Checkpoint") -> "Corpus | None":
-    """The text that a checkpoint's model was trained on, where it is in the cache."""
-    from chargpt.corpus import find_encoded
-
-    text = checkpoint.text
-    return find_encoded(text["sha256"], text["name"]) if text else None
-
-
-def validation_ids(checkpoint: "Checkpoint") -> "np.ndarray | None":
-    """The validation split of the text that a checkpoint's model was trained on, where it is in the cache."""
-    from chargpt.blocks import split_at
-
-    corpus = find_text_of(checkpoint)
-    if corpus is None:
-        return None
-    ids = translated(corpus, checkpoint.tokenizer, skip_unknown=True)
-    return ids[split_at(len(ids), checkpoint.scoring.val_fraction) :]
 
 
 def translated(corpus: "Corpus", tokenizer: CharTokenizer, skip_unknown: bool) -> "np.ndarray":

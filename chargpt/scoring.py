@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.blocks import Batch, SequentialBlocks
-from chargpt.checkpoint import Scoring
+from chargpt.blocks import Batch, SequentialBlocks, split_at
+from chargpt.checkpoint import Checkpoint, Scoring
+from chargpt.corpus import Corpus, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.memory import check_memory
 from chargpt.model import Model
@@ -42,6 +43,21 @@ class Score:
     @property
     def perplexity(self) -> float:
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def find_text_of(checkpoint: Checkpoint) -> Corpus | None:
+    """The text that a checkpoint's model was trained on, where it is in the cache."""
+    text = checkpoint.text
+    return find_encoded(text["sha256"], text["name"]) if text else None
+
+
+def validation_ids(checkpoint: Checkpoint) -> np.ndarray | None:
+    """The validation split of the text that a checkpoint's model was trained on, where it is in the cache."""
+    corpus = find_text_of(checkpoint)
+    if corpus is None:
+        return None
+    ids = ids_in(checkpoint.tokenizer, corpus, skip_unknown=True)
+    return ids[split_at(len(ids), checkpoint.scoring.val_fraction) :]
 
 
 @torch.inference_mode()

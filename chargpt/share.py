@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import stat
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chargpt import commands
-from chargpt.checkpoint import find_checkpoint
+from chargpt.checkpoint import find_checkpoint, public_name
 from chargpt.commands import Parser, file_name
 from chargpt.errors import UserError, one_line, tell
 from chargpt.files import write_all
@@ -66,7 +67,7 @@ def share(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     trained_on = f", trained on {checkpoint.text['name']}" if checkpoint.text else ""
-    tell(f"Wrote {folder}{trained_on}. To sample it: python sample.py --ckpt {folder}")
+    tell(f"Wrote {folder}{trained_on}. To sample it: python sample.py --ckpt {shlex.quote(str(folder))}")
 
 
 def check_free(folder: Path) -> None:
@@ -108,8 +109,8 @@ def contents_of(checkpoint: "Checkpoint") -> dict[str, bytes]:
     from safetensors.torch import save
 
     text = dict(checkpoint.text)
-    if os.path.isabs(text.get("name", "")):
-        text["name"] = os.path.basename(text["name"])  # which folders somebody has is nobody's business
+    if text:
+        text["name"] = public_name(text["name"])
     config = SharedConfig(
         FORMAT,
         asdict(checkpoint.model.config),
@@ -240,7 +241,7 @@ print("".join(characters[i] for i in ids[0]))
 
 
 def code_of(model: "ModelConfig") -> str:
-    """The model in plain PyTorch: as much as its settings need, of which none but numbers differ from file to file."""
+    """The model in plain PyTorch: the parts that its settings need; nothing of a stranger's gets into it."""
     from chargpt.attention import ROTARY_BASE
     from chargpt.model import GPTConfig
 

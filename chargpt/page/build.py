@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chargpt.checkpoint import Checkpoint, read_checkpoint
-from chargpt.curve import Point, read_curve
+from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
+from chargpt.curve import Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.evaluate import validation_ids
 from chargpt.model import GPT, Model
 from chargpt.page.weights import Packed, pack
+from chargpt.samples import read_samples
 from chargpt.sampling import Sampling, generate
-from chargpt.scoring import score
-from chargpt.written import read_samples
+from chargpt.scoring import score, validation_ids
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
 PAGE = ("weights.js", "glyphs.js", "pictures.js", "main.js")
-LARGEST = 200_000_000  # bytes of weights; browsers have a limit to one text, and people to their patience
+LARGEST = 200_000_000  # bytes of weights: one text of JavaScript's must hold them in base64
 MOST_POINTS, MOST_SAMPLES = 1_000, 100  # of the curve, and of the samples along it
 CHECKED = 32  # characters by which the page checks itself
-MOST_LOGITS = 20_000  # of these
+MOST_LOGITS = 20_000  # that it compares, but for those of one character
+MOST_PLACES = 500  # characters on the map
 
 
 def build_page(path: Path, kind: str = "fp16") -> str:
@@ -44,14 +44,11 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         NonFiniteError: the model's outputs are not finite numbers.
     """
     checkpoint = read_checkpoint(path)
-    model = checkpoint.model.eval()
-    size = sum(weight.numel() for weight in model.parameters()) * (1 if kind == "int8" else 2)
-    if size > LARGEST:
-        raise UserError(
-            f"the weights take {size / 1e6:,.0f} MB in {kind}, more than the {LARGEST / 1e6:.0f} MB that a page holds"
-        )
-    model = model.float()  # as the page computes
+    model = checkpoint.model.eval().float()  # as the page computes
     packed = pack(model.state_dict(), kind)
+    if len(packed.content) > LARGEST:
+        size, most = len(packed.content) / 1e6, LARGEST / 1e6
+        raise UserError(f"the weights take {size:,.0f} MB in {kind}, more than the {most:,.0f} MB that a page holds")
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(packed.rounded)
     facts = {
@@ -61,9 +58,9 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         "weights": {"tensors": packed.tensors},
         "check": _check(rounded, checkpoint),
         "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
-        "places": _places(model.token_embedding_table.weight.detach()),
+        "places": _places(model.token_embedding_table.weight.detach())[:MOST_PLACES],
     }
-    return filled(facts, base64.b64encode(packed.bytes).decode())
+    return filled(facts, base64.b64encode(packed.content).decode())
 
 
 def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
     lowest = best.val_loss if best else checkpoint.best_loss
     model, scoring = checkpoint.model, checkpoint.scoring
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
-    name = checkpoint.text.get("name", "an unnamed text")
+    name = public_name(checkpoint.text.get("name", "an unnamed text"))
     sizes = ""
     if isinstance(model, GPT):
         config = model.config
@@ -82,39 +79,34 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         sizes += f", a context of {config.block_size:,} characters"
     loss = "" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     told = [
+        ("Characters", checkpoint.tokenizer.characters[:MOST_PLACES]),
         ("Trained on", name),
         ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")),
         ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),
-        ("Best validation loss", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
+        ("Best validation loss of the run", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
         ("Steps", "not known" if checkpoint.step is None else f"{checkpoint.step:,}"),
-        ("Date", datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%d %B %Y")),
+        ("Weights saved on", datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%d %B %Y")),
         ("Precision in training", scoring.precision),
-        ("Weights in this page", f"{parameters} in {kind}, {len(packed.bytes) / 1e6:.1f} MB"),
+        ("Weights in this page", f"{parameters} in {kind}, {len(packed.content) / 1e6:.1f} MB"),
     ]
     settings = [
+        *((f"scoring.{key}", str(value)) for key, value in asdict(scoring).items()),
         *((f"model.{key}", str(value)) for key, value in asdict(model.config).items()),
         *((f"optimizer.{key}", value) for key, value in checkpoint.optimizer.items()),
     ]
     return {
         "name": name,
-        "summary": f"{parameters}{sizes}" + (f"; validation loss {loss}" if loss else ""),
+        "summary": f"{parameters}{sizes}" + (f"; best validation loss of its run {loss}" if loss else ""),
         "told": [(*each, "facts") for each in told] + [(*each, "settings") for each in settings],
         "best": best and best.val_loss,
-        "curve": [[point.step, _finite(point.train_loss), point.val_loss] for point in _thinned(curve, MOST_POINTS)],
+        "curve": [[point.step, _finite(point.train_loss), point.val_loss] for point in thinned(curve, MOST_POINTS)],
         "curve_in_words": _in_words(curve),
-        "samples": [[sample.step, sample.text] for sample in _thinned(samples, MOST_SAMPLES)],
+        "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
     }
 
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def _thinned(items: list[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly, the last one included."""
-    if len(items) <= most:
-        return items
-    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
 def _in_words(curve: list[Point]) -> str:
@@ -141,11 +133,7 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
     if not logits.isfinite().all():
         raise NonFiniteError("the model's outputs are not finite numbers")
     some = logits[-max(1, MOST_LOGITS // logits.shape[1]) :]
-    return {"ids": ids[0].tolist(), "logits": _base64(some)}
-
-
-def _base64(numbers: Tensor) -> str:
-    return base64.b64encode(numbers.float().contiguous().numpy().tobytes()).decode()
+    return {"ids": ids[0].tolist(), "logits": base64.b64encode(some.contiguous().numpy().tobytes()).decode()}
 
 
 def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
@@ -160,7 +148,8 @@ def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
 def _places(embeddings: Tensor) -> list[list[float]]:
     """Where characters stand on a map: their embeddings, (vocab_size, C), along the two directions in which they
     differ most; either is stretched to [-1, 1]."""
-    centered = (embeddings - embeddings.mean(0)).double()
+    embeddings = embeddings.double()
+    centered = embeddings - embeddings.mean(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, lengths, _ = torch.svd_lowrank(centered, q=min(6, *centered.shape), niter=8)
@@ -180,12 +169,17 @@ def filled(facts: dict[str, Any], weights: str) -> str:
         weights: in base64.
     """
     style, script = _read("page.css"), f'"use strict";\n{{\n{bundle(PAGE)}\nopen();\n}}\n'
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; worker-src blob:;"
-        " base-uri 'none'; form-action 'none'"
-    )
+    rules = {
+        "default-src": "'none'",
+        "script-src": f"'{_hash(script)}'",
+        "style-src": f"'{_hash(style)}'",
+        "worker-src": "blob:",
+        "child-src": "blob:",  # of browsers that do not know worker-src
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
     parts = {
-        "policy": policy,
+        "policy": "; ".join(f"{name} {value}" for name, value in rules.items()),
         "style": style,
         # Of what comes from outside only this is in the page, and it has no character that HTML knows.
         "facts": json.dumps(facts, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026"),

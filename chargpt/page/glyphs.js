@@ -10,7 +10,8 @@ export function isUnprintable(character) {
 }
 
 function escaped(character) {
-  return "\\u" + character.codePointAt(0).toString(16).padStart(4, "0");
+  const code = character.codePointAt(0).toString(16);
+  return code.length > 4 ? `\\u{${code}}` : `\\u${code.padStart(4, "0")}`;
 }
 
 // In running text.
@@ -23,9 +24,9 @@ export function printable(text) {
   return Array.from(text, inText).join("");
 }
 
-// Alone, where a space would not be seen.
+// Alone, where a space would not be seen, and an accent needs something to stand on.
 export function sign(character) {
-  return SIGNS[character] ?? inText(character);
+  return SIGNS[character] ?? (/\p{M}/u.test(character) ? `◌${character}` : inText(character));
 }
 
 // To be read aloud.

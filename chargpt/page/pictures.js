@@ -2,7 +2,7 @@
 
 import { sign } from "./glyphs.js";
 
-const SVG = "http://www.w3.org/2000/svg";
+export const SVG = "http://www.w3.org/2000/svg";
 
 function shape(kind, attributes, text = "") {
   const made = document.createElementNS(SVG, kind);
@@ -13,7 +13,8 @@ function shape(kind, attributes, text = "") {
 
 // The losses of [step, training loss, validation loss], either of which may be null.
 export function drawCurve(svg, curve, best) {
-  const [width, height, left, bottom, top, right] = [640, 260, 44, 28, 12, 12];
+  const width = Math.max(280, svg.clientWidth); // pixels, so that letters stay as large as they are
+  const [height, left, bottom, top, right] = [260, 44, 28, 12, 12];
   const losses = curve.flatMap(([, train, val]) => [train, val]).filter((loss) => loss !== null);
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
   const last = Math.max(...curve.map(([step]) => step), 1);
@@ -57,7 +58,7 @@ export function drawBars(svg, weights, least = 1e-9) {
 
 // Characters at [x, y] of [-1, 1].
 export function drawMap(svg, characters, places) {
-  const [width, height] = [640, 480];
+  const [width, height] = [Math.max(280, svg.clientWidth), 480];
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(
     ...places.map(([x, y], id) => {

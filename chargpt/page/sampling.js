@@ -10,11 +10,19 @@ export function softmax(logits) {
   return probabilities.map((each) => each / sum);
 }
 
-// The ids of the `count` largest numbers, largest first.
+// The ids of the `count` largest numbers, largest first; of equal ones the lower first.
 export function largest(numbers, count) {
-  return Array.from(numbers.keys())
-    .sort((a, b) => numbers[b] - numbers[a] || a - b)
-    .slice(0, count);
+  if (count > 16) return Array.from(numbers.keys()).sort((a, b) => numbers[b] - numbers[a] || a - b).slice(0, count);
+  const found = [];
+  for (let id = 0; id < numbers.length; id++) {
+    let place = found.length;
+    while (place > 0 && numbers[found[place - 1]] < numbers[id]) place--;
+    if (place < count) {
+      found.splice(place, 0, id);
+      found.length = Math.min(found.length, count);
+    }
+  }
+  return found;
 }
 
 // A random number of (0, 1) for a place in the text and a character. Where one character of the text is changed, all
@@ -54,7 +62,7 @@ export function choose(logits, { temperature, topK, topP }, random) {
     }
     probabilities = probabilities.map((each) => (each < least ? 0 : each));
   }
-  // A race of exponential clocks: the first to ring is each with its own probability.
+  // An exponential race: each wins with its own probability.
   let winner = 0;
   let first = Infinity;
   probabilities.forEach((probability, id) => {

@@ -1,6 +1,7 @@
 """Weights in fewer bytes than they are trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,61 +12,55 @@ from chargpt.errors import UserError
 ALIGNED = 4  # bytes, for JavaScript's views of numbers
 
 
+@dataclass(frozen=True)
 class Packed:
     """Numbers one after the other, and where each tensor's are.
 
     Attributes:
+        content: the numbers' bytes.
         tensors: the table of contents: each tensor's name, shape, kind and offsets in bytes.
         rounded: the tensors as whoever unpacks them finds them, in float32.
     """
 
-    def __init__(self) -> None:
-        self.tensors: list[dict[str, Any]] = []
-        self.rounded: dict[str, Tensor] = {}
-        self._bytes = bytearray()
-
-    @property
-    def bytes(self) -> bytes:
-        return bytes(self._bytes)
-
-    def put(self, numbers: Tensor) -> int:
-        """Add numbers; returns where they begin."""
-        self._bytes.extend(bytes(-len(self._bytes) % ALIGNED))
-        offset = len(self._bytes)
-        self._bytes.extend(numbers.contiguous().numpy().tobytes())
-        return offset
+    content: bytes
+    tensors: list[dict[str, Any]]
+    rounded: dict[str, Tensor]
 
 
-def _as_fp16(packed: Packed, name: str, weight: Tensor) -> None:
+def fp16(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Two bytes for each number."""
     half = weight.half()
-    if not half.isfinite().all():
-        raise UserError(f"the weights {name} are too large for fp16: --weights int8 may hold them")
-    packed.tensors.append({"name": name, "shape": list(weight.shape), "kind": "fp16", "offset": packed.put(half)})
-    packed.rounded[name] = half.float()
+    return {"offset": half}, half.float()
 
 
-def _as_int8(packed: Packed, name: str, weight: Tensor) -> None:
+def int8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Whole numbers of -127 to 127, times a number for each row; vectors, which are few, stay in fp16."""
     if weight.dim() < 2:
-        return _as_fp16(packed, name, weight)
+        return fp16(weight)
     scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (rows,)
     whole = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-    places = {"scales": packed.put(scales), "offset": packed.put(whole)}
-    packed.tensors.append({"name": name, "shape": list(weight.shape), "kind": "int8", **places})
-    packed.rounded[name] = whole.float() * scales[:, None]
-    return None
+    return {"scales": scales, "offset": whole}, whole.float() * scales[:, None]
 
 
-KINDS: dict[str, Callable[[Packed, str, Tensor], None]] = {"fp16": _as_fp16, "int8": _as_int8}
+KINDS: dict[str, Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]] = {"fp16": fp16, "int8": int8}
 
 
-def pack(weights: dict[str, Tensor], kind: str) -> Packed:
+def pack(weights: Mapping[str, Tensor], kind: str) -> Packed:
     """The weights of a model as `kind` has them.
 
     Raises:
         UserError: they are too large for it.
     """
-    packed = Packed()
+    content, tensors, rounded = bytearray(), [], {}
     for name, weight in weights.items():
-        KINDS[kind](packed, name, weight.float().cpu())
-    return packed
+        parts, rounded[name] = KINDS[kind](weight.float().cpu())
+        if not rounded[name].isfinite().all():
+            raise UserError(f"the weights {name} are too large for {kind}")
+        places = {}
+        for part, numbers in parts.items():
+            content.extend(bytes(-len(content) % ALIGNED))
+            places[part] = len(content)
+            content.extend(numbers.contiguous().numpy().tobytes())
+        stored = "int8" if "scales" in parts else "fp16"
+        tensors.append({"name": name, "shape": list(weight.shape), "kind": stored, **places})
+    return Packed(bytes(content), tensors, rounded)

@@ -1,11 +1,13 @@
 // The model at work, apart from the page, so that the page never stands still.
 //
 // It is sent {type, ...} and answers likewise:
-//   start {facts, bytes}            -> ready {difference}
-//   write {ids, settings, heads}    -> read {from, seen} and written {ids, seen, speed} ..., then done {reason}
-//   stop                            -> done
-//   attention {position}            -> attention {position, start, rows}
-// `seen` has an entry per character: how surprising it was in bits, and the likeliest characters in its place.
+//   start {facts, bytes}               -> ready {difference}
+//   write {job, ids, settings, heads}  -> read {job, from, seen} and written {job, ids, seen, speed} ..., then done
+//   stop                               -> done {job, reason}
+//   attention {position, start}        -> attention {position, start, rows}
+// A job ends where another begins; its number tells whose an answer is. `seen` has an entry per character: where its
+// context began, its probability, and the likeliest characters in its place. `start` is where the context of a position
+// begins, or null for what the model has before it now.
 
 import { unpack, fromBase64 } from "./weights.js";
 import { buildModel } from "./model.js";
@@ -20,8 +22,9 @@ export class Writer {
   constructor(post, pause) {
     this.post = post;
     this.pause = pause;
-    this.job = 0; // a new one ends the one at work
-    this.look = 0; // so does a new look at attention
+    this.job = null; // none is at work
+    this.turn = 0; // of writing
+    this.look = 0; // a new look at attention ends the one at work
   }
 
   start(facts, bytes) {
@@ -32,21 +35,28 @@ export class Writer {
     this.post({ type: "ready", difference: this.check(facts.check) });
   }
 
-  // The largest difference between our logits and PyTorch's.
+  // The largest difference between our logits and PyTorch's, where these are large as a share of the largest.
   check({ ids, logits }) {
     const expected = new Float32Array(fromBase64(logits).buffer);
     const ours = this.model.read(ids, this.model.newCache());
     const first = ours.length - expected.length; // of the last characters
-    return expected.reduce((most, logit, i) => Math.max(most, Math.abs(logit - ours[first + i])), 0);
+    const scale = expected.reduce((most, logit) => Math.max(most, Math.abs(logit)), 1);
+    return expected.reduce((most, logit, i) => Math.max(most, Math.abs(logit - ours[first + i]) / scale), 0);
   }
 
   // Make the text begin with `ids`, and continue it.
-  async write({ ids, settings, heads }) {
-    const job = ++this.job;
+  async write({ job, ids, settings, heads }) {
+    this.job = job;
     const { block_size } = this.model.config;
-    let same = 0;
+    let same = 0; // characters at the beginning that are as they were
     while (same < Math.min(ids.length, this.text.length) && ids[same] === this.text[same]) same++;
-    const begin = Math.max(0, ids.length - block_size);
+    const kept = settings.exact ? block_size : Math.max(1, block_size >> 1);
+    let begin = Math.max(0, ids.length - block_size);
+    if (this.begin <= same && this.begin < ids.length) {
+      const fits = ids.length - this.begin <= block_size;
+      if (fits) begin = this.begin;
+      else if (same === this.text.length && same === ids.length) begin = ids.length - kept; // as if it had not ended
+    }
     const headsAsBefore = heads.every((on, n) => on === this.model.headsOn[n]);
     if (!headsAsBefore || begin !== this.begin || same < begin) {
       this.cache.length = 0;
@@ -57,16 +67,17 @@ export class Writer {
     this.model.headsOn.set(heads);
     this.text = ids.slice();
     this.begin = begin;
-    let logits = await this.readOn(job, true);
+    const turn = ++this.turn;
+    this.look++; // a look that is not done yet would mix two texts
+    let logits = await this.readOn(job, headsAsBefore ? same : 0);
     if (!logits) return;
-    const kept = settings.exact ? block_size : Math.max(1, block_size >> 1);
     const started = performance.now();
     let reported = -Infinity;
     let written = [];
     let seen = [];
     const report = (now, n) => {
       if (written.length) {
-        this.post({ type: "written", ids: written, seen, speed: (n / (now - started)) * 1000 });
+        this.post({ type: "written", job, ids: written, seen, speed: (n / Math.max(1, now - started)) * 1000 });
         [written, seen, reported] = [[], [], now];
       }
     };
@@ -74,7 +85,7 @@ export class Writer {
       const position = this.text.length;
       const id = choose(logits, settings, (candidate) => noise(settings.seed, position, candidate));
       written.push(id);
-      seen.push(this.lookAt(logits, id));
+      seen.push(this.lookAt(logits, id, this.begin));
       this.text.push(id);
       const now = performance.now();
       const stopped = settings.stop.length > 0 && endsWith(this.text, settings.stop, ids.length);
@@ -83,22 +94,42 @@ export class Writer {
         await this.pause();
         if (job !== this.job) return;
       }
-      if (stopped) return this.post({ type: "done", reason: "stop" });
-      if (n === settings.length) break;
+      if (stopped || n === settings.length) {
+        this.end(stopped ? "stop" : "length");
+        break;
+      }
       if (this.text.length - this.begin > block_size) {
         this.begin = this.text.length - kept;
         this.cache.length = 0;
-        logits = await this.readOn(job, false);
+        logits = await this.readOn(job, Infinity);
         if (!logits) return;
       } else {
         logits = this.model.read([id], this.cache);
       }
     }
-    this.post({ type: "done", reason: "length" });
+    await this.readBefore(job, turn, begin);
   }
 
-  // Read what of the window is not in the cache; returns the last character's logits, or null where another job came.
-  async readOn(job, tell) {
+  // Of a prompt that is longer than the window, look at what stands before it, too, now that there is time.
+  async readBefore(job, turn, begin) {
+    const { block_size } = this.model.config;
+    const cache = this.model.newCache();
+    for (let start = 0; start < begin; start += block_size) {
+      cache.length = 0;
+      const end = Math.min(start + block_size, begin);
+      while (start + cache.length < end) {
+        const from = start + cache.length;
+        const ids = this.text.slice(from, Math.min(from + AT_ONCE, end));
+        this.tell(job, from, this.model.read(ids, cache), start, 0);
+        await this.pause();
+        if (turn !== this.turn) return;
+      }
+    }
+  }
+
+  // Read what of the window is not in the cache, and tell of the characters from a place on; returns the last
+  // character's logits, or null where another job came.
+  async readOn(job, tellFrom) {
     const V = this.model.vocabSize;
     let logits = null;
     while (this.begin + this.cache.length < this.text.length) {
@@ -106,29 +137,38 @@ export class Writer {
       const ids = this.text.slice(from, from + AT_ONCE);
       const all = this.model.read(ids, this.cache);
       logits = all.subarray((ids.length - 1) * V);
-      if (tell) {
-        const next = this.text.slice(from + 1, from + 1 + ids.length);
-        const seen = next.map((id, t) => this.lookAt(all.subarray(t * V, (t + 1) * V), id));
-        this.post({ type: "read", from: from + 1, seen });
-      }
+      this.tell(job, from, all, this.begin, tellFrom);
       await this.pause();
       if (job !== this.job) return null;
     }
     return logits;
   }
 
-  lookAt(logits, id) {
-    const probabilities = softmax(logits);
-    const likeliest = largest(probabilities, RUNNERS_UP).map((each) => [each, probabilities[each]]);
-    return { probability: probabilities[id], likeliest };
+  // Post how the characters after those that were read, from a place in the text on, had been expected.
+  tell(job, from, logits, start, tellFrom) {
+    const V = this.model.vocabSize;
+    const first = Math.max(from + 1, tellFrom);
+    const next = this.text.slice(first, from + 1 + logits.length / V);
+    const seen = next.map((id, n) => {
+      const row = (first + n - 1 - from) * V;
+      return this.lookAt(logits.subarray(row, row + V), id, start);
+    });
+    if (seen.length) this.post({ type: "read", job, from: first, seen });
   }
 
-  // Where the window has moved past the character, the text up to it is read again for this.
-  async attention({ position }) {
+  lookAt(logits, id, start) {
+    const probabilities = softmax(logits);
+    const likeliest = largest(probabilities, RUNNERS_UP).map((each) => [each, probabilities[each]]);
+    return { start, probability: probabilities[id], likeliest };
+  }
+
+  // Where the window has moved on since, the text is read again as it was read then.
+  async attention({ position, start }) {
     const look = ++this.look;
-    let [cache, start] = [this.cache, this.begin];
-    if (position < start || position >= start + cache.length) {
-      start = Math.max(0, position + 1 - this.model.config.block_size);
+    const least = Math.max(0, position + 1 - this.model.config.block_size);
+    start = Math.max(least, start ?? (position < this.begin ? 0 : this.begin));
+    let cache = this.cache;
+    if (start !== this.begin || position >= start + cache.length) {
       cache = this.model.newCache();
       while (start + cache.length <= position) {
         const from = start + cache.length;
@@ -141,8 +181,12 @@ export class Writer {
   }
 
   stop() {
-    this.job++;
-    this.post({ type: "done", reason: "stopped" });
+    if (this.job !== null) this.end("stopped");
+  }
+
+  end(reason) {
+    this.post({ type: "done", job: this.job, reason });
+    this.job = null;
   }
 }
 
@@ -161,6 +205,11 @@ export function listen(scope) {
       channel.port2.postMessage(null);
     });
   const writer = new Writer((message) => scope.postMessage(message), pause);
+  scope.onunhandledrejection = ({ reason }) => {
+    setTimeout(() => {
+      throw reason; // which the page is told of
+    });
+  };
   scope.onmessage = ({ data }) => {
     if (data.type === "start") writer.start(data.facts, data.bytes);
     else writer[data.type](data);

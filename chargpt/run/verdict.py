@@ -29,7 +29,7 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constan
     best = points[lowest]
     noise = max([NOISE * best.val_loss, *(after - before for before, after in pairwise(losses[: lowest + 1][-5:]))])
     risen = last.val_loss - best.val_loss
-    # The training loss of a point is that of one batch: as many are averaged before and after as there are.
+    # A training loss is that of one batch: as many points are averaged before the lowest as there are after it.
     later = len(points) - lowest - 1
     before, after = _train_loss(points[: lowest + 1][-later:] if later else points), _train_loss(points[lowest + 1 :])
     if risen > noise and after < before:

@@ -13,10 +13,13 @@ def chromium():
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"there is no browser here: none of {', '.join(NAMES)}")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except Error as error:  # of some systems' packages, the command only says how to install another
+            pytest.skip(f"{found} does not start: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from chargpt.curve import FILE as LOSSES
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.page.__main__ import main
 from chargpt.page.build import build_page
-from chargpt.written import FILE as SAMPLES
+from chargpt.samples import FILE as SAMPLES
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u2028\u202e{{script}}"
 
@@ -97,15 +98,13 @@ def test_hostile_text_is_text(run, tmp_path, tab):
     read, safe = Reader(page), Reader(build_page(run / "checkpoints" / "best.ckpt"))
     assert read.tags == safe.tags  # the same elements, and the same scripts by their hashes
     facts = json.loads(read.scripts["data"])
-    assert (facts["name"], facts["samples"], facts["curve"]) == (HOSTILE, [[1, HOSTILE]], [[1, None, 2.5]])
+    assert (facts["name"], facts["samples"], facts["curve"]) == (Path(HOSTILE).name, [[1, HOSTILE]], [[1, None, 2.5]])
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
     tab.goto(file.as_uri())
     tab.wait_for_selector("#go:not([disabled])")
-    assert (
-        tab.inner_text("h1")
-        == "A model of </script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\\u2028\\u202e{{script}}"
-    )
+    assert tab.inner_text("h1") == "A model of script><img src=x onerror=alert(2)>&lt;\\u2028\\u202e{{script}}"
+    assert tab.inner_text("#sample") == HOSTILE.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e")
     tab.fill("#prompt", "<script>")
     tab.click("#go")
     written(tab)
@@ -156,6 +155,85 @@ def test_it_writes(page):
     page.click("#more")
     written(page)
     assert len(text_of(page)) == 167
+
+
+def test_a_write_while_another_is_at_work(page):
+    """However quickly buttons are pressed, the text is the one that was asked for last."""
+    page.fill("#length", "300")
+    page.dblclick("#go")
+    written(page)
+    expected = text_of(page)
+    assert len(expected) == 301
+    page.fill("#seed", "8")
+    page.click("#go")
+    for _ in range(2):
+        page.wait_for_selector("#text span:nth-child(50)")
+        page.click("#again")
+    page.fill("#seed", "1")
+    page.click("#go")
+    written(page)
+    assert text_of(page) == expected
+
+
+def test_heads_are_switched_while_it_writes(page):
+    """The length and the selection stay; without all heads, and with them again."""
+    page.fill("#prompt", "1 green")
+    page.fill("#length", "300")
+    page.click("#go")
+    written(page)
+    before = text_of(page)
+    page.click("#text span:nth-child(100)")
+    for n in (3, 0):
+        page.click(f"#heads button >> nth={n}")
+        page.uncheck("#head-on")
+    assert page.inner_text("#how-many-off") == "2 heads are switched off."
+    written(page)
+    assert page.inner_text("#character-title").startswith("Character 100:")
+    assert len(text_of(page)) == len(before)
+    page.click("#all-on")
+    written(page)
+    assert text_of(page) == before
+    assert not page.is_visible("#heads-off")
+
+
+def test_going_on_past_a_text_to_stop_at(page):
+    page.fill("#length", "300")
+    page.click("summary >> nth=0")
+    page.fill("#stop-at", "↵")
+    page.click("#go")
+    written(page, "Found")
+    first = text_of(page)
+    assert first.count("\n") == 1  # it begins with one
+    page.click("#more")
+    written(page, "Found|Done")
+    assert text_of(page).startswith(first + "\n")
+
+
+def test_a_prompt_longer_than_the_window(page):
+    page.fill("#prompt", "1 green bottles hanging on the wall, and 7 fell.")
+    page.fill("#length", "5")
+    page.click("#go")
+    written(page)
+    page.wait_for_selector("#text span:nth-child(16):is(.s0, .s1, .s2, .s3, .s4, .s5, .s6)")
+    page.click("#text span:nth-child(3)")
+    assert "probability" in page.inner_text("#probability")
+
+
+@pytest.mark.parametrize("field", ["temperature", "length", "seed"])
+def test_a_field_that_is_empty(page, field):
+    page.fill(f"#{field}", "")
+    page.click("#go")
+    assert page.is_visible("#error")
+    assert text_of(page) == ""
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", "0.8312"), ("top-p", "0.955"), ("top-k", "3")])
+def test_values_between_steps(page, field, value):
+    page.click("summary >> nth=0")
+    page.fill(f"#{field}", value)
+    page.click("#go")
+    written(page)
+    assert not page.is_visible("#error")
 
 
 def test_stop(page):
@@ -220,11 +298,11 @@ def test_by_keyboard(page):
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#character-title").startswith("Character 2:")
     assert "%" in page.text_content("#spoken-character")
+    page.keyboard.press("ArrowDown")
     page.wait_for_selector("#heads button")
     page.focus("#heads button")
     page.keyboard.press("Enter")
     assert page.is_visible("#enlarged")
-    page.focus("#text")
     page.keyboard.press("Escape")
     assert not page.is_visible("#character")
     assert page.text_content("#spoken").strip()

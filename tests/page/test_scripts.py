@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import OPTIONS, plain_attention
 
+from chargpt.errors import UNPRINTABLE
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.page.build import WORKER, bundle
 from chargpt.page.weights import pack
@@ -42,7 +43,7 @@ def load(scripts, model, kind="fp16"):
     """Put a model into the browser, and give it the rounded weights here, too."""
     packed = pack(model.state_dict(), kind)
     model.load_state_dict(packed.rounded)
-    content = base64.b64encode(packed.bytes).decode()
+    content = base64.b64encode(packed.content).decode()
     config = vars(model.config)
     scripts.evaluate(
         "([config, size, bytes, tensors]) => { loaded(config, size, bytes, tensors) }",
@@ -199,8 +200,8 @@ WRITE = """async ([prompt, settings, changes]) => {
     writer.cache = model.newCache();
     [writer.text, writer.begin] = [[], 0];
     const heads = Array.from(model.headsOn);
-    await writer.write({ ids: prompt, settings, heads });
-    for (const ids of changes) await writer.write({ ids, settings, heads });
+    await writer.write({ job: 1, ids: prompt, settings, heads });
+    for (const ids of changes) await writer.write({ job: 2, ids, settings, heads });
     return { posts, text: writer.text };
 }"""
 GREEDY = {"temperature": 0, "topK": None, "topP": None, "seed": 1, "stop": [], "exact": False}
@@ -237,12 +238,58 @@ def test_a_changed_text_is_read_as_if_it_were_new(scripts, options):
         assert set(told) >= set(range(1, 5))
 
 
+def test_going_on_is_as_if_it_had_not_ended(scripts):
+    """Past the window, too."""
+    load(scripts, made(MODELS[3]))
+    settings = GREEDY | {"temperature": 1, "length": 25}
+    whole = scripts.evaluate(WRITE, [[1, 2], settings, []])["text"]
+    for cut in (3, 12, 13, 20, 26):
+        first = scripts.evaluate(WRITE, [[1, 2], settings | {"length": cut - 2}, []])["text"]
+        assert first == whole[:cut]
+        both = scripts.evaluate(WRITE, [[1, 2], settings | {"length": cut - 2}, [first]])["text"]
+        assert both[: len(whole)] == whole[: len(both)]
+
+
+def test_all_of_a_long_prompt_is_looked_at(scripts):
+    """What stands before the window, by windows of its own."""
+    model = made(MODELS[2])
+    load(scripts, model)
+    prompt = [n * n % V for n in range(40)]  # the window has 12
+    posts = scripts.evaluate(WRITE, [prompt, GREEDY | {"length": 1}, []])["posts"]
+    told = {}
+    for post in posts:
+        for n, seen in enumerate(post["seen"] if post["type"] == "read" else ()):
+            told[post["from"] + n] = seen
+    assert sorted(told) == list(range(1, 40))
+    for place, seen in told.items():
+        context = torch.tensor([prompt[seen["start"] : place]])
+        expected = model(context)[0, -1].softmax(-1)[prompt[place]].item()
+        assert seen["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_largest(scripts):
+    numbers = [0.5, 2.0, 2.0, -1.0, 7.0] * 5
+    expected = sorted(range(25), key=lambda n: (-numbers[n], n))
+    for count in (1, 3, 16, 17, 25, 30):
+        found = scripts.evaluate("([numbers, count]) => largest(numbers, count)", [numbers, count])
+        assert found == expected[:count]
+
+
+def test_what_is_unprintable(tab):
+    """The same characters as on a terminal."""
+    tab.goto("about:blank")
+    tab.add_script_tag(content=bundle(("glyphs.js",)))
+    found = tab.evaluate("""() => Array.from({ length: 0x110000 }, (_, code) => code).filter(
+        (code) => (code < 0xd800 || code > 0xdfff) && isUnprintable(String.fromCodePoint(code)))""")
+    assert found == [code for code in range(0x110000) if UNPRINTABLE.match(chr(code)) and not 0xD800 <= code <= 0xDFFF]
+
+
 def test_stop(scripts):
     load(scripts, made(MODELS[0]))
     free = scripts.evaluate(WRITE, [[1], GREEDY | {"length": 20, "temperature": 1}, []])["text"]
     ending = free[5:7]
     done = scripts.evaluate(WRITE, [[1], GREEDY | {"length": 20, "temperature": 1, "stop": ending}, []])
-    assert done["posts"][-1] == {"type": "done", "reason": "stop"}
+    assert done["posts"][-1] == {"type": "done", "job": 1, "reason": "stop"}
     assert done["text"] == free[: len(done["text"])]
     assert done["text"][-2:] == ending
     assert len(done["text"]) <= 7

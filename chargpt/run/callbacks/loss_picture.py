@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.curve import Point, read_curve
+from chargpt.curve import Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import write_whole
 from chargpt.pictures import png
@@ -53,7 +53,7 @@ def draw(points: Sequence[Point]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     best = min(points, key=lambda point: point.val_loss)
-    points = points[:: -(-len(points) // MOST_POINTS)]
+    points = thinned(points, MOST_POINTS)
     steps, marker = [point.step for point in points], "." if len(points) <= MOST_MARKED else ""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()

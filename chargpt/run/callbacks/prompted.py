@@ -54,7 +54,7 @@ class AtPrompt(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(module, CharLM)
         tokenizer = CharTokenizer(module.hparams["characters"])

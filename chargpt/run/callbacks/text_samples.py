@@ -11,14 +11,14 @@ from chargpt.errors import UserError
 from chargpt.module import CharLM
 from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.callbacks.record import verbatim
+from chargpt.samples import Sample, append, keep_until
 from chargpt.sampling import Sampling, generate
 from chargpt.tokenizer import CharTokenizer
-from chargpt.written import Sample, append, keep_until
 
 
 class TextSamples(Callback):
     """Writes a text sample after each validation, to TensorBoard and to a file that a page shows (see
-    `chargpt.written`): the same prompt and seed each time.
+    `chargpt.samples`): the same prompt and seed each time.
 
     Args:
         dirpath: the folder of the file.

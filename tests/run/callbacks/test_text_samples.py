@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import STEPS, assert_same, events, resume, signal_at, start, state
 
-from chargpt.written import Sample, append, read_samples
+from chargpt.samples import Sample, append, read_samples
 
 
 def test_text_samples_leave_training_alone(tiny, tmp_path):

@@ -10,7 +10,7 @@ from chargpt.settings import MOST_STEPS
 
 FILE = "samples.jsonl"
 LARGEST_FILE = 1 << 26  # bytes
-LONGEST = 20_000  # characters of a sample
+LONGEST = 100_000  # characters of a sample
 
 
 class Sample(NamedTuple):
@@ -50,7 +50,7 @@ def append(run: Path, sample: Sample) -> None:
 
 def keep_until(run: Path, step: int) -> None:
     """Drop the samples after a step, from where a run goes on."""
-    if (run / FILE).exists():
+    if (run / FILE).exists() and (run / FILE).stat().st_size <= LARGEST_FILE:
         write_whole(run / FILE, b"".join(_line(sample) for sample in read_samples(run) if sample.step <= step))
 
 

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from chargpt.written import FILE, LONGEST, Sample, append, keep_until, read_samples
+from chargpt.samples import FILE, LONGEST, Sample, append, keep_until, read_samples
 
 TEXTS = ["line\nline", "\u2028 道 \x1b[2J", ""]
 
