@@ -1,10 +1,17 @@
-"""Draw `docs/results/curves.png` from the `losses.csv` in each folder beside it: `python -m benchmarks.results`."""
+"""Make what `docs/` shows: `python -m benchmarks.results`.
+
+`docs/results/curves.png` is drawn from the `losses.csv` in each folder beside it, and `docs/demo.html` made anew of its
+own facts and weights, with the page's scripts as they are now.
+"""
 
 import argparse
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chargpt.curve import Point, read_curve
+from chargpt.page.build import filled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +43,15 @@ def main() -> None:
     arguments = command.parse_args()
     curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_curve(run))}
     draw(curves).savefig(arguments.results / "curves.png", dpi=120)
+    demo = arguments.results.with_name("demo.html")
+    if demo.exists():
+        demo.write_text(renewed(demo.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def renewed(page: str) -> str:
+    """A page with the same model, as it would be made now."""
+    facts, weights = (re.search(rf'id="{name}">(.*?)</script>', page, re.DOTALL)[1] for name in ("data", "weights"))
+    return filled(json.loads(facts), weights)
 
 
 if __name__ == "__main__":

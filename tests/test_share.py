@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from chargpt import evaluate, share
-from chargpt.checkpoint import Checkpoint, Scoring, find_checkpoint, load_checkpoint, read_checkpoint
+from chargpt.checkpoint import Checkpoint, Scoring, find_checkpoint, load_checkpoint, public_name, read_checkpoint
 from chargpt.errors import UserError
 from chargpt.model import BigramConfig, GPTConfig, build_model
 from chargpt.shared import CARD, CONFIG, FILES, LONGEST, WEIGHTS, read_header
@@ -158,7 +158,7 @@ def test_names_and_characters_are_no_markup(name, tmp_path):
     assert outside[0] == outside[1]
     assert len(plain.splitlines()) == len(odd.splitlines())
     assert max(map(len, odd.splitlines())) < 1000
-    assert read_checkpoint(tmp_path / "odd" / WEIGHTS).text == {"name": name, "sha256": name}
+    assert read_checkpoint(tmp_path / "odd" / WEIGHTS).text == {"name": public_name(name), "sha256": name}
 
 
 def test_an_earlier_share_is_replaced_whole(tiny_run, shared, capsys):
