@@ -15,8 +15,10 @@ from helpers import start
 from chargpt.checkpoint import read_checkpoint
 from chargpt.curve import FILE as LOSSES
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.model import GPT, GPTConfig
 from chargpt.page.__main__ import main
 from chargpt.page.build import build_page
+from chargpt.page.weights import pack
 from chargpt.samples import FILE as SAMPLES
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u2028\u202e{{script}}"
@@ -395,3 +397,23 @@ def test_weights_that_a_page_cannot_hold(run, tmp_path, monkeypatch):
     monkeypatch.setattr("chargpt.page.build.LARGEST", 1000)
     with pytest.raises(UserError, match="more than the 0 MB that a page holds"):
         build_page(run / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize(("kind", "megabytes"), [("fp16", 22), ("int8", 11)])
+def test_the_size_of_the_lectures_model(kind, megabytes):
+    packed = pack(GPT(GPTConfig(), 65).state_dict(), kind)
+    assert 0.9 * megabytes < len(packed.content) / 1e6 < megabytes
+
+
+def test_the_text_reads_as_one(page):
+    """Each character is an element, and as wide as it is."""
+    page.fill("#length", "60")
+    page.click("#go")
+    written(page)
+    gaps = page.evaluate("""() => {
+        const boxes = [...document.querySelectorAll('#text span')].map((span) => span.getBoundingClientRect());
+        return boxes.slice(1).flatMap((box, n) => box.top === boxes[n].top ? [box.left - boxes[n].right] : []);
+    }""")
+    assert gaps
+    assert max(map(abs, gaps)) < 0.1
+    assert page.evaluate("() => getComputedStyle(document.querySelector('#text span')).paddingLeft") == "0px"
