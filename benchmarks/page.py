@@ -50,7 +50,7 @@ def measure(browser: Browser, file: Path, length: int) -> tuple[float, float, st
     page.wait_for_selector("#text span:nth-child(2)")
     first = time.perf_counter() - started
     expect(page.locator("#status")).to_have_text(re.compile("^Done"), timeout=600_000)
-    speed = float(re.search(r"([\d,.]+) characters", page.inner_text("#status"))[1].replace(",", ""))
+    speed = float(re.search(r"([\d,.]+) characters", page.inner_text("#speed"))[1].replace(",", ""))
     difference = re.search(r"[\d.]+e[+-]\d+|0$", page.inner_text("#proof").rstrip("."))
     page.close()
     return first, speed, difference[0] if difference else "?"
