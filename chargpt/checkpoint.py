@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def public_name(name: str) -> str:
-    """What a text is called among strangers: which folders somebody has is nobody's business."""
-    return os.path.basename(name) or name
+    """What a text is called among strangers: which folders somebody has is nobody's business, and a name is short."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1][:200] or "an unnamed text"
 
 
 def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:

@@ -82,6 +82,8 @@ def utf8_text(argument: str) -> str:
 
 def file_name(argument: str) -> str:
     """The name of a file."""
+    if not argument:
+        raise argparse.ArgumentTypeError("a file has a name")
     if "\0" in argument:
         raise argparse.ArgumentTypeError("no file has a NUL in its name")
     return argument

@@ -5,17 +5,16 @@ import io
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from chargpt.files import write_whole
+from chargpt.files import lines_of, write_whole
 from chargpt.settings import MOST_STEPS
 
 Item = TypeVar("Item")
-FILE = "losses.csv"
+FILE, PICTURE = "losses.csv", "loss.png"
 MOST_POINTS = 1_000_000
-LARGEST_FILE = 1 << 26  # bytes
+LONGEST_LINE = 1_000  # bytes
 LARGEST = 1e15  # of a number in it; pictures and means have their limits
 
 
@@ -41,10 +40,9 @@ def read_curve(run: Path) -> list[Point]:
     """The points of a run's curve; none where there is no such file. A row that is damaged is left out."""
     points: list[Point] = []
     file = run / FILE
-    if not file.is_file() or file.stat().st_size > LARGEST_FILE:  # to open a pipe would take for ever
-        return points
-    with suppress(OSError, csv.Error), file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        for row in islice(csv.reader(lines), MOST_POINTS):
+    rows = (line.decode(errors="replace") for line in lines_of(file, MOST_POINTS, LONGEST_LINE))
+    with suppress(csv.Error):
+        for row in csv.reader(rows):
             with suppress(ValueError, TypeError):
                 step, *numbers = row
                 points.append(Point(int(step), *map(float, numbers)))

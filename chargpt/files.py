@@ -3,9 +3,11 @@
 import errno
 import fnmatch
 import glob
+import io
 import os
 import stat
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from chargpt.errors import UserError, one_line
@@ -39,6 +41,24 @@ def cannot_read(file: Path, error: OSError) -> UserError:
     broken = isinstance(error, FileNotFoundError) and os.path.islink(file)
     reason = "the file that it links to is missing" if broken else error.strerror or error
     return UserError(f"cannot read {one_line(file)}: {reason}")
+
+
+LARGEST = 1 << 26  # bytes of a file that is read by lines
+
+
+def lines_of(file: Path, most: int, longest: int) -> Iterator[bytes]:
+    """The first lines of a file in somebody's folder, those left out that are too long; none of one that is larger than
+    64 MiB, or that is a link, a pipe or the like: it would be another's, or without end."""
+    try:
+        number = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(number, "rb") as opened:
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+                return
+            content = opened.read(found.st_size)  # what says that it is empty, as in /proc, is
+    except OSError:
+        return
+    yield from (line for line in islice(io.BytesIO(content), most) if len(line) <= longest)
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -5,12 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from chargpt.files import write_whole
+from chargpt.files import LARGEST, lines_of, write_whole
 from chargpt.settings import MOST_STEPS
 
 FILE = "samples.jsonl"
-LARGEST_FILE = 1 << 26  # bytes
-LONGEST = 100_000  # characters of a sample
+LONGEST = 20_000  # characters of a sample
+LONGEST_LINE = 12 * LONGEST + 100  # bytes: escapes of two surrogates for each
+MOST_LINES = 1_000_000
 
 
 class Sample(NamedTuple):
@@ -29,16 +30,13 @@ def read_samples(run: Path) -> list[Sample]:
     """The samples of a run; none where there is no such file. A line that is damaged is left out."""
     samples: list[Sample] = []
     file = run / FILE
-    if not file.is_file() or file.stat().st_size > LARGEST_FILE:  # to open a pipe would take for ever
-        return samples
-    with suppress(OSError), file.open("rb") as lines:
-        for line in lines:
-            with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
-                found = json.loads(line)
-                sample = Sample(found["step"], found["text"])
-                sample.text.encode()  # surrogates are no text
-                if type(sample.step) is int and 0 <= sample.step < MOST_STEPS and len(sample.text) <= LONGEST:
-                    samples.append(sample)
+    for line in lines_of(file, MOST_LINES, LONGEST_LINE):
+        with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            found = json.loads(line)
+            sample = Sample(found["step"], found["text"])
+            sample.text.encode()  # surrogates are no text
+            if type(sample.step) is int and 0 <= sample.step < MOST_STEPS and len(sample.text) <= LONGEST:
+                samples.append(sample)
     return samples
 
 
@@ -50,7 +48,7 @@ def append(run: Path, sample: Sample) -> None:
 
 def keep_until(run: Path, step: int) -> None:
     """Drop the samples after a step, from where a run goes on."""
-    if (run / FILE).exists() and (run / FILE).stat().st_size <= LARGEST_FILE:
+    if (run / FILE).exists() and (run / FILE).stat().st_size <= LARGEST:
         write_whole(run / FILE, b"".join(_line(sample) for sample in read_samples(run) if sample.step <= step))
 
 

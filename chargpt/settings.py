@@ -43,7 +43,7 @@ def make(group: str, kind: type[Config], options: dict[str, Any]) -> Config:
     known = typing.get_type_hints(kind)
     for key in options:
         if key not in known:
-            key = str(key)[:100]
+            key = (key if isinstance(key, str) else shown(key))[:100]
             raise UserError(f"unknown key {group}.{key}{did_you_mean(key, known, f'{group}.')}")
     check_types(group, known, options)
     return kind(**options)
@@ -111,8 +111,16 @@ def _name(kind: Any) -> str:
     return names.get(origin or kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
+class _Short(reprlib.Repr):
+    """Shows plain values; of any other, whose own representation may take any time, only what it is."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        plain = isinstance(x, bool | float | bytes | type | None)
+        return super().repr_instance(x, level) if plain else f"a {type(x).__name__}"
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it, however long or deep it is."""
-    short = reprlib.Repr()
+    short = _Short()
     short.maxstring, short.maxother, short.maxlevel = 100, 100, 3
     return short.repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "one of more than 40 digits"

@@ -1,12 +1,13 @@
 import os
 import re
+import time
 import zipfile
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from chargpt.checkpoint import find_checkpoint, load_checkpoint
+from chargpt.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
 from chargpt.errors import UserError
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 
@@ -246,6 +247,22 @@ def test_the_name_of_a_text_is_a_text(name, tiny_run, tmp_path):
     torch.save(saved, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match=r"is not a checkpoint that train\.py wrote"):
         load_checkpoint(tmp_path / "odd.ckpt")
+
+
+@pytest.mark.parametrize("key", ["model", "scoring", "optimizer"])
+def test_settings_that_take_long_to_be_shown(key, tiny_run, tmp_path):
+    """PyTorch would write out a tensor of many dimensions, number by number."""
+    content = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
+    tensor = torch.zeros((2,) * 20, dtype=torch.bool)
+    content["hyper_parameters"][key] = {"x": tensor} if key == "optimizer" else tensor
+    torch.save(content, tmp_path / "odd.ckpt")
+    started = time.perf_counter()
+    if key == "optimizer":
+        assert read_checkpoint(tmp_path / "odd.ckpt").optimizer == {"x": "a Tensor"}
+    else:
+        with pytest.raises(UserError):
+            read_checkpoint(tmp_path / "odd.ckpt")
+    assert time.perf_counter() - started < 5
 
 
 def test_no_memory_is_not_damage(tiny_run, monkeypatch):

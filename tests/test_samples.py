@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from chargpt.files import LARGEST
 from chargpt.samples import FILE, LONGEST, Sample, append, keep_until, read_samples
 
 TEXTS = ["line\nline", "\u2028 道 \x1b[2J", ""]
@@ -51,6 +52,15 @@ def test_a_damaged_line_is_left_out(line, tmp_path):
     lines = [json.dumps(each._asdict()).encode() for each in good]
     (tmp_path / FILE).write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
     assert read_samples(tmp_path) == good
+
+
+def test_a_file_of_nothing_but_lines(tmp_path):
+    (tmp_path / FILE).write_bytes(b"\n" * (1 << 21))
+    assert read_samples(tmp_path) == []
+    (tmp_path / FILE).write_bytes(b" " * (LARGEST + 1))
+    assert read_samples(tmp_path) == []
+    keep_until(tmp_path, 1)
+    assert (tmp_path / FILE).stat().st_size == LARGEST + 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes in folders are of POSIX")

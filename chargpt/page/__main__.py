@@ -60,6 +60,7 @@ def write_page(arguments: argparse.Namespace) -> None:
     from chargpt.page.build import build_page
 
     page = build_page(path, arguments.weights).encode()
+    _check_replaced(out)  # making it took a while
     try:
         write_whole(out, page)
     except OSError as error:
@@ -74,6 +75,8 @@ def _check_replaced(out: Path) -> None:
         UserError: it is none.
     """
     try:
+        if not out.parent.is_dir():
+            raise UserError(f"cannot write {one_line(out)}: there is no folder {one_line(out.parent)}")
         if not out.exists():
             return
         if out.is_file():

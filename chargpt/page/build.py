@@ -65,7 +65,8 @@ def build_page(path: Path, kind: str = "fp16") -> str:
 
 def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict[str, Any]:
     """What the page says of the model and of its run."""
-    run = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
+    folder = path.absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
     curve, samples = read_curve(run), read_samples(run)
     best = min(curve, key=lambda point: point.val_loss, default=None)
     lowest = best.val_loss if best else checkpoint.best_loss
@@ -81,11 +82,11 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
     told = [
         ("Characters", checkpoint.tokenizer.characters[:MOST_PLACES]),
         ("Trained on", name),
-        ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")),
+        ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")[:64]),
         ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),
         ("Best validation loss of the run", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
         ("Steps", "not known" if checkpoint.step is None else f"{checkpoint.step:,}"),
-        ("Weights saved on", datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%d %B %Y")),
+        ("Weights saved on", _day(path.stat().st_mtime)),
         ("Precision in training", scoring.precision),
         ("Weights in this page", f"{parameters} in {kind}, {len(packed.content) / 1e6:.1f} MB"),
     ]
@@ -103,6 +104,14 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         "curve_in_words": _in_words(curve),
         "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
     }
+
+
+def _day(seconds: float) -> str:
+    """The date of a file, which an archive may have set to any."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%d %B %Y")
+    except (ValueError, OverflowError, OSError):
+        return "not known"
 
 
 def _finite(number: float) -> float | None:

@@ -19,14 +19,19 @@ export function inText(character) {
   return isUnprintable(character) ? escaped(character) : character;
 }
 
-// All of a text.
+// All of a text; of accents upon accents a few, since the time that they take grows with the square of their number.
 export function printable(text) {
-  return Array.from(text, inText).join("");
+  return Array.from(text.replace(/(\p{M}{16})\p{M}+/gu, "$1…"), inText).join("");
 }
+
+// Blanks, and what is not seen or is no character.
+const INVISIBLE = /[\p{Z}\p{C}\p{Default_Ignorable_Code_Point}\u2800\ufffc]/u;
 
 // Alone, where a space would not be seen, and an accent needs something to stand on.
 export function sign(character) {
-  return SIGNS[character] ?? (/\p{M}/u.test(character) ? `◌${character}` : inText(character));
+  if (SIGNS[character]) return SIGNS[character];
+  if (INVISIBLE.test(character)) return escaped(character);
+  return /\p{M}/u.test(character) ? `◌${character}` : inText(character);
 }
 
 // To be read aloud.

@@ -186,7 +186,10 @@ export function open() {
       }
     }
     waiting = [];
-    if (fresh.length) at("text").append(...fresh);
+    if (fresh.length) {
+      at("text").append(...fresh);
+      worker.postMessage({ type: "shown", length: text.length });
+    }
     const line = unspoken.lastIndexOf("\n");
     if (line > 0) {
       at("spoken").textContent = unspoken.slice(0, line);

@@ -36,15 +36,26 @@ class GPT {
   }
 
   newCache() {
-    const { block_size: room, n_embd: C, n_layer } = this.config;
-    const layers = Array.from({ length: n_layer }, () => ({
-      queries: new Float32Array(room * C),
-      keys: new Float32Array(room * C),
-      values: new Float32Array(room * C),
+    const layers = Array.from({ length: this.config.n_layer }, () => ({
+      queries: new Float32Array(),
+      keys: new Float32Array(),
+      values: new Float32Array(),
       // The first channels of each character in either half of the layer; the first row is before the first.
-      shifted: [0, 1].map(() => new Float32Array((room + 1) * this.shifted)),
+      shifted: [new Float32Array(), new Float32Array()],
     }));
-    return { length: 0, layers };
+    return { length: 0, room: 0, layers };
+  }
+
+  // Make room for so many characters: not for all that a context may have, which can be beyond any memory.
+  grow(cache, length) {
+    if (length <= cache.room) return;
+    const { block_size, n_embd: C } = this.config;
+    const room = Math.min(block_size, Math.max(length, 2 * cache.room, 256));
+    for (const kept of cache.layers) {
+      for (const name of ["queries", "keys", "values"]) kept[name] = enlarged(kept[name], room * C);
+      kept.shifted = kept.shifted.map((rows) => enlarged(rows, (room + 1) * this.shifted));
+    }
+    cache.room = room;
   }
 
   // Logits after each of the next characters, (ids.length, vocabSize) in one array.
@@ -52,6 +63,7 @@ class GPT {
     const C = this.config.n_embd;
     const T = ids.length;
     const start = cache.length;
+    this.grow(cache, start + T);
     let x = new Float32Array(T * C);
     const tokens = this.weights["token_embedding_table.weight"];
     const places = this.weights["position_embedding_table.weight"];
@@ -177,6 +189,12 @@ class Bigram {
   attention() {
     return [];
   }
+}
+
+function enlarged(numbers, size) {
+  const larger = new Float32Array(size);
+  larger.set(numbers);
+  return larger;
 }
 
 function add(x, y) {

@@ -4,6 +4,7 @@
 //   start {facts, bytes}               -> ready {difference}
 //   write {job, ids, settings, heads}  -> read {job, from, seen} and written {job, ids, seen, speed} ..., then done
 //   stop                               -> done {job, reason}
+//   shown {length}: so many characters are in the page, which may be slower than the model
 //   attention {position, start}        -> attention {position, start, rows}
 // A job ends where another begins; its number tells whose an answer is. `seen` has an entry per character: where its
 // context began, its probability, and the likeliest characters in its place. `start` is where the context of a position
@@ -16,6 +17,7 @@ import { choose, largest, noise, softmax } from "./sampling.js";
 const RUNNERS_UP = 5;
 const AT_ONCE = 16; // characters that are read before messages are looked at again
 const PATIENCE = 15; // milliseconds between two messages to the page
+const AHEAD = 1000; // characters that the page may be behind
 
 export class Writer {
   // `post` takes the answers; `pause` resolves after messages that have come were handled.
@@ -67,6 +69,7 @@ export class Writer {
     this.model.headsOn.set(heads);
     this.text = ids.slice();
     this.begin = begin;
+    this.shown({ length: ids.length });
     const turn = ++this.turn;
     this.look++; // a look that is not done yet would mix two texts
     let logits = await this.readOn(job, headsAsBefore ? same : 0);
@@ -92,6 +95,7 @@ export class Writer {
       if (now - reported > PATIENCE || stopped || n === settings.length) {
         report(now, n);
         await this.pause();
+        while (job === this.job && this.text.length - this.inPage > AHEAD) await new Promise((go) => (this.go = go));
         if (job !== this.job) return;
       }
       if (stopped || n === settings.length) {
@@ -180,8 +184,14 @@ export class Writer {
     this.post({ type: "attention", position, start, rows: this.model.attention(cache, position - start) });
   }
 
+  shown({ length }) {
+    this.inPage = length;
+    this.go?.();
+  }
+
   stop() {
     if (this.job !== null) this.end("stopped");
+    this.go?.();
   }
 
   end(reason) {

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import pytest
 import torch
 from helpers import start
 
-from chargpt.checkpoint import read_checkpoint
+from chargpt.checkpoint import public_name, read_checkpoint
 from chargpt.curve import FILE as LOSSES
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import GPT, GPTConfig
@@ -350,7 +351,7 @@ def test_a_bigram(tiny, tmp_path, tab):
     tab.click("#go")
     written(tab)
     tab.click("#text span:nth-child(9)")
-    assert "A bigram has no attention" in tab.inner_text("#about-attention")
+    tab.wait_for_selector("#about-attention:has-text('A bigram has no attention')")
 
 
 def test_in_firefox(run, tmp_path, firefox):
@@ -379,6 +380,64 @@ def test_what_is_no_page_is_not_replaced(run, tmp_path, capsys):
         assert main(["--ckpt", str(run), "--out", str(inside)]) == 2
     assert main(["--ckpt", str(run), "--out", str(tmp_path)]) == 2
     assert main(["--ckpt", str(run), "--out", str(tmp_path / "missing" / "page.html")]) == 2
+
+
+@pytest.mark.parametrize("when", [1e12, -1e12])
+def test_a_file_of_any_date(when, run, tmp_path):
+    file = tmp_path / "a.ckpt"
+    shutil.copyfile(run / "checkpoints" / "best.ckpt", file)
+    os.utime(file, (when, when))
+    assert "Weights saved on" in build_page(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/home/me/texts/", "texts"),
+        (r"C:\me\a.txt", "a.txt"),
+        ("a/b.txt", "b.txt"),
+        ("/", "an unnamed text"),
+        ("x" * 999, 200 * "x"),
+    ],
+)
+def test_what_a_text_is_called_among_strangers(name, public):
+    assert public_name(name) == public
+
+
+def test_links_in_a_run_are_not_followed(run, tmp_path):
+    """What they lead to may be private, or without end."""
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    theirs = tmp_path / "theirs"
+    (theirs / "checkpoints").mkdir(parents=True)
+    shutil.copyfile(run / "checkpoints" / "best.ckpt", theirs / "checkpoints" / "best.ckpt")
+    for name in (LOSSES, SAMPLES):
+        (theirs / name).symlink_to(mine / name)
+    facts = json.loads(Reader(build_page(theirs / "checkpoints" / "best.ckpt")).scripts["data"])
+    assert (facts["curve"], facts["samples"]) == ([], [])
+
+
+def test_in_the_folder_of_the_checkpoint(run, monkeypatch):
+    """The run is found, also by a relative name."""
+    monkeypatch.chdir(run / "checkpoints")
+    assert json.loads(Reader(build_page(Path("best.ckpt"))).scripts["data"])["curve"]
+
+
+def test_a_context_beyond_memory(tmp_path, tab):
+    """With rotary positions a file may claim any; room is made for what is read."""
+    config = GPTConfig(block_size=10**8, n_layer=1, n_head=1, n_embd=8, positions="rotary")
+    weights = {f"net.{name}": value for name, value in GPT(config, 3).state_dict().items()}
+    settings = {"model": vars(config), "characters": "\nab"}
+    torch.save({"state_dict": weights, "hyper_parameters": settings}, tmp_path / "a.ckpt")
+    file = tmp_path / "page.html"
+    assert main(["--ckpt", str(tmp_path / "a.ckpt"), "--out", str(file)]) == 0
+    tab.goto(file.as_uri())
+    tab.fill("#length", "600")
+    tab.wait_for_selector("#go:not([disabled])")
+    assert "computes what PyTorch computed" in tab.inner_text("#proof")
+    tab.click("#go")
+    written(tab)
+    assert len(text_of(tab)) == 601
 
 
 def test_weights_that_a_page_cannot_hold(run, tmp_path, monkeypatch):

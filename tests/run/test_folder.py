@@ -16,6 +16,14 @@ def test_short(tmp_path, monkeypatch):
     assert short(tmp_path.parent / "run") == tmp_path.parent / "run"
 
 
+@pytest.mark.parametrize("name", ["losses.csv", "loss.png", "samples.jsonl"])
+def test_files_of_a_persons_own_are_not_replaced(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"has a {name}, which would be lost"):
+        claim(tmp_path, "a: 1")
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_only_one_run_can_claim_a_folder(tmp_path):
     claim(tmp_path / "run", "a: 1\n")
     (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.curve import Point, read_curve, thinned
+from chargpt.curve import PICTURE, Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import write_whole
 from chargpt.pictures import png
@@ -16,7 +16,6 @@ from chargpt.pictures import png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILE = "loss.png"
 MOST_POINTS, MOST_MARKED = 5_000, 100  # a curve that is longer is thinned, and has no dots
 
 
@@ -44,7 +43,7 @@ class LossPicture(Callback):
 
     def _save(self) -> None:
         if points := read_curve(self.folder):
-            write_whole(self.folder / FILE, png(draw(points)))
+            write_whole(self.folder / PICTURE, png(draw(points)))
 
 
 def draw(points: Sequence[Point]) -> "Figure":
