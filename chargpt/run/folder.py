@@ -115,10 +115,10 @@ def claim(folder: Path, config: str) -> None:
         raise UserError(f"{short(folder)} has a checkpoint of a name that Lightning loads by itself: {found.name}")
     saved = [*folder.glob("checkpoints/*")]
     same = (folder / CONFIG).is_file() and (folder / CONFIG).read_text(encoding="utf-8") == config
-    if not same and (other := next((name for name in WRITTEN if os.path.lexists(folder / name)), None)):
-        raise UserError(f"{short(folder)} has a {other}, which would be lost; hydra.run.dir=... names another folder")
     if any((folder / name).exists() for name in CHECKPOINTS) or (saved and not same):
         raise UserError(f"{short(folder)} holds a run already; hydra.run.dir=... names another folder")
+    if not same and (other := next((name for name in WRITTEN if os.path.lexists(folder / name)), None)):
+        raise UserError(f"{short(folder)} has a {other}, which would be lost; hydra.run.dir=... names another folder")
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
