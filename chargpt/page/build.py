@@ -20,6 +20,7 @@ from chargpt.curve import Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import GPT, Model
 from chargpt.page.weights import Packed, pack
+from chargpt.pictures import label
 from chargpt.samples import read_samples
 from chargpt.sampling import Sampling, generate
 from chargpt.scoring import score, validation_ids
@@ -80,7 +81,7 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         sizes += f", a context of {config.block_size:,} characters"
     loss = "" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     told = [
-        ("Characters", checkpoint.tokenizer.characters[:MOST_PLACES]),
+        ("Characters", "".join(map(label, checkpoint.tokenizer.characters[:MOST_PLACES]))),
         ("Trained on", name),
         ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")[:64]),
         ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),

@@ -145,6 +145,10 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
     values = _values_of(run)
     parsed = OverridesParser.create().parse_overrides(overrides)
     said = dict.fromkeys(each.key_or_group for each in parsed if each.key_or_group not in {"resume", *groups_of_conf()})
+    for key in said:
+        for off in (key[: dot.start()] for dot in re.finditer(r"\.", key)):
+            if off in values and values[off] is None:
+                raise UserError(f"{run} has {off}=null, and what was switched off stays so: {key} has no place there")
     cfg, refused = _with_stored(cfg, values, said)
     if refused:
         had = ", ".join(f"{key}={one_line(values[key])}" for key in refused)

@@ -60,7 +60,7 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constan
     if constant:
         return "Validation loss was still falling at the end: with a larger trainer.max_steps it should end lower"
     return (
-        "Validation loss was still falling at the end, to which the falling learning rate adds: a new run with a larger"
+        "Validation loss was still falling at the end, as a falling learning rate makes it: a new run with a larger"
         " trainer.max_steps would probably end lower"
     )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from helpers import resume, start
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -93,3 +94,12 @@ def test_other_options_than_the_runs_own(tmp_path):
         check_choices(tmp_path, chosen | {"optimizer": "muon"})
     with pytest.raises(UserError, match="the run's own experiment=None, not cpu"):
         check_choices(tmp_path, chosen | {"experiment": "cpu"})
+
+
+@pytest.mark.parametrize("key", ["callbacks.surprise.length=10", "callbacks.surprise._target_=mine.Surprise"])
+def test_what_was_switched_off_stays_so(key, tiny, tmp_path):
+    """An option of it would be lost without a word."""
+    options = [each for each in tiny if not each.startswith("callbacks.surprise")]
+    start(tmp_path, *options, "callbacks.surprise=null")
+    with pytest.raises(UserError, match=r"has callbacks\.surprise=null, and what was switched off stays so"):
+        resume(tmp_path, key, "trainer.max_steps=8")

@@ -20,11 +20,11 @@ def points(losses, train=None, every=500):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cpu", "still falling at the end, to which the falling learning rate adds: a new run"),
+        ("cpu", "still falling at the end, as a falling learning rate makes it: a new run"),
         ("cpu-1300-steps", None),  # two validations
-        ("speedrun", "still falling at the end, to"),
-        ("speedrun-2000-steps", "still falling at the end, to"),
-        ("record", "still falling at the end, to"),
+        ("speedrun", "still falling at the end, as"),
+        ("speedrun-2000-steps", "still falling at the end, as"),
+        ("record", "still falling at the end, as"),
     ],
 )
 def test_real_runs(name, said):
