@@ -22,6 +22,7 @@ class Losses(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         kept = keep_until(self.folder, trainer.global_step)
         self._since = time.perf_counter() - (kept[-1].seconds if kept else 0.0)
 

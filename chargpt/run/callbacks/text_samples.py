@@ -39,6 +39,7 @@ class TextSamples(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         keep_until(self.folder, trainer.global_step)
 
     @rank_zero_only

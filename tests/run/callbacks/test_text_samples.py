@@ -12,6 +12,11 @@ def test_text_samples_leave_training_alone(tiny, tmp_path):
     assert_same(state(tmp_path / "short")["state_dict"], state(tmp_path / "long")["state_dict"])
 
 
+def test_a_folder_of_their_own(tiny, tmp_path):
+    start(tmp_path / "run", *tiny, f"callbacks.text_samples.dirpath={tmp_path}/some/where")
+    assert [sample.step for sample in read_samples(tmp_path / "some" / "where")] == [3, 6]
+
+
 def test_a_prompt_without_known_characters(tiny, tmp_path):
     """The first character of the vocabulary, here the line break, stands in."""
     start(tmp_path, *tiny, "callbacks.text_samples.prompt='道'")
