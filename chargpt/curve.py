@@ -39,8 +39,7 @@ class Point(NamedTuple):
 def read_curve(run: Path) -> list[Point]:
     """The points of a run's curve; none where there is no such file. A row that is damaged is left out."""
     points: list[Point] = []
-    file = run / FILE
-    rows = (line.decode(errors="replace") for line in lines_of(file, MOST_POINTS, LONGEST_LINE))
+    rows = (line.decode(errors="replace") for line in lines_of(run / FILE, MOST_POINTS, LONGEST_LINE))
     with suppress(csv.Error):
         for row in csv.reader(rows):
             with suppress(ValueError, TypeError):

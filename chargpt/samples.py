@@ -29,8 +29,7 @@ class Sample(NamedTuple):
 def read_samples(run: Path) -> list[Sample]:
     """The samples of a run; none where there is no such file. A line that is damaged is left out."""
     samples: list[Sample] = []
-    file = run / FILE
-    for line in lines_of(file, MOST_LINES, LONGEST_LINE):
+    for line in lines_of(run / FILE, MOST_LINES, LONGEST_LINE):
         with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
             found = json.loads(line)
             sample = Sample(found["step"], found["text"])

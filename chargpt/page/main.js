@@ -94,7 +94,7 @@ export function open() {
       length: number("length"),
       seed: number("seed"),
       topK: number("top-k"),
-      topP: number("top-p") === 0 ? Number.MIN_VALUE : number("top-p"),
+      topP: number("top-p"),
       stop,
       exact: at("exact").checked,
     };
@@ -150,8 +150,7 @@ export function open() {
     const given = settings();
     if (!given) return;
     options = given;
-    const past = cut; // the text to stop at: it would be found again
-    write([...text.map(({ id }) => id), ...past], options.length);
+    write([...text.map(({ id }) => id), ...cut], options.length); // past the text to stop at, which would be found again
   };
   at("halt").onclick = () => worker.postMessage({ type: "stop" });
   at("prompt").onkeydown = (event) => {
@@ -165,9 +164,9 @@ export function open() {
       at("text").focus();
     }
   };
-  const { block_size: window_ } = facts.config;
-  if (window_ < 2 || facts.config.name === "bigram") at("window-choice").hidden = true;
-  at("price").textContent = `(slower: past ${window_.toLocaleString("en")} characters, the last ${window_.toLocaleString("en")} are read again for each that is written)`;
+  at("window-choice").hidden = facts.config.block_size < 2 || facts.config.name === "bigram";
+  const context = facts.config.block_size.toLocaleString("en");
+  at("price").textContent = `(slower: past ${context} characters, the last ${context} are read again for each that is written)`;
 
   // Put what came since the last frame into the page.
   function show() {

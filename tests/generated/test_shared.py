@@ -1,12 +1,11 @@
 """Shared folders from strangers, or damaged: sampled, scored and started from; and what stands where one is written."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from generated.test_checkpoints import at, replaced, walk
+from generated.test_checkpoints import PLACES, at, replaced, walk
 from generated.test_sampling_arguments import VALUES as ARGUMENTS
 from generated.world import RUN, TINY, Case, chance, every, name_of
 
@@ -187,22 +186,7 @@ def files() -> Iterator[Case]:
 # In place of a file
 
 
-def a_sparse_file(place: Path, box: Path) -> None:
-    place.touch()
-    os.truncate(place, 64 << 20)
-
-
-PLACES: dict[str, Callable[[Path, Path], object]] = {
-    "nothing": lambda place, box: None,
-    "folder": lambda place, box: place.mkdir(),
-    "fifo": lambda place, box: os.mkfifo(place),
-    "link-to-nothing": lambda place, box: place.symlink_to("nowhere"),
-    "link-to-itself": lambda place, box: place.symlink_to(place.name),
-    "link-to-the-diary": lambda place, box: place.symlink_to(box / "home/diary.txt"),
-    "link-to-zeros": lambda place, box: place.symlink_to("/dev/zero"),
-    "link-to-a-folder": lambda place, box: place.symlink_to(box / "home"),
-    "sparse": a_sparse_file,
-}
+REGULAR = ("sparse", "tar", "hard-link-to-the-diary")  # the others are no files
 
 
 def places() -> Iterator[Case]:
@@ -216,7 +200,7 @@ def places() -> Iterator[Case]:
 
             used = [SAMPLED, SCORED, STARTED]
             yield Case(f"{name}-is-{what}", used, prepare, stranger=True, writes=("work/outputs/new",))
-            if what != "sparse" or name == CONFIG:  # otherwise it is one of ours, if damaged
+            if what not in REGULAR or name == CONFIG:  # otherwise it is one of ours, if damaged
                 yield Case(f"onto-{name}-that-is-{what}", [(SHARE, "shared")], prepare, holds=is_not_written)
 
 
