@@ -107,11 +107,11 @@ def sample(arguments: argparse.Namespace) -> None:
     samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
     with open_output(arguments.out) as out:
         show = printable if out.isatty() else str  # a vocabulary may hold what a terminal would obey
-        for n, characters in enumerate(samples):
+        for n, ids in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
             out.write(show(tokenizer.decode(prompt_ids)))
-            for text in until(arguments.stop, map(tokenizer.decode, characters)):
+            for text in until(arguments.stop, map(tokenizer.decoder(), ids)):
                 out.write(show(text))
                 out.flush()
             out.write("\n")
@@ -151,13 +151,14 @@ def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[l
         yield iter([row[column : column + 1] for row in seen])
 
 
-def until(stop: str | None, characters: Iterator[str]) -> Iterator[str]:
-    """The characters up to `stop`, itself left out: what may be its beginning is held back until that is sure."""
+def until(stop: str | None, parts: Iterator[str]) -> Iterator[str]:
+    """A text that comes in parts, up to `stop`, itself left out: what may be its beginning is held back until that is
+    sure."""
     if not stop:
-        yield from characters
+        yield from parts
         return
     held = ""
-    for character in characters:
+    for character in chain.from_iterable(parts):
         held += character
         if held.endswith(stop):
             yield held[: -len(stop)]

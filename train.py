@@ -18,6 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.checkpoint import read_checkpoint
 from chargpt.compare import report, save
 from chargpt.curve import read_curve
 from chargpt.errors import Stopped, UserError, first_line, one_line, printable
@@ -98,7 +99,8 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         if run.restoring.done or ending(error, folder) is not None:
             raise
         raise _at_the_start(error, resumption) from error
-    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0)
+    test_loss = _test(run) if run.trainer.global_step >= run.trainer.max_steps else None
+    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0, test_loss)
 
 
 def _at_the_start(error: Exception, resumption: Resumption | None) -> UserError:
@@ -119,23 +121,41 @@ def _as_chosen(cfg: DictConfig, run: "Run") -> DictConfig:
     return cfg
 
 
-def _report(run: "Run", seconds: float, first_step: int) -> float:
+def _test(run: "Run") -> float | None:
+    """The loss of the test text at the end of a run, by its best weights, which it then has; None where there is no
+    such text."""
+    if run.data.test_ids is None:
+        return None
+    best = Path(run.settings.run_dir) / "checkpoints" / "best.ckpt"
+    if best.exists():  # else those of the last step
+        run.module.net.load_state_dict(read_checkpoint(best).model.state_dict())
+    log.info("Scoring the test text")
+    [scores] = run.trainer.test(run.module, run.data, verbose=False)
+    return scores["test/loss"]
+
+
+def _report(run: "Run", seconds: float, first_step: int, test_loss: float | None) -> float:
     """Say how the run ended and what to do next; returns its best validation loss.
 
     Args:
         seconds: since this start, at which it had made `first_step` steps.
+        test_loss: that of the best weights, in nats per id; None where there is no test, or not yet.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
     folder, trainer = short(Path(run.settings.run_dir)), run.trainer
-    best = float(trainer.callback_metrics.get("val/best_loss", math.inf))
+    best, unit = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
     steps += f", {trainer.global_step} in all" if first_step else ""
-    scored = f"Best validation loss {best:.4f} (nats per character, on {run.data.corpus.name}), {steps}"
+    text = run.data.own.get("val", run.data.corpus)
+    scored = f"Best validation loss {best:.4f} (nats per {unit}, on {text.name}), {steps}"
     lines = ["", scored if best < math.inf else f"Not validated, {steps}"]
-    points, characters = read_curve(Path(run.settings.run_dir)), run.module.hparams["characters"]
+    if test_loss is not None:
+        bits = f"{test_loss / math.log(2):.4f} bits per {unit}"
+        lines.append(f"Test loss {test_loss:.4f} ({bits}), by the weights of the best validation loss")
+    points, vocab_size = read_curve(Path(run.settings.run_dir)), run.data.tokenizer.vocab_size
     constant = run.module.optimizer_config.schedule == "constant"
-    if said := verdict(points, trainer.max_steps, len(characters), constant=constant):
+    if said := verdict(points, trainer.max_steps, vocab_size, constant=constant):
         lines.append(said)
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To go on:    {command_to_go_on(Path(run.settings.run_dir))}")

@@ -1,14 +1,16 @@
 """Blocks of characters: at random places for training, one after the other for validation."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from chargpt.corpus import TOKENIZERS, Ids
 from chargpt.errors import UserError, one_line
-from chargpt.settings import LARGEST, check_ranges
+from chargpt.settings import LARGEST, check_ranges, check_split
 from chargpt.sources import SOURCES
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
@@ -20,7 +22,12 @@ class DataConfig:
 
     Attributes:
         source, path, fallback: see `chargpt.sources.find_text`.
-        val_fraction: the share of the text, at its end, that validates.
+        val_path, test_path: texts of their own to validate on, or to test on; what `path` may be.
+        split: the shares of the text that train, validate and, if there are three, test, in this order. With `val_path`
+            all of the text trains.
+        tokenizer: what an id stands for: one of `chargpt.corpus.TOKENIZERS`.
+        verify: read texts, and what is there of them in the cache, even where they are known from before and have not
+            changed.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
         num_workers: processes that prepare training batches; 0 prepares them in the training process, which is
@@ -34,7 +41,11 @@ class DataConfig:
     source: str = "shakespeare"
     path: str | None = None
     fallback: str | None = None
-    val_fraction: float = 0.1
+    val_path: str | None = None
+    test_path: str | None = None
+    split: list[float] = field(default_factory=lambda: [0.9, 0.1])
+    tokenizer: str = "characters"
+    verify: bool = False
     block_size: int = 256
     batch_size: int = 64
     num_workers: int = 0
@@ -46,15 +57,23 @@ class DataConfig:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
         if self.path is not None and "file" not in (self.source, self.fallback):
             raise UserError(f"data.path is for a text of your own: data=file data.path={one_line(self.path)}")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
+        if self.tokenizer not in TOKENIZERS:
+            raise UserError(f"data.tokenizer must be one of {', '.join(TOKENIZERS)}; got {one_line(self.tokenizer)!r}")
+        check_split("data", self.split)
+        if len(self.split) == 3 and (self.val_path is not None or self.test_path is not None):
+            raise UserError(
+                f"data.split={self.split} cuts a test part from the text, and data.val_path or data.test_path names a"
+                " text of its own: a split of two goes with these"
+            )
         sizes = {"block_size": (1, LARGEST), "batch_size": (1, LARGEST), "num_workers": (0, 256)}
         check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
 
 
-def split_at(length: int, val_fraction: float) -> int:
-    """Where a text of that many characters is cut: what comes before trains, the rest validates."""
-    return int((1 - val_fraction) * length)
+def parts_of(ids: np.ndarray, split: list[float]) -> list[np.ndarray]:
+    """A text's ids, cut: first what trains, then what validates and, if there are three parts, what tests."""
+    first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
+    parts = [ids[:first], ids[first:last], ids[last:]]
+    return parts[: len(split)]
 
 
 class RandomBlocks(Dataset[Batch]):
@@ -65,9 +84,7 @@ class RandomBlocks(Dataset[Batch]):
     blocks each see what one with 64 sees. There is no last item.
     """
 
-    def __init__(
-        self, ids: np.ndarray, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         self.ids = ids
         self.block_size = block_size
         self.batch_size = batch_size
@@ -92,22 +109,21 @@ class SequentialBlocks(Dataset[Batch]):
     item of its own. Of several ranks each takes every `world_size`-th item.
     """
 
-    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.ids = ids
         self.block_size = block_size
         self.span = block_size * batch_size  # characters an item predicts
-        targets = len(ids) - 1
-        full = targets - targets % block_size  # targets that lie in whole blocks
-        starts = [*range(0, full, self.span), *([full] if full < targets else [])]
-        self.ranges = [
-            (start, min(start + self.span, full) if start < full else targets) for start in starts[rank::world_size]
-        ]
+        self.targets = len(ids) - 1
+        self.full = self.targets - self.targets % block_size  # targets that lie in whole blocks
+        items = math.ceil(self.full / self.span) + (self.full < self.targets)
+        self.items = range(items)[rank::world_size]  # of all items those of this rank
 
     def __len__(self) -> int:
-        return len(self.ranges)
+        return len(self.items)
 
     def __getitem__(self, item: int) -> Batch:
-        start, stop = self.ranges[item]
+        start = min(self.items[item] * self.span, self.full)
+        stop = min(start + self.span, self.full) if start < self.full else self.targets
         text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
         block = min(self.block_size, stop - start)
         return text[:-1].view(-1, block), text[1:].view(-1, block)

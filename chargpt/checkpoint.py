@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, is_out_of_memory
 from chargpt.jobs import SWEEP
-from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, make, read_settings, shown
-from chargpt.shared import CONFIG, WEIGHTS, read_config, read_header, read_numbers
-from chargpt.tokenizer import CharTokenizer
+from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, check_split, make, read_settings, shown
+from chargpt.shared import CONFIG, TEXT_KEYS, WEIGHTS, is_of_texts, read_config, read_header, read_numbers
+from chargpt.tokenizer import Tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ class Scoring:
     """How a run scores its text, kept in its checkpoints: by the same settings a machine comes to the same numbers.
 
     Attributes:
-        val_fraction: the share of the text, at its end, that validates.
+        split: the shares of the text that train, validate and, if there are three, test.
         batch_size: blocks side by side.
         precision: as Lightning calls it.
 
@@ -79,16 +79,27 @@ class Scoring:
         UserError: a value is out of range.
     """
 
-    val_fraction: float = 0.1
+    split: list[float] = field(default_factory=lambda: [0.9, 0.1])
     batch_size: int = 64
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"scoring.val_fraction must be between 0 and 1, both excluded; got {self.val_fraction}")
+        check_split("scoring", self.split)
         check_ranges("scoring", self, batch_size=(1, LARGEST))
         if not re.fullmatch(r"[a-z0-9-]{1,40}", self.precision):
             raise UserError(f"scoring.precision must be one of Lightning's names; got {self.precision[:40]!r}")
+
+
+def scoring_in(settings: Any) -> Scoring:
+    """How a run scored its text, as a file says it; older files lack it, or have the share that validates alone.
+
+    Raises:
+        UserError: it is no such settings.
+    """
+    if isinstance(settings, dict) and type(share := settings.get("val_fraction")) is float:
+        settings = {name: value for name, value in settings.items() if name != "val_fraction"}
+        settings |= {"split": [1 - share, share]}
+    return make("scoring", Scoring, settings)
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,16 @@ class Checkpoint:
 
     Attributes:
         model: on the CPU.
-        text: the `name` and the `sha256` of the text that it was trained on; empty where the file does not say.
+        text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of texts of their
+            own that it was validated or tested on; empty where the file does not say.
         scoring: how it was validated.
-        best_loss: the lowest validation loss of its run so far, in nats per character; None where it is not known.
+        best_loss: the lowest validation loss of its run so far, in nats per id; None where it is not known.
         step: optimizer steps taken; None where they are not known.
         optimizer: its settings, as the file says them: to be told, not to be used.
     """
 
     model: "Model"
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     text: dict[str, str]
     scoring: Scoring
     best_loss: float | None = None
@@ -113,9 +125,7 @@ class Checkpoint:
     optimizer: dict[str, str] = field(default_factory=dict)
 
 
-def load_checkpoint(
-    path: str | os.PathLike[str], device: "str | torch.device" = "cpu"
-) -> "tuple[Model, CharTokenizer]":
+def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" = "cpu") -> "tuple[Model, Tokenizer]":
     """The model in eval mode, and the tokenizer that it was trained with.
 
     What is read is data, whoever wrote it: it cannot run code.
@@ -149,9 +159,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
         saved = checkpoint["hyper_parameters"]
-        tokenizer = CharTokenizer(saved["characters"])
+        tokenizer = tokenizer_of(saved["characters"])
         text = text_in(checkpoint) if saved.get("corpus") else {}
-        scoring = make("scoring", Scoring, saved.get("scoring", {}))  # older checkpoints lack it
+        scoring = scoring_in(saved.get("scoring", {}))
         optimizer = _shown_settings(saved.get("optimizer"))
         return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, *progress_in(checkpoint), optimizer)
     except (LookupError, TypeError, AttributeError) as error:
@@ -182,8 +192,8 @@ def read_shared(path: Path) -> Checkpoint:
 
     try:
         config = read_config(path.with_name(CONFIG))
-        tokenizer = CharTokenizer(config.characters)
-        scoring = make("scoring", Scoring, config.scoring)
+        tokenizer = tokenizer_of(config.characters)
+        scoring = scoring_in(config.scoring)
         with open(path, "rb") as file:
             header = read_header(file)
             model = fit(config.model, tokenizer.vocab_size, header)
@@ -238,13 +248,14 @@ def read_archive(path: Path) -> dict[str, Any]:
 
 
 def text_in(checkpoint: dict[str, Any]) -> dict[str, str]:
-    """The `name` and the `sha256` of the text that a checkpoint's model was trained on.
+    """What a checkpoint says of its texts: the keys are some of `TEXT_KEYS`.
 
     Raises:
-        LookupError, TypeError: it does not say.
+        LookupError, TypeError: it does not name the one that its model was trained on, or what it says is no name.
     """
-    text = {key: checkpoint["hyper_parameters"]["corpus"][key] for key in ("name", "sha256")}
-    if not all(isinstance(value, str) for value in text.values()):
+    said = checkpoint["hyper_parameters"]["corpus"]
+    text = {key: said[key] for key in TEXT_KEYS if key in TEXT_KEYS[:2] or key in said}
+    if not all(isinstance(value, str) for value in text.values()) or not is_of_texts(text):
         raise TypeError("not a name")
     return text
 
@@ -265,7 +276,7 @@ def model_in(checkpoint: dict[str, Any]) -> "Model":
     """
     settings = checkpoint["hyper_parameters"]
     weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-    model = fit(settings["model"], len(settings["characters"]), weights)
+    model = fit(settings["model"], tokenizer_of(settings["characters"]).vocab_size, weights)
     check_finite(weights)
     return model
 

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks, split_at
-from chargpt.corpus import Corpus, encode_text, find_encoded, ids_in
+from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
+from chargpt.corpus import Corpus, Ids, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError, one_line
 from chargpt.sources import find_text
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 
 class StepsFrom(Sampler[int]):
@@ -50,76 +50,114 @@ class OutliveSignals:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self.ending.value else None)
 
 
+CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text
+
+
 class CharDataModule(LightningDataModule):
-    """Random blocks of a text for training, the rest of it in order for validation.
+    """Random blocks of a text for training, the rest of it in order for validation and, if there is a third part, for a
+    test.
 
     Args:
         config: which text, in which blocks.
-        sha256: of a run that goes on: the text that it was trained on, which is then taken from the cache, unless a
-            path is given, or must be the one that the source has.
-        name: what that text is called.
+        expected: of a run that goes on, the `name` and the `sha256` of the text that it was trained on, and those of
+            its other texts (`val_name` and so on). They are taken from the cache, unless their path is given.
 
     Attributes:
         config: which text, in which blocks.
-        corpus: the encoded text, once `setup` has run, as are the next three.
+        corpus: the encoded text that trains, once `setup` has run, as are the next four.
         source: where it came from: `config.source`, or its fallback.
-        train_ids, val_ids: its two splits.
+        own: texts of their own that validate or test, by `val` and `test`.
+        tokenizer: its vocabulary is that of all texts together, as the lecture takes it from all of a text.
+        train_ids, val_ids, test_ids: the parts; the last is None where there is none.
     """
 
-    def __init__(self, config: DataConfig, sha256: str | None = None, name: str = ""):
+    def __init__(self, config: DataConfig, expected: dict[str, str] | None = None):
         super().__init__()
         self.config = config
-        self._expected = sha256
-        self._expected_name = name
+        self._expected = expected or {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the text. Every process may do so at the same time, and training does so before there is a Trainer,
+        """Load the texts. Every process may do so at the same time, and training does so before there is a Trainer,
         since the model's size depends on the vocabulary; later calls do nothing.
 
         Raises:
-            UserError: the text cannot be used.
+            UserError: a text cannot be used.
         """
         if hasattr(self, "corpus"):
             return
-        config = self.config
-        corpus = self._load()
-        split = split_at(len(corpus.ids), config.val_fraction)
-        self.train_ids, self.val_ids = corpus.ids[:split], corpus.ids[split:]
-        for name, ids in (("training", self.train_ids), ("validation", self.val_ids)):
+        text, config = self._load("train"), self.config
+        own = {part: self._load(part) for part in ("val", "test") if self._has_own(part)}
+        cut = [text.ids] if "val" in own else parts_of(text.ids, config.split)
+        parts = {part: (text, ids) for part, ids in zip(CALLED, cut, strict=False)}
+        parts |= {part: (each, each.ids) for part, each in own.items()}
+        for part, (corpus, ids) in parts.items():
             if len(ids) < config.block_size + 1:
+                is_cut = len(ids) < len(corpus.ids)
                 raise UserError(
-                    f"the {name} split of {corpus.name} has {len(ids):,} characters, but model.block_size="
-                    f"{config.block_size} needs {config.block_size + 1:,}: use a longer text or a smaller block_size"
+                    f"{f'the {CALLED[part]} split of ' if is_cut else ''}{corpus.name} has {len(ids):,}"
+                    f" {corpus.tokenizer.unit}s, but model.block_size={config.block_size} needs"
+                    f" {config.block_size + 1:,}: use a longer text or a smaller block_size"
                 )
-        if corpus.tokenizer.vocab_size == 1:
-            raise UserError(f"{corpus.name} has a single distinct character: there is nothing to learn")
-        self.corpus: Corpus = corpus
+        vocabularies = {corpus.tokenizer.characters for corpus in (text, *own.values())}
+        together = "".join(sorted({char for characters in vocabularies for char in characters or ()}))
+        tokenizer = CharTokenizer(together) if len(vocabularies) > 1 else text.tokenizer
+        if tokenizer.vocab_size == 1:
+            raise UserError(f"{text.name} has a single distinct character: there is nothing to learn")
+        read_at_random(cut[0])
+        self._parts, self.corpus, self.own = parts, text, own
+        self.use(tokenizer)
 
-    def use(self, tokenizer: CharTokenizer) -> None:
-        """Give the ids of a vocabulary that has all characters of the text, instead of the text's own.
+    def use(self, tokenizer: Tokenizer) -> None:
+        """Give the ids of a vocabulary that has all characters of the texts, instead of the texts' own.
 
         Raises:
             UserError: it lacks some.
         """
-        ids, split = ids_in(tokenizer, self.corpus), len(self.train_ids)
-        self.train_ids, self.val_ids = ids[:split], ids[split:]
+        found = {part: ids_in(tokenizer, corpus.tokenizer, ids) for part, (corpus, ids) in self._parts.items()}
+        self.tokenizer, self.train_ids, self.val_ids = tokenizer, found["train"], found["val"]
+        self.test_ids: Ids | None = found.get("test")
 
-    def _load(self) -> Corpus:
-        config, sha256 = self.config, self._expected
-        self.source = config.source
-        if sha256 is not None and config.path is None:
-            corpus = find_encoded(sha256, self._expected_name)
+    @property
+    def identities(self) -> dict[str, str]:
+        """What the texts are called, and their hashes, by the names that `expected` has."""
+        found = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+        for part, corpus in self.own.items():
+            found |= {f"{part}_name": corpus.name, f"{part}_sha256": corpus.sha256}
+        return found
+
+    def _has_own(self, part: str) -> bool:
+        """Whether there is a text of its own to validate or to test on.
+
+        Raises:
+            UserError: there is one now, and the run that goes on had none.
+        """
+        given = getattr(self.config, f"{part}_path") is not None
+        if self._expected and given and f"{part}_sha256" not in self._expected:
+            raise UserError(f"the run began without data.{part}_path; start a new run for it")
+        return given or f"{part}_sha256" in self._expected
+
+    def _load(self, part: str) -> Corpus:
+        config, prefix = self.config, "" if part == "train" else f"{part}_"
+        path, sha256 = getattr(config, f"{prefix}path"), self._expected.get(f"{prefix}sha256")
+        source = config.source if part == "train" else "file"
+        if part == "train":
+            self.source = source
+        if sha256 is not None and path is None:
+            name = self._expected[f"{prefix}name"]
+            corpus = find_encoded(sha256, name, config.tokenizer, afresh=config.verify)
             if corpus is not None:
                 return corpus
-            if config.source == "file":
+            if source == "file":
                 raise UserError(
-                    f"the text of the run ({one_line(self._expected_name)}) is not in the cache any more; say where it"
-                    " is: data.path=my.txt"
+                    f"the text of the run ({one_line(name)}) is not in the cache any more; say where it is:"
+                    f" data.{prefix}path=my.txt"
                 )
         # A run that goes on does so with its own text or not at all.
-        text = find_text(config.source, config.path, config.fallback if sha256 is None else None)
-        self.source = text.source
-        return encode_text(text, sha256)
+        fallback = config.fallback if sha256 is None and part == "train" else None
+        text = find_text(source, path, fallback)
+        if part == "train":
+            self.source = text.source
+        return encode_text(text, sha256, config.tokenizer, afresh=config.verify)
 
     def train_dataloader(self) -> DataLoader:
         config, place = self.config, self._place()
@@ -129,6 +167,11 @@ class CharDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         config, place = self.config, self._place()
         return self._loader(SequentialBlocks(self.val_ids, config.block_size, config.batch_size, *place))
+
+    def test_dataloader(self) -> DataLoader:
+        assert self.test_ids is not None
+        config, place = self.config, self._place()
+        return self._loader(SequentialBlocks(self.test_ids, config.block_size, config.batch_size, *place))
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and how many there are."""

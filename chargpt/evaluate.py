@@ -1,6 +1,7 @@
 """Score text with trained models: `python -m chargpt.evaluate --text my.txt`."""
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -15,12 +16,11 @@ from chargpt.checkpoint import find_checkpoint
 from chargpt.commands import Parser, file_name, open_output, pick_device
 from chargpt.errors import UserError, one_line, printable, tell
 from chargpt.tables import table
-from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
+from chargpt.tokenizer import Tokenizer, UnknownCharacterError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from chargpt.corpus import Corpus
+    from chargpt.checkpoint import Checkpoint
+    from chargpt.corpus import Corpus, Ids
     from chargpt.scoring import Score
 
 
@@ -49,7 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=file_name,
         metavar="FILE",
         help="a UTF-8 file, a folder of .txt files or a glob (default, also where it is the text that the run was"
-        " trained on: that text's validation split)",
+        " trained on: what the run was validated on)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        help="of what the run was trained with: what validated it, or what it was tested on (default: val)",
     )
     parser.add_argument(
         "--stride",
@@ -71,12 +76,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Row:
-    """What was scored, on what, and how it went."""
+    """What was scored, on what, and how it went.
+
+    Attributes:
+        unit: what is predicted one by one: characters, or bytes.
+        bytes: of UTF-8 that the predicted characters take.
+    """
 
     checkpoint: Path
     text: str
     precision: str
     score: "Score"
+    unit: str
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """By which models of characters and of bytes compare."""
+        return self.score.bits * self.score.characters / self.bytes
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -86,13 +103,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
         UserError: an argument, a checkpoint or the text cannot be used.
     """
     paths = [path for each in arguments.ckpt or [None] for path in checkpoints_of(each)]
-    corpus = read_text(arguments.text) if arguments.text is not None else None
     rows, failed = [], 0
     for path in paths:
         if len(paths) > 1:
             tell(f"Scoring {path}")
         try:
-            rows.append(score_checkpoint(path, corpus, arguments))
+            rows.append(score_checkpoint(path, arguments))
         except UserError as error:
             if len(paths) == 1:
                 raise
@@ -115,40 +131,53 @@ def checkpoints_of(run_or_file: str | None) -> Iterator[Path]:
         yield find_checkpoint(run_or_file)
 
 
-def read_text(path: str) -> "Corpus":
+@functools.cache
+def read_text(path: str, kind: str) -> "Corpus":
     """The text of a file, a folder or a glob, encoded."""
     from chargpt.corpus import encode_text
     from chargpt.sources import find_text
 
-    return encode_text(find_text("file", path))
+    return encode_text(find_text("file", path), kind=kind)
 
 
-def score_checkpoint(path: Path, corpus: "Corpus | None", arguments: argparse.Namespace) -> Row:
-    """Score one checkpoint, on a text or on the validation split of the text that it was trained on.
+def score_checkpoint(path: Path, arguments: argparse.Namespace) -> Row:
+    """Score one checkpoint, on a text or on what it was validated or tested on.
 
     Raises:
         UserError: the checkpoint or the text cannot be used.
     """
-    from chargpt.blocks import split_at
     from chargpt.checkpoint import read_checkpoint
-    from chargpt.scoring import find_text_of, score
+    from chargpt.scoring import bytes_of, score
 
     checkpoint = read_checkpoint(path)
-    trained_on, how = checkpoint.text, checkpoint.scoring
-    if corpus is None:
-        corpus = find_text_of(checkpoint)
-        if corpus is None:
-            name = one_line(trained_on["name"]) if trained_on else "a text that it does not name"
-            raise UserError(f"{path} was trained on {name}, which is not in your cache; say where: --text FILE")
-    ids, what = translated(corpus, checkpoint.tokenizer, arguments.unknown == "skip"), corpus.name
-    if trained_on and trained_on["sha256"] == corpus.sha256:
-        ids, what = ids[split_at(len(ids), how.val_fraction) :], f"the validation split of {corpus.name}"
-    device = pick_device(arguments.device)
+    ids, what = text_to_score(path, checkpoint, arguments)
+    device, how, tokenizer = pick_device(arguments.device), checkpoint.scoring, checkpoint.tokenizer
     result = score(checkpoint.model.to(device).eval(), ids, how, arguments.stride)
-    return Row(path, what, f"{how.precision} on {device}", result)
+    return Row(path, what, f"{how.precision} on {device}", result, tokenizer.unit, bytes_of(tokenizer, ids))
 
 
-def translated(corpus: "Corpus", tokenizer: CharTokenizer, skip_unknown: bool) -> "np.ndarray":
+def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "tuple[Ids, str]":
+    """The ids of a text in a model's vocabulary, and what it is called.
+
+    Raises:
+        UserError: it cannot be used, or is not there.
+    """
+    from chargpt.scoring import kind_of, part_of_text
+
+    trained_on, part = checkpoint.text, arguments.split or "val"
+    corpus = None if arguments.text is None else read_text(arguments.text, kind_of(checkpoint.tokenizer))
+    if corpus is not None and (corpus.sha256 != trained_on.get("sha256") or f"{part}_sha256" in trained_on):
+        if arguments.split is not None:
+            raise UserError(f"--split {part} is a part of the text that {path} was trained on, not of {corpus.name}")
+        return translated(corpus, checkpoint.tokenizer, arguments.unknown == "skip"), corpus.name
+    found = part_of_text(checkpoint, part, corpus)
+    if found is None:
+        name = one_line(trained_on["name"]) if trained_on else "a text that it does not name"
+        raise UserError(f"{path} was trained on {name}, which is not in your cache; say where: --text FILE")
+    return found
+
+
+def translated(corpus: "Corpus", tokenizer: Tokenizer, skip_unknown: bool) -> "Ids":
     """The ids of a text in another vocabulary.
 
     Raises:
@@ -157,7 +186,7 @@ def translated(corpus: "Corpus", tokenizer: CharTokenizer, skip_unknown: bool) -
     from chargpt.corpus import ids_in
 
     try:
-        return ids_in(tokenizer, corpus, skip_unknown=skip_unknown)
+        return ids_in(tokenizer, corpus.tokenizer, corpus.ids, skip_unknown=skip_unknown)
     except UnknownCharacterError as error:
         raise UserError(f"{corpus.name} has {error}; --unknown skip drops them") from None
 
@@ -171,10 +200,11 @@ def as_json(rows: list[Row], context: int | None) -> str:
                 "checkpoint": os.fspath(row.checkpoint),
                 "text": row.text,
                 "precision": row.precision,
-                "characters": row.score.characters,
+                f"{row.unit}s": row.score.characters,
                 **({} if context is None else {"stride": context}),
                 f"{prefix}loss": row.score.loss,
-                f"{prefix}bits_per_character": row.score.bits,
+                f"{prefix}bits_per_{row.unit}": row.score.bits,
+                f"{prefix}bits_per_byte": row.bits_per_byte,
                 f"{prefix}perplexity": row.score.perplexity if row.score.perplexity < math.inf else None,
                 f"{prefix}accuracy": row.score.accuracy,
             }
@@ -186,29 +216,34 @@ def as_json(rows: list[Row], context: int | None) -> str:
 
 def as_text(rows: list[Row], context: int | None) -> str:
     """A table of several, or one in full."""
-    name = "loss" if context is None else f"sliding loss (from {context} characters or more)"
+    units = {row.unit for row in rows} or {"character"}
+    of = f"{context} {' or '.join(f'{unit}s' for unit in sorted(units))} or more"
+    name = "loss" if context is None else f"sliding loss (from {of})"
     if len(rows) != 1:
-        head = (name, "bits", "perplexity", "accuracy", "characters", "text", "checkpoint")
+        head = (name, "bits", "bits/byte", "perplexity", "accuracy", "predicted", "text", "checkpoint")
         return table(
             head,
             [
-                (*_numbers(row.score), f"{row.score.characters:,}", one_line(row.text), one_line(row.checkpoint))
+                (*_numbers(row), f"{row.score.characters:,} {row.unit}s", one_line(row.text), one_line(row.checkpoint))
                 for row in rows
             ],
         )
     [row] = rows
-    loss, bits, perplexity, accuracy = _numbers(row.score)
+    loss, bits, per_byte, perplexity, accuracy = _numbers(row)
+    bits = f"{bits} bits per {row.unit}" + (f", {per_byte} bits per byte" if row.unit != "byte" else "")
     return (
         f"{one_line(row.checkpoint)} in {row.precision}, on {row.text}\n"
-        f"{row.score.characters:,} characters predicted\n"
-        f"{name}: {loss} nats per character, {bits} bits per character\n"
+        f"{row.score.characters:,} {row.unit}s predicted\n"
+        f"{name}: {loss} nats per {row.unit}, {bits}\n"
         f"perplexity: {perplexity}\n"
         f"accuracy: {accuracy}"
     )
 
 
-def _numbers(score: "Score") -> tuple[str, str, str, str]:
-    return f"{score.loss:.4f}", f"{score.bits:.4f}", f"{score.perplexity:.4f}", f"{score.accuracy:.2%}"
+def _numbers(row: Row) -> tuple[str, str, str, str, str]:
+    score = row.score
+    losses = (score.loss, score.bits, row.bits_per_byte, score.perplexity)
+    return *(f"{each:.4f}" for each in losses), f"{score.accuracy:.2%}"  # type: ignore[return-value]  # four and one
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection, MinMetric
+from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from chargpt.blocks import Batch
 from chargpt.model import MODEL_CONFIGS, ModelConfig, build_model
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig, lr_factor
 from chargpt.settings import read_settings
+from chargpt.tokenizer import tokenizer_of
 
 CPU_PART = 4096  # characters
 
@@ -52,8 +53,9 @@ class CharLM(LightningModule):
     Args:
         model: the model's configuration, or its settings as a plain dict (as a checkpoint holds them).
         optimizer: the optimizer's, likewise.
-        characters: the vocabulary, in order of id.
-        corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text.
+        characters: the vocabulary, in order of id; None for bytes.
+        corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text; likewise `val_name`
+            and so on of texts of their own that validate or test.
         scoring: how it is validated, as a `Scoring` has it; kept for `chargpt.evaluate`.
 
     Raises:
@@ -64,7 +66,7 @@ class CharLM(LightningModule):
         self,
         model: ModelConfig | dict[str, Any],
         optimizer: OptimizerConfig | dict[str, Any],
-        characters: str,
+        characters: str | None,
         corpus: dict[str, str] | None = None,
         scoring: dict[str, Any] | None = None,
     ):
@@ -77,16 +79,15 @@ class CharLM(LightningModule):
         settings: dict[str, Any] = {"model": asdict(model), "optimizer": asdict(optimizer), "characters": characters}
         settings |= {"corpus": corpus or {}, "scoring": scoring or {}}
         self.save_hyperparameters(settings, logger=False)
-        self.net = build_model(model, vocab_size=len(characters))
-        self.val_loss = _Mean(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
-        self.val_metrics = MetricCollection(
-            {"accuracy": MulticlassAccuracy(len(characters), average="micro")}, prefix="val/"
-        )
+        self.tokenizer = tokenizer_of(characters)
+        self.net = build_model(model, self.tokenizer.vocab_size)
+        self.mean_loss = _Mean(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
+        self.accuracy = MulticlassAccuracy(self.tokenizer.vocab_size, average="micro")
         self.best_val_loss = _Min(nan_strategy="ignore")
         self.best_val_loss.persistent(True)  # in the checkpoint: the best score so far outlives an interruption
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats per character of logits (B, T, vocab_size) against targets (B, T)."""
+        """Mean cross entropy in nats per id of logits (B, T, vocab_size) against targets (B, T)."""
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -123,24 +124,35 @@ class CharLM(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
         logits = self.net(inputs)
-        self.val_loss.update(self.loss(logits, targets), weight=targets.numel())
-        self.val_metrics.update(logits.flatten(0, 1), targets.flatten())
+        self.mean_loss.update(self.loss(logits, targets), weight=targets.numel())
+        self.accuracy.update(logits.flatten(0, 1), targets.flatten())
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss.compute()
-        metrics: dict[str, Tensor | float] = {
-            "val/loss": loss,  # nats per character
-            "val/perplexity": loss.exp(),
-            "val/bpc": loss / math.log(2),  # bits per character
-            **self.val_metrics.compute(),
-            "step": float(self.global_step),
-        }
+        metrics = self._scores("val")
         if not self.trainer.sanity_checking:
-            self.best_val_loss.update(loss)
+            self.best_val_loss.update(metrics["val/loss"])
             metrics["val/best_loss"] = self.best_val_loss.compute()
         self.log_dict(metrics, sync_dist=True)
-        self.val_loss.reset()
-        self.val_metrics.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._scores("test"), sync_dist=True)
+
+    def _scores(self, part: str) -> dict[str, Tensor | float]:
+        """What was counted of all batches and devices, which is then forgotten."""
+        loss = self.mean_loss.compute()
+        scores: dict[str, Tensor | float] = {
+            f"{part}/loss": loss,  # nats per character, or per byte
+            f"{part}/perplexity": loss.exp(),
+            f"{part}/bp{self.tokenizer.unit[0]}": loss / math.log(2),  # bits per character (bpc), or per byte (bpb)
+            f"{part}/accuracy": self.accuracy.compute(),
+            "step": float(self.global_step),
+        }
+        self.mean_loss.reset()
+        self.accuracy.reset()
+        return scores
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_config.build(self.net)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.blocks import Batch, SequentialBlocks, split_at
+from chargpt.blocks import Batch, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, Scoring
-from chargpt.corpus import Corpus, find_encoded, ids_in
+from chargpt.corpus import Corpus, Ids, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.memory import check_memory
 from chargpt.model import Model
+from chargpt.tokenizer import Tokenizer
 
+PIECE = 1 << 22  # characters whose bytes are counted at a time
 MOST_CHARACTERS = 1 << 18  # at once: a file may say any batch size
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the others are the weights' own
 
@@ -45,23 +47,51 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def find_text_of(checkpoint: Checkpoint) -> Corpus | None:
-    """The text that a checkpoint's model was trained on, where it is in the cache."""
-    text = checkpoint.text
-    return find_encoded(text["sha256"], text["name"]) if text else None
+def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:
+    """How many bytes of UTF-8 those characters take that a score predicts: all but the first."""
+    if tokenizer.characters is None:
+        return len(ids) - 1
+    lengths = np.array([len(character.encode()) for character in tokenizer.characters])
+    return sum(int(lengths[ids[at : at + PIECE]].sum()) for at in range(1, len(ids), PIECE))
 
 
-def validation_ids(checkpoint: Checkpoint) -> np.ndarray | None:
-    """The validation split of the text that a checkpoint's model was trained on, where it is in the cache."""
-    corpus = find_text_of(checkpoint)
-    if corpus is None:
+def kind_of(tokenizer: Tokenizer) -> str:
+    """As what a text is read for it: one of `chargpt.corpus.TOKENIZERS`."""
+    return f"{tokenizer.unit}s"
+
+
+def part_of_text(checkpoint: Checkpoint, part: str, text: Corpus | None = None) -> tuple[Ids, str] | None:
+    """The ids of what a checkpoint's model was validated or tested on, and what it is called; None where it is not in
+    the cache.
+
+    Args:
+        part: `val` or `test`.
+        text: that which the model was trained on, where it is at hand.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    said, tokenizer, split = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split
+    is_own = f"{part}_sha256" in said
+    if not is_own and (part == "val" or len(split) == 3):
+        prefix = ""
+    elif is_own:
+        prefix = f"{part}_"
+    else:
+        raise UserError("its run had no test part: data.split=[0.9,0.05,0.05] or data.test_path=... makes one")
+    if not said:
         return None
-    ids = ids_in(checkpoint.tokenizer, corpus, skip_unknown=True)
-    return ids[split_at(len(ids), checkpoint.scoring.val_fraction) :]
+    if is_own or text is None:
+        text = find_encoded(said[f"{prefix}sha256"], said[f"{prefix}name"], kind_of(tokenizer))
+    if text is None:
+        return None
+    cut = text.ids if is_own else parts_of(text.ids, split)[1 if part == "val" else 2]
+    what = text.name if is_own else f"the {'validation' if part == 'val' else 'test'} split of {text.name}"
+    return ids_in(tokenizer, text.tokenizer, cut, skip_unknown=True), what
 
 
 @torch.inference_mode()
-def score(model: Model, ids: np.ndarray, how: Scoring, stride: int | None = None) -> Score:
+def score(model: Model, ids: Ids, how: Scoring, stride: int | None = None) -> Score:
     """Predict every character of a text but the first, once.
 
     As in validation, the text is cut into blocks, so that the first characters of each are predicted from few; or, with
@@ -106,7 +136,7 @@ def score(model: Model, ids: np.ndarray, how: Scoring, stride: int | None = None
     return Score(characters, loss / characters, hits / characters)
 
 
-def _blocks(ids: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+def _blocks(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of validation, all of whose targets count."""
     blocks = SequentialBlocks(ids, block_size, batch_size)
     for item in range(len(blocks)):
@@ -114,7 +144,7 @@ def _blocks(ids: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple
         yield (inputs, targets), torch.ones(inputs.shape, dtype=torch.bool)
 
 
-def _windows(ids: np.ndarray, block_size: int, batch_size: int, step: int) -> Iterator[tuple[Batch, Tensor]]:
+def _windows(ids: Ids, block_size: int, batch_size: int, step: int) -> Iterator[tuple[Batch, Tensor]]:
     """Windows of `block_size` characters that begin `step` after one another, the last one at the text's end, and
     which of the targets, (B, T), no earlier window had."""
     targets = len(ids) - 1

@@ -1,5 +1,6 @@
 """From plain settings, as a configuration file or a checkpoint holds them, to the objects that they are for."""
 
+import math
 import reprlib
 import types
 import typing
@@ -59,6 +60,19 @@ def check_ranges(group: str, config: Any, **limits: tuple[int, int]) -> None:
         value = getattr(config, name)
         if not least <= value <= most:
             raise UserError(f"{group}.{name} must be at least {least} and at most {most:,}; got {value}")
+
+
+def check_split(group: str, split: list[float]) -> None:
+    """Refuse what is no split of a text into two or three parts.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not (2 <= len(split) <= 3 and all(0 < share < 1 for share in split) and math.isclose(sum(split), 1)):
+        raise UserError(
+            f"{group}.split must be two or three shares of the text, such as [0.9,0.1], which together make 1; got"
+            f" {str(split)[:100]}"
+        )
 
 
 def arguments_of(kind: type) -> dict[str, Any]:

@@ -109,8 +109,7 @@ def contents_of(checkpoint: "Checkpoint") -> dict[str, bytes]:
     from safetensors.torch import save
 
     text = dict(checkpoint.text)
-    if text:
-        text["name"] = public_name(text["name"])
+    text |= {key: public_name(name) for key, name in text.items() if key.endswith("name")}
     config = SharedConfig(
         FORMAT,
         asdict(checkpoint.model.config),
@@ -136,7 +135,9 @@ def card_of(config: SharedConfig, model: "ModelConfig", parameters: int) -> str:
     facts = {
         "parameters": f"{parameters:,}",
         "model": ", ".join(f"{key}={value}" for key, value in config.model.items()),
-        "characters": f"{len(config.characters):,}: {json.dumps(config.characters[:200])}",
+        "vocabulary": "bytes"
+        if config.characters is None
+        else f"{len(config.characters):,} characters: {json.dumps(config.characters[:200])}",
         "trained on": one_line(config.text["name"])[:200] if config.text else "not known",
         "its SHA-256": one_line(config.text["sha256"])[:200] if config.text else "not known",
         "steps": "not known" if config.step is None else f"{config.step:,}",
@@ -144,7 +145,7 @@ def card_of(config: SharedConfig, model: "ModelConfig", parameters: int) -> str:
         "scored with": ", ".join(f"{key}={value}" for key, value in config.scoring.items()),
     }
     lines = "\n".join(f"{name + ':':<13}{value}" for name, value in facts.items())
-    return CARD_TEXT.format(facts=textwrap.indent(lines, "    "), code=code_of(model))
+    return CARD_TEXT.format(facts=textwrap.indent(lines, "    "), code=code_of(model, config.characters is None))
 
 
 CARD_TEXT = """# A character-level language model
@@ -153,10 +154,11 @@ It gives the probabilities of the next character of a text.
 
 {facts}
 
-The best loss is the lowest validation loss of the run up to these weights: nats per character, over the last
-`val_fraction` of the text.
+The best loss is the lowest validation loss of the run up to these weights, in nats per id, over the second share of
+`split` of the text, or over a text of its own.
 
-`model.safetensors` holds the weights, `config.json` the settings and the characters, in order of id. No other file, and
+`model.safetensors` holds the weights, `config.json` the settings and the characters, in order of id (null where the
+ids are bytes of UTF-8). No other file, and
 no package but PyTorch and safetensors, is needed. In this folder, this writes 200 characters:
 
 ```python
@@ -172,7 +174,7 @@ from torch.nn import functional as F
 
 with open("config.json", encoding="utf-8") as file:
     config = json.load(file)
-characters, block_size = config["characters"], config["model"]["block_size"]
+block_size = config["model"]["block_size"]
 weights = load_file("model.safetensors")
 
 
@@ -236,17 +238,23 @@ ids = torch.tensor([[0]])
 for _ in range(200):
     probabilities = logits(ids[:, -block_size:])[:, -1].float().softmax(-1)
     ids = torch.cat([ids, torch.multinomial(probabilities, 1)], 1)
-print("".join(characters[i] for i in ids[0]))
+"""
+OF_CHARACTERS = """\
+print("".join(config["characters"][i] for i in ids[0]))
+"""
+OF_BYTES = """\
+print(bytes(ids[0].tolist()).decode(errors="replace"))
 """
 
 
-def code_of(model: "ModelConfig") -> str:
+def code_of(model: "ModelConfig", of_bytes: bool) -> str:
     """The model in plain PyTorch: the parts that its settings need; nothing of a stranger's gets into it."""
     from chargpt.attention import ROTARY_BASE
     from chargpt.model import GPTConfig
 
+    end = END + (OF_BYTES if of_bytes else OF_CHARACTERS)
     if not isinstance(model, GPTConfig):
-        return START + BIGRAM + END
+        return START + BIGRAM + end
     rotary = model.positions == "rotary"
     norms = ['norm(x, f"{block}.ln1")', 'norm(x, f"{block}.ln2")']
     before_attention, before_hidden = [f"shift({norm})" if model.token_shift else norm for norm in norms]
@@ -258,7 +266,7 @@ def code_of(model: "ModelConfig") -> str:
         k="turn(k)" if rotary else "k",
     )
     parts = [PARTS, SHIFT if model.token_shift else "", TURN.format(base=ROTARY_BASE) if rotary else "", gpt]
-    return START + "".join(parts) + END
+    return START + "".join(parts) + end
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 FORMAT = 1  # of the config
+TEXT_KEYS = ("name", "sha256", "val_name", "val_sha256", "test_name", "test_sha256")  # what is said of texts
 LONGEST = 4 << 20  # bytes of a config, or of a header: ten times that of a thousand layers, or of 50,000 characters
 
 
@@ -30,10 +31,11 @@ class SharedConfig:
     Attributes:
         format_version: of the file.
         model: its settings by name; `name` is the kind of model.
-        characters: the vocabulary, in order of id.
-        text: the `name` and the `sha256` of the text that it was trained on; empty where they are not known.
+        characters: the vocabulary, in order of id; None of a model of bytes.
+        text: what it was trained on and, if these are texts of their own, validated and tested on, by some of
+            `TEXT_KEYS`; empty where that is not known.
         scoring: how it was validated, as a `chargpt.checkpoint.Scoring` has it.
-        best_loss: the lowest validation loss of its run so far, in nats per character; None where it is not known.
+        best_loss: the lowest validation loss of its run so far, in nats per id; None where it is not known.
         step: optimizer steps taken; None where they are not known.
 
     Raises:
@@ -42,19 +44,26 @@ class SharedConfig:
 
     format_version: int
     model: dict[str, Any]
-    characters: str
+    characters: str | None
     text: dict[str, str] = field(default_factory=dict)
     scoring: dict[str, Any] = field(default_factory=dict)
     best_loss: float | None = None
     step: int | None = None
 
     def __post_init__(self) -> None:
-        if self.text and self.text.keys() != {"name", "sha256"}:
+        if self.text and not is_of_texts(self.text):
             raise UserError("config.text must have a name and a sha256, or be empty")
         if self.best_loss is not None and not 0 <= self.best_loss < math.inf:
             raise UserError(f"config.best_loss must be at least 0, and finite; got {self.best_loss}")
         if self.step is not None and not 0 <= self.step < MOST_STEPS:
             raise UserError(f"config.step must be at least 0 and below 2**53; got {self.step}")
+
+
+def is_of_texts(text: dict[str, str]) -> bool:
+    """Whether it names a text, and perhaps others, each by what it is called and by its hash."""
+    names, hashes = TEXT_KEYS[::2], TEXT_KEYS[1::2]
+    pairs = all((name in text) == (sha256 in text) for name, sha256 in zip(names, hashes, strict=True))
+    return pairs and names[0] in text and text.keys() <= set(TEXT_KEYS)
 
 
 def read_config(path: Path) -> SharedConfig:

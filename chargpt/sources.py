@@ -37,8 +37,9 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
 
     Args:
         source: a name in `SOURCES`.
-        path: for `file`, a file, a folder (all its `.txt` files, at any depth, sorted by name) or a glob; a file that
-            has several names counts once.
+        path: for `file`, a file, a folder (all its `.txt` and `.txt.gz` files, at any depth, sorted by name; of two
+            that differ in `.gz` only, the plain one) or a glob; a file that has several names counts once. Any may be
+            compressed by gzip.
         fallback: the source to use, with a warning, where the first one is unavailable.
 
     Raises:
@@ -124,7 +125,7 @@ def pydocs(path: str | None) -> Text:
 
 
 def file(path: str | None) -> Text:
-    """A file, a folder's `.txt` files, or what a glob matches."""
+    """A file, a folder's texts, or what a glob matches."""
     if not path:
         raise UserError("data=file needs a text: data.path=my.txt (a file, a folder or a glob)")
     name = one_line(path)
@@ -138,8 +139,13 @@ def file(path: str | None) -> Text:
             raise UserError(f"no text at data.path={name}: no such file, folder or match of a glob")
     elif stat.S_ISDIR(found.st_mode):
         files = matches(root, ("**", "*.txt"), hidden=True)
+        plain = {os.fspath(file) for file in files}
+        compressed = matches(root, ("**", "*.txt.gz"), hidden=True)
+        files += [file for file in compressed if os.fspath(file).removesuffix(".gz") not in plain]
         if not files:
-            raise UserError(f"the folder {name} holds no .txt file; a glob names others: data.path='{name}/**/*.md'")
+            raise UserError(
+                f"the folder {name} holds no .txt or .txt.gz file; a glob names others: data.path='{name}/**/*.md'"
+            )
     else:
         files = [root]
     once = {identity(file): file for file in sorted(files, reverse=True)}  # of several names, the first

@@ -1,7 +1,9 @@
-"""Characters to ids and back."""
+"""Text to ids and back: by characters, or by the bytes of UTF-8."""
 
+import codecs
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 from chargpt.errors import UserError
 
@@ -25,6 +27,8 @@ class CharTokenizer:
     Raises:
         UserError: the characters are none, repeated, out of order, or such as UTF-8 cannot write (surrogates).
     """
+
+    unit = "character"  # what an id stands for
 
     def __init__(self, characters: str):
         if type(characters) is not str or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
@@ -60,3 +64,53 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
         return "".join(self.characters[i] for i in ids)
+
+    def decoder(self) -> Callable[[Iterable[int]], str]:
+        """Decodes a text that comes in parts: each call gives the text of the next ids."""
+        return self.decode
+
+
+class ByteTokenizer:
+    """The bytes of UTF-8: 256 ids for any text, with no vocabulary to build.
+
+    A character outside ASCII is two to four ids. Ids that are no UTF-8 are decoded as U+FFFD.
+    """
+
+    unit = "byte"
+    characters = None
+    vocab_size = 256
+
+    def __contains__(self, character: str) -> bool:
+        return True
+
+    def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
+        """The ids of a text: its bytes, also where the command line had some that are no UTF-8.
+
+        Raises:
+            UnknownCharacterError: the text has what is no character (surrogates) and `skip_unknown` is false.
+        """
+        try:
+            return list(text.encode(errors="ignore" if skip_unknown else "surrogateescape"))
+        except UnicodeEncodeError:
+            raise UnknownCharacterError("".join(dict.fromkeys(re.findall("[\ud800-\udfff]", text)))) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
+        return bytes(map(int, ids)).decode(errors="replace")
+
+    def decoder(self) -> Callable[[Iterable[int]], str]:
+        """Decodes a text that comes in parts: a call gives the characters that are whole by then."""
+        pending = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda ids: pending.decode(bytes(map(int, ids)))
+
+
+Tokenizer = CharTokenizer | ByteTokenizer
+
+
+def tokenizer_of(characters: str | None) -> Tokenizer:
+    """The tokenizer of a vocabulary; None stands for bytes.
+
+    Raises:
+        UserError: it is no vocabulary.
+    """
+    return ByteTokenizer() if characters is None else CharTokenizer(characters)

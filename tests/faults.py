@@ -3,6 +3,7 @@
 import os
 import signal
 
+import torch
 from lightning.pytorch import Callback
 
 
@@ -95,3 +96,19 @@ class Clock:
 
 
 clock = Clock()  # a test puts it in place of time.perf_counter
+
+
+class Worsen(Callback):
+    """Turns the weights of the last layer around, so that no later step has better ones.
+
+    Args:
+        step: the optimizer step, counted from 0, before which it does so.
+    """
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                module.net.lm_head.weight.mul_(-30)

@@ -1,7 +1,12 @@
+import codecs
+import ctypes
+import gzip
 import hashlib
 import json
 import logging
+import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,10 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
+from chargpt.blocks import RandomBlocks
 from chargpt.cache import locked
-from chargpt.corpus import encode_text, find_encoded
+from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
 from chargpt.sources import Text
+from chargpt.tokenizer import CharTokenizer
 
 
 @pytest.fixture
@@ -58,6 +65,184 @@ def test_several_files_are_one_text(tmp_path):
     corpus = encode_text(Text("some files", files))
     assert (corpus.name, text_of(corpus)) == ("some files", "two drei: öl")
     assert corpus.sha256 == hashlib.sha256("two drei: öl".encode()).hexdigest()
+
+
+def test_several_files_some_compressed(tmp_path):
+    """Also such as are empty, or made of several parts; each is known by its first bytes, whatever it is called."""
+    parts = [b"one ", "zwei: öl ".encode(), b"", b"four"]
+    files = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.gz", "d")]
+    files[0].write_bytes(parts[0])
+    files[1].write_bytes(gzip.compress(parts[1][:7]) + gzip.compress(parts[1][7:]))  # in the middle of a character
+    files[2].write_bytes(gzip.compress(parts[2]))
+    files[3].write_bytes(gzip.compress(parts[3]))
+    for kind, whole in (("characters", "one zwei: öl four"), ("bytes", "one zwei: öl four")):
+        corpus = encode_text(Text("some files", files), kind=kind)
+        assert text_of(corpus) == whole
+        assert corpus.sha256 == hashlib.sha256(whole.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+@pytest.mark.parametrize("cut", [2, 10, 30, -9, -4, -1])
+def test_a_compressed_file_that_is_cut_off(cut, kind, tmp_path, cache):
+    whole = gzip.compress(bytes(random.Random(0).choices(range(32, 127), k=500)))
+    (tmp_path / "text.gz").write_bytes(whole[:cut])
+    with pytest.raises(UserError, match=r"text\.gz is damaged, or not all there: "):
+        encode_text(Text("a text", [tmp_path / "text.gz"]), kind=kind)
+    assert not list(cache.rglob("*.uint8"))
+
+
+def test_a_compressed_file_that_is_damaged(tmp_path, cache):
+    text = bytes(random.Random(0).choices(range(32, 127), k=500))
+    whole = gzip.compress(text)
+    for at in range(len(whole)):
+        (tmp_path / "text.gz").write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            corpus = encode_text(Text("a text", [tmp_path / "text.gz"]))
+        except UserError:
+            continue
+        assert text_of(corpus).encode() == text  # its time, or by which system it was made
+
+
+BOM = codecs.BOM_UTF8
+
+
+@pytest.mark.parametrize(
+    ("content", "characters"),
+    [
+        (BOM + b"text\n", "text\n"),  # it says how the file is written, and is no part of the text
+        (b"te" + BOM + b"xt", "te\ufeffxt"),  # elsewhere it is a character like any other
+        (BOM + BOM + b"x", "\ufeffx"),
+        (b"a\r\nb\rc\n", "a\r\nb\rc\n"),  # line ends of every kind stay as they are
+        (b"last line", "last line"),  # and where there is none, none is added
+        (b"\n\n text \n\n", "\n\n text \n\n"),
+        (b"\x1a\x0c\x85"[:2], "\x1a\x0c"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 2, 1 << 22])
+def test_what_is_kept_of_a_file(content, characters, piece, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "PIECE", piece)
+    assert text_of(encoded(tmp_path / "text.txt", content)) == characters
+    (tmp_path / "text.gz").write_bytes(gzip.compress(content))
+    assert text_of(encode_text(Text("a text", [tmp_path / "text.gz"] * 2))) == 2 * characters
+    corpus = encode_text(Text("a text", [tmp_path / "text.txt"]), kind="bytes")
+    assert bytes(corpus.ids) == content  # of bytes all
+
+
+@pytest.mark.parametrize("content", [BOM, b"", gzip.compress(b""), gzip.compress(BOM)])
+def test_nothing_but_a_mark_is_an_empty_text(content, tmp_path):
+    with pytest.raises(UserError, match="a text is empty"):
+        encoded(tmp_path / "text.txt", content)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(content=st.binary(min_size=1), piece=st.integers(1, 9))
+def test_any_bytes_survive(content, piece, tmp_path, monkeypatch):
+    """Binary or not UTF-8; unless they begin as what gzip compresses."""
+    monkeypatch.setattr(room, "PIECE", piece)
+    (tmp_path / "text.txt").write_bytes(b" " + content)
+    corpus = encode_text(Text("a text", [tmp_path / "text.txt"]), kind="bytes")
+    assert bytes(corpus.ids) == b" " + content
+    assert (corpus.tokenizer.vocab_size, corpus.ids.dtype) == (256, np.uint8)
+    found = find_encoded(corpus.sha256, "a text", "bytes")
+    assert bytes(found.ids) == b" " + content
+
+
+# Known again without being read
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """A file that changed long enough ago."""
+    monkeypatch.setattr("chargpt.known.JUST_NOW", -1.0)
+    file = tmp_path / "old.txt"
+    file.write_text("an old text")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_a_known_text_is_not_read_again(kind, old, cache, monkeypatch):
+    first = encode_text(Text("a text", [old]), kind=kind)
+    read = []
+    for name in ("_survey", "_spells"):
+        monkeypatch.setattr(room, name, lambda *arguments, name=name: read.append(name))
+    for again in (encode_text(Text("a text", [old]), kind=kind), find_encoded(first.sha256, "a text", kind)):
+        assert (text_of(again), again.sha256) == ("an old text", first.sha256)
+    assert read == []
+
+
+def test_unless_it_is_asked_for(old, cache, monkeypatch):
+    first = encoded(old)
+    read, survey, spells = [], room._survey, room._spells
+    monkeypatch.setattr(room, "_survey", lambda *arguments: read.append("text") or survey(*arguments))
+    monkeypatch.setattr(room, "_spells", lambda *arguments: read.append("ids") or spells(*arguments))
+    assert encode_text(Text("a text", [old]), afresh=True).sha256 == first.sha256
+    assert read == ["text", "ids"]
+
+
+def test_a_known_text_that_has_changed(old, cache):
+    encoded(old)
+    assert text_of(encoded(old, "another one")) == "another one"
+    with pytest.raises(UserError, match="is not the text that the run began with"):
+        encode_text(Text("a text", [old]), hashlib.sha256(b"an old text").hexdigest())
+    (ids,) = (cache / "chargpt" / "encoded").glob(f"{hashlib.sha256(b'another one').hexdigest()}.uint8")
+    ids.write_bytes(bytes(11))
+    assert text_of(encoded(old)) == "another one"  # written again
+
+
+def test_characters_and_bytes_of_a_text_lie_side_by_side(old, cache):
+    for _ in range(2):
+        for kind, size in (("characters", 9), ("bytes", 256)):
+            corpus = encode_text(Text("a text", [old]), kind=kind)
+            assert (text_of(corpus), corpus.tokenizer.vocab_size) == ("an old text", size)
+
+
+# Ids of a text that is larger than memory
+
+
+def test_ids_in_another_vocabulary_are_looked_up_as_they_are_read(tmp_path):
+    corpus, wider = encoded(tmp_path / "text.txt", "hello"), CharTokenizer("abehlo")
+    ids = ids_in(wider, corpus.tokenizer, corpus.ids)
+    assert isinstance(ids, Translated)
+    assert ids.ids is corpus.ids
+    assert len(ids) == 5
+    assert wider.decode(ids[1:]) == "ello"
+    assert ids[np.array([[0, 1], [3, 4]])].shape == (2, 2)
+    with pytest.raises(UserError, match="'h'"):
+        ids_in(CharTokenizer("elo"), corpus.tokenizer, corpus.ids)
+    assert CharTokenizer("elo").decode(
+        ids_in(CharTokenizer("elo"), corpus.tokenizer, corpus.ids, skip_unknown=True)
+    ) == ("ello")
+
+
+def pages_in_memory(file):
+    """How many pages of a file the system has at hand."""
+    page, size = mmap.PAGESIZE, file.stat().st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        place = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        found = (ctypes.c_ubyte * (-(-size // page)))()
+        assert libc.mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), found) == 0
+        return sum(each & 1 for each in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs Linux")
+def test_what_is_read_at_random_brings_no_other_pages(tmp_path):
+    """A file of 64 MB that is on disk alone, and a hundred blocks of it."""
+    file = tmp_path / "ids.uint8"
+    with file.open("wb") as out:
+        for _ in range(64):
+            out.write(os.urandom(1 << 20))
+        out.flush()
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if pages_in_memory(file):
+        pytest.skip("this file system keeps its files in memory")
+    ids = np.memmap(file, np.uint8, mode="r")
+    train = ids[: 9 * len(ids) // 10]
+    read_at_random(train)
+    blocks = RandomBlocks(train, block_size=256, batch_size=50, seed=0)
+    blocks[0], blocks[1]
+    assert 50 < pages_in_memory(file) <= 200  # each block lies on one page, or on two
 
 
 @pytest.mark.parametrize(("distinct", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65537, np.uint32)])
@@ -142,8 +327,8 @@ def test_a_text_that_changes_while_it_is_read(after, tmp_path, cache, monkeypatc
     file = tmp_path / "text.txt"
     survey = room._survey
 
-    def then_changed(files, bar):
-        found = survey(files, bar)
+    def then_changed(*arguments):
+        found = survey(*arguments)
         file.write_text(after)
         return found
 
@@ -231,13 +416,11 @@ KILLED = """
 import os, sys, pathlib
 from chargpt import corpus
 from chargpt.sources import Text
-code_points, pieces = corpus._code_points, []
+from chargpt.tokenizer import CharTokenizer
+encoder = corpus._encoder
 def killed(piece):
-    pieces.append(piece)
-    if len(pieces) == 3:
-        os.kill(os.getpid(), 9)
-    return code_points(piece)
-corpus.PIECE, corpus._code_points = 4, killed
+    os.kill(os.getpid(), 9)
+corpus._encoder = lambda tokenizer: killed
 corpus.encode_text(Text("a text", [pathlib.Path(sys.argv[1])]))
 """
 
@@ -270,7 +453,7 @@ def test_what_another_process_encoded_meanwhile(tmp_path, cache, caplog):
         thread.join(0.2)
         assert thread.is_alive()
         survey = hashlib.sha256(b"hello").hexdigest()
-        room._encode(Text("a text", [file]), survey, "ehlo")
+        room._encode(Text("a text", [file]), survey, CharTokenizer("ehlo"))
     thread.join(10)
     assert caplog.text.count("Encoding") == 1
 

@@ -191,7 +191,7 @@ def test_validation_is_shared_among_devices(text_file):
 
 
 def test_split(text_file):
-    data = data_of(text_file, val_fraction=0.1)
+    data = data_of(text_file, split=[0.9, 0.1])
     data.setup()
     assert len(data.train_ids) == int(0.9 * len(data.corpus.ids))
     assert data.corpus.tokenizer.decode([*data.train_ids, *data.val_ids]) == text_file.read_text()
@@ -202,7 +202,7 @@ def test_split_too_short(tmp_path):
     data = data_of(tmp_path / "short.txt")
     with pytest.raises(UserError, match=r"validation split .* has 10 characters, but model\.block_size=16 needs 17"):
         data.setup()
-    data = data_of(tmp_path / "short.txt", val_fraction=0.9)
+    data = data_of(tmp_path / "short.txt", split=[0.1, 0.9])
     with pytest.raises(UserError, match="training split"):
         data.setup()
 
@@ -229,14 +229,14 @@ def known(text_file, tmp_path):
 @pytest.mark.parametrize("source", ["file", "shakespeare"])
 def test_a_run_goes_on_with_the_text_in_the_cache(source, known, monkeypatch):
     monkeypatch.setitem(SOURCES, source, None)  # nobody asks there
-    data = CharDataModule(DataConfig(source=source, fallback="pydocs", block_size=16), **known)
+    data = CharDataModule(DataConfig(source=source, fallback="pydocs", block_size=16), known)
     data.setup()
     assert {"name": data.corpus.name, "sha256": data.corpus.sha256} == known
     assert data.source == source
 
 
 def test_a_run_whose_text_is_gone():
-    data = CharDataModule(DataConfig(source="file", block_size=16), sha256="0" * 64, name="a\ntext")
+    data = CharDataModule(DataConfig(source="file", block_size=16), {"sha256": "0" * 64, "name": "a\ntext"})
     with pytest.raises(UserError, match=r"the text of the run \(a\\ntext\) is not in the cache .*: data\.path="):
         data.setup()
 
@@ -244,9 +244,9 @@ def test_a_run_whose_text_is_gone():
 def test_a_run_goes_on_with_the_text_that_is_named(known, text_file, tmp_path):
     """If it is the same; the one in the cache is not asked then."""
     with pytest.raises(UserError, match=r"verse\.txt is not the text that the run began with, or has changed; start"):
-        CharDataModule(DataConfig(source="file", path=str(text_file), block_size=16), **known).setup()
+        CharDataModule(DataConfig(source="file", path=str(text_file), block_size=16), known).setup()
     (tmp_path / "again.txt").write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")
-    data = CharDataModule(DataConfig(source="file", path=str(tmp_path / "again.txt"), block_size=16), **known)
+    data = CharDataModule(DataConfig(source="file", path=str(tmp_path / "again.txt"), block_size=16), known)
     data.setup()
     assert data.corpus.name.endswith("again.txt")
 
@@ -256,22 +256,29 @@ def test_a_run_goes_on_with_what_its_source_has(text_file, monkeypatch):
     monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("tiny Shakespeare", [text_file]))
     config = DataConfig(source="shakespeare", fallback="pydocs", block_size=16)
     with pytest.raises(UserError, match=r"^tiny Shakespeare is not the text that the run began with"):
-        CharDataModule(config, sha256="0" * 64).setup()
+        CharDataModule(config, {"name": "", "sha256": "0" * 64}).setup()
 
     def gone(path):
         raise UnavailableError("it is not here")
 
     monkeypatch.setitem(SOURCES, "shakespeare", gone)
     with pytest.raises(UserError, match="it is not here"):
-        CharDataModule(config, sha256="0" * 64).setup()
+        CharDataModule(config, {"name": "", "sha256": "0" * 64}).setup()
+
+
+NO_SPLITS = [[], [1.0], [0.0, 1.0], [0.9, 0.2], [0.9, float("nan")], [1.5, -0.5], [0.25, 0.25, 0.25, 0.25]]
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"val_fraction": 0.0}, r"data\.val_fraction must be between 0 and 1"),
-        ({"val_fraction": 1.0}, r"data\.val_fraction must be"),
-        ({"val_fraction": float("nan")}, r"data\.val_fraction must be"),
+        *(
+            ({"split": bad}, r"data\.split must be two or three shares of the text, such as \[0\.9,0\.1\]")
+            for bad in NO_SPLITS
+        ),
+        ({"split": [0.8, 0.1, 0.1], "val_path": "a"}, r"data\.split=\[0\.8, 0\.1, 0\.1\] cuts a test part"),
+        ({"split": [0.8, 0.1, 0.1], "test_path": "a"}, r"a split of two goes with these"),
+        ({"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
         ({"block_size": 0}, r"data\.block_size must be at least 1"),
         ({"batch_size": 0}, r"data\.batch_size must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers must be at least 0"),

@@ -31,7 +31,7 @@ def best_loss(folder):
 def scored(request, tiny, tmp_path_factory):
     """A run whose blocks do not fill the last batch."""
     folder = tmp_path_factory.mktemp("run")
-    start(folder, *tiny, f"trainer.precision={request.param}", "data.val_fraction=0.3", "data.batch_size=3")
+    start(folder, *tiny, f"trainer.precision={request.param}", "data.split=[0.7,0.3]", "data.batch_size=3")
     return folder
 
 
@@ -93,7 +93,7 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
     status, out, err = run("--ckpt", tmp_path, tiny_run / "checkpoints" / "last.ckpt")
     assert status == 0, err
     head, *rows = out.splitlines()
-    assert head.split() == ["loss", "bits", "perplexity", "accuracy", "characters", "text", "checkpoint"]
+    assert head.split() == ["loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "text", "checkpoint"]
     places = [tmp_path / "0_a", tmp_path / "1_b", tiny_run]
     names = [f"{place}/checkpoints/{name}.ckpt" for place, name in zip(places, ("best", "best", "last"), strict=True)]
     assert [row.split()[-1] for row in rows] == names

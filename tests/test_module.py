@@ -33,8 +33,8 @@ def test_scores_are_summed_in_single_precision_also_where_the_model_is_in_half()
     assert module.net.lm_head.weight.dtype == torch.bfloat16
     losses = [1.0] * 600 + [3.0] * 600  # in bfloat16 a sum of ones stays at 256
     for loss in losses:
-        module.val_loss.update(torch.tensor(loss), weight=1)
-    assert module.val_loss.compute().item() == 2.0
+        module.mean_loss.update(torch.tensor(loss), weight=1)
+    assert module.mean_loss.compute().item() == 2.0
     module.best_val_loss.update(torch.tensor(1.6446))
     assert module.to(torch.bfloat16).best_val_loss.compute().item() == pytest.approx(1.6446, rel=1e-6)
 

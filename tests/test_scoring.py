@@ -103,7 +103,7 @@ def test_what_cannot_be_scored(model, monkeypatch):
     for stride in (0, 9, -1):
         with pytest.raises(UserError, match=f"at most block_size=8 characters; got {stride}"):
             score(model, text(20), Scoring(), stride)
-    for wrong in ({"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}):
+    for wrong in ({"split": [1.0]}, {"split": [0.0, 1.0]}, {"batch_size": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Scoring(**wrong)
     monkeypatch.setattr("os.sysconf", lambda name: 1)

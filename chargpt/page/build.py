@@ -23,7 +23,7 @@ from chargpt.page.weights import Packed, pack
 from chargpt.pictures import label
 from chargpt.samples import read_samples
 from chargpt.sampling import Sampling, generate
-from chargpt.scoring import score, validation_ids
+from chargpt.scoring import part_of_text, score
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
 PAGE = ("weights.js", "glyphs.js", "pictures.js", "main.js")
@@ -45,6 +45,8 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         NonFiniteError: the model's outputs are not finite numbers.
     """
     checkpoint = read_checkpoint(path)
+    if checkpoint.tokenizer.characters is None:
+        raise UserError(f"{path} is a model of bytes, and the page shows models of characters")
     model = checkpoint.model.eval().float()  # as the page computes
     packed = pack(model.state_dict(), kind)
     if len(packed.content) > LARGEST:
@@ -81,10 +83,10 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         sizes += f", a context of {config.block_size:,} characters"
     loss = "" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     told = [
-        ("Characters", "".join(map(label, checkpoint.tokenizer.characters[:MOST_PLACES]))),
+        ("Characters", "".join(map(label, (checkpoint.tokenizer.characters or "")[:MOST_PLACES]))),
         ("Trained on", name),
         ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")[:64]),
-        ("Validated on", f"its last {100 * scoring.val_fraction:.3g}%"),
+        ("Validated on", _validated_on(checkpoint)),
         ("Best validation loss of the run", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
         ("Steps", "not known" if checkpoint.step is None else f"{checkpoint.step:,}"),
         ("Weights saved on", _day(path.stat().st_mtime)),
@@ -105,6 +107,14 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
         "curve_in_words": _in_words(curve),
         "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
     }
+
+
+def _validated_on(checkpoint: Checkpoint) -> str:
+    """Which part of its text, or which other text."""
+    if own := checkpoint.text.get("val_name"):
+        return public_name(own)
+    _, share, *test = checkpoint.scoring.split
+    return f"its last {100 * share:.3g}%" + (f" before those that test, {100 * test[0]:.3g}%" if test else "")
 
 
 def _day(seconds: float) -> str:
@@ -148,10 +158,10 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
     """What the rounding of the weights does to the validation loss, where the text is at hand."""
-    ids = validation_ids(checkpoint)
-    if ids is None:
+    found = part_of_text(checkpoint, "val")
+    if found is None:
         return "What int8 costs in validation loss is not known: the text was not at hand."
-    exact, loss = (score(model, ids, checkpoint.scoring).loss for model in (checkpoint.model, rounded))
+    exact, loss = (score(model, found[0], checkpoint.scoring).loss for model in (checkpoint.model, rounded))
     return f"In int8 its validation loss is {loss:.4f} instead of {exact:.4f}."
 
 

@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
 from chargpt.checkpoint import Scoring
-from chargpt.data import CharDataModule
+from chargpt.corpus import Corpus
+from chargpt.data import CALLED, CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model
@@ -31,7 +32,7 @@ from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_resumption
 from chargpt.run.sweep import ONE_DEVICE
 from chargpt.settings import MOST_STEPS, arguments_of, check_types
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import tokenizer_of
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
@@ -52,13 +53,20 @@ class Run:
 
     def describe(self) -> str:
         """The text, the model and how it is computed, in a line each."""
-        corpus, trainer = self.data.corpus, self.trainer
+        trainer = self.trainer
         parameters = sum(parameter.numel() for parameter in self.module.net.parameters())
-        return (
-            f"Text: {corpus.name}, {len(corpus.ids):,} characters, {corpus.tokenizer.vocab_size:,} of them distinct\n"
+        lines = [f"Text: {_described(self.data.corpus)}"]
+        lines += [f"{CALLED[part].capitalize()} text: {_described(own)}" for part, own in self.data.own.items()]
+        return "\n".join(lines) + (
+            "\n"
             f"Model: {self.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
             f" in {trainer.precision}{self.precision}{', compiled' if self.compiled else ''}"
         )
+
+
+def _described(corpus: Corpus) -> str:
+    distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
+    return f"{corpus.name}, {len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
 
 
 def build(settings: Settings, resumption: Resumption | None = None, initial: Initial | None = None) -> Run:
@@ -74,15 +82,14 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     seed_everything(settings.seed, verbose=False)
     if resumption is not None:
         check_resumption(resumption, settings)
-    data = CharDataModule(settings.data, **(resumption.text if resumption else {}))
+    data = CharDataModule(settings.data, resumption.text if resumption else None)
     data.setup()
-    corpus, tokenizer = data.corpus, data.corpus.tokenizer
+    tokenizer = data.tokenizer
     if initial is not None:
         tokenizer = extended(initial, tokenizer)
     elif resumption is not None:
-        tokenizer = CharTokenizer(resumption.characters)
+        tokenizer = tokenizer_of(resumption.characters)
     data.use(tokenizer)
-    text = {"name": corpus.name, "sha256": corpus.sha256}
     callbacks = build_callbacks(settings.callbacks)
     _check_sizes(settings, tokenizer.vocab_size, averaged=bool(averages_in(callbacks)))
     precision = settle_precision(settings.trainer, resumption)
@@ -90,8 +97,8 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     trainer = build_trainer(_arguments(settings, resumption), [restoring, RunRecord(settings), *callbacks])
     if trainer.world_size > 1 and in_sweep():
         raise UserError(ONE_DEVICE)
-    scoring = Scoring(settings.data.val_fraction, settings.data.batch_size, str(trainer.precision))
-    module = CharLM(settings.model, settings.optimizer, tokenizer.characters, text, asdict(scoring))
+    scoring = Scoring(settings.data.split, settings.data.batch_size, str(trainer.precision))
+    module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
     if initial is not None:
         copy_weights(initial, module.net, tokenizer)
     compiled = compile_model(module.net, settings.compile, trainer.strategy.root_device, trainer.max_steps)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.checkpoint import find_checkpoint, read_checkpoint
 from chargpt.errors import UserError, one_line
 from chargpt.model import Model
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Initial(NamedTuple):
 
     path: Path
     model: Model
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
 
 
 def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
@@ -66,18 +66,29 @@ def said_in(overrides: list[str]) -> Iterator[str]:
         yield override.key_or_group
 
 
-def extended(initial: Initial, text: CharTokenizer) -> CharTokenizer:
-    """The vocabulary of a model and the characters of a text that it does not know, which are told."""
+def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
+    """The vocabulary of a model and the characters of a text that it does not know, which are told.
+
+    Raises:
+        UserError: one is of characters, and the other of bytes.
+    """
+    if initial.tokenizer.characters is None or text.characters is None:
+        if initial.tokenizer.characters != text.characters:
+            own = f"data.tokenizer={initial.tokenizer.unit}s"
+            raise UserError(
+                f"init_from={one_line(initial.path)} is a model of {initial.tokenizer.unit}s: say {own}, too"
+            )
+        return text
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:
         log.info(f"{len(new)} characters are new to the model and start untrained: {one_line(new)[:200]}")
     return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
 
 
-def copy_weights(initial: Initial, net: Model, vocabulary: CharTokenizer) -> None:
+def copy_weights(initial: Initial, net: Model, vocabulary: Tokenizer) -> None:
     """Put the weights into a model of the same architecture, whose vocabulary may have more characters: what belongs to
     those stays as it was initialized."""
-    rows = torch.tensor(vocabulary.encode(initial.tokenizer.characters))
+    rows = torch.tensor(vocabulary.encode(initial.tokenizer.characters or ""))
     before = initial.model.state_dict()
     with torch.no_grad():
         for name, weight in net.state_dict().items():

@@ -23,7 +23,7 @@ from chargpt.run.config import Settings, read_config
 from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, has_state, short
 from chargpt.run.stored import as_value, choices_of, command_of_sweep, composed, groups_of_conf, resumed_config
 from chargpt.settings import MOST_STEPS, read_settings
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Resumption:
         step: optimizer steps taken.
         best: the lowest validation loss so far, in nats per character.
         model, optimizer: the configurations that it was trained with.
-        text: the name and the `sha256` of the text that it was trained on.
-        characters: the model's vocabulary.
+        text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of its others.
+        characters: the model's vocabulary; None for bytes.
     """
 
     checkpoint: Path
@@ -49,7 +49,7 @@ class Resumption:
     model: ModelConfig
     optimizer: OptimizerConfig
     text: dict[str, str]
-    characters: str
+    characters: str | None
 
 
 def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
@@ -229,7 +229,7 @@ def _read(file: Path, run: Path) -> Resumption:
         model=model.config,
         optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
         text=text_in(state),
-        characters=CharTokenizer(saved["characters"]).characters,
+        characters=tokenizer_of(saved["characters"]).characters,
     )
 
 
@@ -301,3 +301,5 @@ def check_resumption(resumption: Resumption, settings: Settings) -> None:
         before = getattr(resumption, key)
         if before != getattr(settings, key):
             raise UserError(f"{short(resumption.checkpoint)} was trained with another {key}: {before}")
+    if (resumption.characters is None) != (settings.data.tokenizer == "bytes"):
+        raise UserError(f"{short(resumption.checkpoint)} was trained with another data.tokenizer")

@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 CONF = Path(__file__).parents[2] / "conf"
 OWN = ("run_dir", "resume", "init_from")  # what stands here belongs to this start, not to the run
-TEXT = "data.path"  # not taken either: a run finds its text by the hash
+TEXTS = ("data.path", "data.val_path", "data.test_path")  # not taken either: a run finds its texts by the hash
 NOT_STORED = (  # an engine may read files in ways of its own, and several nodes wait for one another
     "trainer.strategy", "trainer.num_nodes",
 )  # fmt: skip
 FIXED = (  # changing these would not go on with the run: weights, optimizer state and batches depend on them
-    "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.val_fraction",
-    "trainer.accumulate_grad_batches",
+    "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split",
+    "data.tokenizer", "trainer.accumulate_grad_batches",
 )  # fmt: skip
 _missing = object()  # what stands for a key that `conf/` lacks
 NUMBER = r"[-+]?(0x)?[\da-fA-F_:]+"  # whole, as YAML writes it
@@ -95,9 +95,10 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def store_config(cfg: DictConfig, run: Path) -> None:
     """Keep the configuration as it is now for the next time, and of a run that begins what it chose."""
-    if cfg.resume and cfg.data.path is None:  # the text was found by its hash: keep where it once was
-        cfg = cfg.copy()
-        cfg.data.path = (_leaves(_load(run / CONFIG)) or {}).get(TEXT)
+    if cfg.resume:  # a text that was found by its hash: keep where it once was
+        cfg, before = cfg.copy(), _leaves(_load(run / CONFIG)) or {}
+        for key in (key for key in TEXTS if OmegaConf.select(cfg, key) is None):
+            OmegaConf.update(cfg, key, before.get(key))
     files: dict[str, Any] = {CONFIG: cfg}
     if cfg.resume is None and HydraConfig.initialized():
         hydra = HydraConfig.get()
@@ -194,6 +195,8 @@ def _values_of(run: Path) -> dict[str, Any]:
     values = _leaves(_load(run / CONFIG))
     if values is None:
         raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
+    if isinstance(share := values.pop("data.val_fraction", None), float):  # what data.split was before 2026-12
+        values["data.split"] = [1 - share, share]
     return values
 
 
@@ -201,7 +204,7 @@ def _with_stored(cfg: DictConfig, values: dict[str, Any], said: Iterable[str]) -
     """A configuration with the stored values that may be taken, and the keys of those that must be said again."""
     cfg = OmegaConf.create(cfg)  # the caller's stays as it is
     ours = _leaves(OmegaConf.to_container(cfg)) or {}  # as they stand, interpolations included
-    left = {key: value for key, value in values.items() if not _is_below(key, {*OWN, TEXT, *said})}
+    left = {key: value for key, value in values.items() if not _is_below(key, {*OWN, *TEXTS, *said})}
     return cfg, [key for key, value in left.items() if not _adopt(cfg, key, value, ours.get(key, _missing))]
 
 

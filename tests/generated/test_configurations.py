@@ -167,7 +167,7 @@ LINES = [
     "trainer.max_epochs=0", "trainer.use_distributed_sampler=true", "trainer.plugins=abc", "trainer.plugins=[]",
     "trainer.model_registry=abc", "trainer.accumulate_grad_batches=3", "compile=true", "compile=1", "model.dropout=1",
     "model.dropout=0.999999", "optimizer.lr=1e300", "optimizer.lr=1e-300", "optimizer.weight_decay=1e300",
-    "data.val_fraction=0.999", "data.val_fraction=1e-9", "data.batch_size=1000000000", "model.n_embd=1000000",
+    "data.split=[0.001,0.999]", "data.split=[0.999999999,1e-9]", "data.batch_size=1000000000", "model.n_embd=1000000",
     "seed=4294967295", "model.block_size=2000", "model.n_head=8 model.n_embd=8", "model.n_head=0",
     "callbacks.text_samples.prompt=''",
 ]  # fmt: skip
@@ -193,7 +193,7 @@ GOOD = {
 MORE_GOOD = [
     "optimizer.lr=1e-2", "optimizer.schedule=cosine", "optimizer.schedule=linear optimizer.warmup_steps=1",
     "optimizer.weight_decay=0", "optimizer=adamw_small", "model.dropout=0", "model.n_layer=2", "model.block_size=1",
-    "data.val_fraction=0.5", "data.batch_size=1", "seed=0", "callbacks.text_samples=null", "~callbacks.text_samples",
+    "data.split=[0.5,0.5]", "data.batch_size=1", "seed=0", "callbacks.text_samples=null", "~callbacks.text_samples",
     "trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.log_every_n_steps=5",
     "trainer.max_time=00:01:00:00", "callbacks.text_samples.prompt=green", "compile=false", "trainer.devices=1",
     "trainer.logger._target_=lightning.pytorch.loggers.CSVLogger", "hydra.run.dir=outputs/a/b/c",

@@ -86,9 +86,9 @@ def told() -> list[Case]:
 
     for value in ODD:
         adding(f"scoring={value!r}", lambda kept, value=value: kept.update(scoring=value))
-        for key in ("val_fraction", "batch_size", "precision", "more"):
+        for key in ("split", "val_fraction", "batch_size", "precision", "more"):
             adding(f"{key}={value!r}", lambda kept, key=key, value=value: kept["scoring"].update({key: value}))
-        for key in ("name", "sha256"):
+        for key in ("name", "sha256", "val_name", "val_sha256", "test_sha256"):
             adding(f"{key}={value!r}", lambda kept, key=key, value=value: kept["corpus"].update({key: value}))
     return found
 

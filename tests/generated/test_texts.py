@@ -80,7 +80,7 @@ def drawn(count: int = 60) -> list[Case]:
             alphabet = draw.choice([b"ab", b"abc \n", bytes(range(256)), bytes(range(1, 128))])
             content = bytes(draw.choices(alphabet, k=draw.choice([8, 9, 10, 80, 89, 90, 91, 99, 100, 500])))
         sizes = [
-            f"data.val_fraction={draw.choice([0.1, 0.5, 0.9, 0.01])}",
+            f"data.split={draw.choice([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0.99, 0.01], [0.8, 0.1, 0.1]])}",
             f"model.block_size={draw.choice([1, 2, 8, 9])}",
         ]
         found.append(case(f"drawn-{n}", puts(content), "data=file", "data.path=text.txt", *sizes))

@@ -109,13 +109,15 @@ INTEGERS = {
     "trainer.accumulate_grad_batches": (-1, 3), "callbacks.last_checkpoint.every_n_steps": (-1, 3),
     "callbacks.text_samples.length": (-1, 3), "callbacks.attention_maps.length": (-1, 50),
 }  # fmt: skip
-NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor", "data.val_fraction"]
+NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor"]
 WORDS = {
     "optimizer.schedule": ["constant", "cosine", "linear", "sine"],
     "trainer.precision": ["auto", "32-true", "bf16-mixed", "half"],
     "trainer.gradient_clip_val": ["null", "0.5", "-1"],
     "trainer.accelerator": ["cpu", "tpu9"],
     "trainer.max_stepz": ["3"],
+    "data.split": ["[0.5,0.5]", "[0.6,0.2,0.2]", "[1]", "[0.9,x]", "0.9"],
+    "data.tokenizer": ["characters", "bytes", "words"],
     "compile": ["auto", "false", "maybe"],
     "data": ["file", "nothing"],
 }

@@ -14,7 +14,7 @@ from chargpt.errors import UserError
 from chargpt.model import Model
 from chargpt.module import CharLM
 from chargpt.run.callbacks.averaging import validated_weights
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import Tokenizer
 
 
 class AtPrompt(Callback):
@@ -57,15 +57,16 @@ class AtPrompt(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(module, CharLM)
-        tokenizer = CharTokenizer(module.hparams["characters"])
+        tokenizer = module.tokenizer
         ids = self._ids(trainer, tokenizer, module.net.config.block_size + self.beyond)
-        idx, text = torch.tensor([ids], device=module.device), tokenizer.decode(ids)
+        idx = torch.tensor([ids], device=module.device)
+        text = "".join(tokenizer.decode([i]) for i in ids)  # one character each, also where that is a part of one
         # A compiled model would be compiled once more, for this one length.
         with validated_weights(trainer, module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for name, picture in self.look(module.net, idx, text):
                 trainer.logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
 
-    def _ids(self, trainer: Trainer, tokenizer: CharTokenizer, room: int) -> list[int]:
+    def _ids(self, trainer: Trainer, tokenizer: Tokenizer, room: int) -> list[int]:
         """Those of the prompt, as many as there is room for."""
         length = min(self.length, room)
         ids = tokenizer.encode(self.prompt or "", skip_unknown=True)[:length]

@@ -13,7 +13,6 @@ from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.callbacks.record import verbatim
 from chargpt.samples import Sample, append, keep_until
 from chargpt.sampling import Sampling, generate
-from chargpt.tokenizer import CharTokenizer
 
 
 class TextSamples(Callback):
@@ -24,7 +23,7 @@ class TextSamples(Callback):
         dirpath: the folder of the file.
         prompt: what the sample continues; characters outside the vocabulary are left out, and if none remains the
             first character of the vocabulary stands in.
-        length: characters to generate.
+        length: characters to generate, or bytes.
 
     Raises:
         UserError: `length` is below 1, or above 10,000, for which training would have to wait too long.
@@ -47,7 +46,7 @@ class TextSamples(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(module, CharLM)
-        tokenizer = CharTokenizer(module.hparams["characters"])
+        tokenizer = module.tokenizer
         prompt = tokenizer.encode(self.prompt, skip_unknown=True) or [0]
         generator = torch.Generator(module.device).manual_seed(0)  # the run's own random numbers stay as they are
         with validated_weights(trainer, module):
