@@ -84,7 +84,9 @@ def test_train_commands(overrides, tiny, tmp_path, caplog):
             "version": None,
         }
         return
-    kept = [each for each in overrides if not each.startswith(("data=", "data.path=", "trainer.max_steps="))]
+    [own] = [each.removeprefix("data.path=") for each in tiny if each.startswith("data.path=")]
+    named = [re.sub(r"(?<=(val|est)_path=).*", own, each) for each in overrides]
+    kept = [each for each in named if not each.startswith(("data=", "data.path=", "trainer.max_steps="))]
     small = [each for each in tiny if "bigram" not in str(kept) or not re.match(r"model\.n_", each)]
     train(composed(*kept, *small, f"run_dir={tmp_path}"))
     if "fast_dev_run" not in str(overrides):
@@ -122,11 +124,19 @@ def test_sweep_commands(overrides, tiny, tmp_path):
     assert f"{jobs} of {jobs} jobs finished" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def tested_run(tiny, tmp_path_factory):
+    """One on a text of three parts."""
+    folder = tmp_path_factory.mktemp("tested")
+    train(composed(*tiny, "data.split=[0.8,0.1,0.1]", f"run_dir={folder}"))
+    return folder
+
+
 @pytest.mark.parametrize("arguments", SCORE, ids=" ".join)
-def test_score_commands(arguments, tiny_run, text_file, capsys):
-    replaced = {"--ckpt": str(tiny_run), "--text": str(text_file), "--stride": "8"}
+def test_score_commands(arguments, tested_run, text_file, capsys):
+    replaced = {"--ckpt": str(tested_run), "--text": str(text_file), "--stride": "8"}
     small = [replaced.get(before, each) for before, each in itertools.pairwise(["", *arguments])]
-    assert evaluate.main(["--ckpt", str(tiny_run), *small]) == 0, capsys.readouterr().err
+    assert evaluate.main(["--ckpt", str(tested_run), *small]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", SHARE, ids=" ".join)
