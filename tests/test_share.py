@@ -19,7 +19,7 @@ from chargpt.checkpoint import Checkpoint, Scoring, find_checkpoint, load_checkp
 from chargpt.errors import UserError
 from chargpt.model import BigramConfig, GPTConfig, build_model
 from chargpt.shared import CARD, CONFIG, FILES, LONGEST, WEIGHTS, read_header
-from chargpt.tokenizer import CharTokenizer
+from chargpt.tokenizer import CharTokenizer, tokenizer_of
 from train import train
 
 CHARACTERS = "\n !abcdefgh"
@@ -28,11 +28,12 @@ CHARACTERS = "\n !abcdefgh"
 def made(config, folder, text=None, characters=CHARACTERS):
     """A folder with a model that has not been trained, but whose weights are no zeros."""
     torch.manual_seed(0)
-    model = build_model(config, len(characters))
+    tokenizer = tokenizer_of(characters)
+    model = build_model(config, tokenizer.vocab_size)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     folder.mkdir(exist_ok=True)
-    checkpoint = Checkpoint(model.eval(), CharTokenizer(characters), text or {}, Scoring(), 1.5, 7)
+    checkpoint = Checkpoint(model.eval(), tokenizer, text or {}, Scoring(), 1.5, 7)
     for name, content in share.contents_of(checkpoint).items():
         (folder / name).write_bytes(content)
     return model
@@ -119,6 +120,17 @@ def test_the_description_alone_rebuilds_the_model(config, tmp_path, monkeypatch,
     ids = torch.randint(len(CHARACTERS), (3, 8))
     with torch.no_grad():
         torch.testing.assert_close(names["logits"](ids), model(ids), rtol=0, atol=1e-5)
+
+
+def test_a_model_of_bytes(tmp_path, monkeypatch, capsys):
+    """Its description writes text, too; and the texts that it was validated and tested on are known by their hashes."""
+    text = {f"{part}{key}": f"a/b/{part}{key}" for part in ("", "val_", "test_") for key in ("name", "sha256")}
+    made(small(), tmp_path, text, characters=None)
+    run_card(tmp_path, monkeypatch)
+    capsys.readouterr().out.encode()
+    checkpoint = read_checkpoint(find_checkpoint(tmp_path))
+    assert (checkpoint.tokenizer.unit, checkpoint.tokenizer.vocab_size) == ("byte", 256)
+    assert checkpoint.text == text | {f"{part}name": f"{part}name" for part in ("", "val_", "test_")}
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])

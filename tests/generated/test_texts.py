@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from generated.world import NEW, TINY, Case, chance, every, leave, name_of
 
+from chargpt.known import stamps_of
+
 # The text as a case says it; TINY without it.
 BASE = tuple(each for each in TINY if not each.startswith("data."))
 VERSE = "".join(f"{n} green bottles hanging on the wall\n" for n in range(20))
@@ -30,6 +32,7 @@ def puts(content: bytes, name: str = "text.txt") -> Callable[[Path], object]:
     return prepare
 
 
+ZIPPED = gzip.compress(VERSE.encode(), mtime=0)
 BYTES: dict[str, bytes] = {
     "empty": b"", "one": b"a", "two": b"ab", "nine": b"abcdefghi", "same": b"a" * 500, "lines": b"\n" * 500,
     "spaces": b" \t\n" * 200, "crlf": VERSE.replace("\n", "\r\n").encode(), "cr": VERSE.replace("\n", "\r").encode(),
@@ -37,7 +40,13 @@ BYTES: dict[str, bytes] = {
     "utf-32": VERSE.encode("utf-32"), "utf-7": "é".encode("utf-7") * 99, "latin": "café ".encode("latin-1") * 100,
     "cp1252": "\u20ac\u201c ".encode("cp1252") * 100, "koi8": "привет ".encode("koi8-r") * 50,
     "shift-jis": "日本語 ".encode("shift-jis") * 50, "ebcdic": VERSE.encode("cp500"),
-    "gzip": gzip.compress(VERSE.encode(), mtime=0), "nul": VERSE.encode() + b"\0", "nul-first": b"\0" + VERSE.encode(),
+    "gzip": ZIPPED, "gzip-of-parts": ZIPPED * 3, "gzip-of-nothing": gzip.compress(b""), "gzip-cut-off": ZIPPED[:-9],
+    "gzip-of-gzip": gzip.compress(ZIPPED), "gzip-of-nothing-first": gzip.compress(b"") + ZIPPED,
+    "gzip-head": b"\x1f\x8b", "gzip-two": b"\x1f\x8b\x08", "gzip-and-more": ZIPPED + b"more",
+    "gzip-and-zeros": ZIPPED + b"\0" * 9, "gzip-of-zeros": gzip.compress(bytes(100_000_000)),
+    "gzip-bom": gzip.compress(b"\xef\xbb\xbf" + VERSE.encode()), "gzip-flipped": ZIPPED[:60] + b"\0" + ZIPPED[61:],
+    "gzip-flags": b"\x1f\x8b\x08\xff" + b"a" * 500, "gzip-other-method": b"\x1f\x8b\x07" + b"a" * 500,
+    "nul": VERSE.encode() + b"\0", "nul-first": b"\0" + VERSE.encode(),
     "overlong": b"\xc0\xaf" * 200, "surrogate": b"\xed\xa0\x80" * 200, "pair": b"\xed\xa0\xbd\xed\xb8\x80" * 100,
     "continuation": b"\x80" * 500, "lead": b"\xc3" * 500, "five-bytes": b"\xf8\x88\x80\x80\x80" * 100,
     "past-unicode": b"\xf4\x90\x80\x80" * 100, "cut-at-the-end": VERSE.encode() + b"\xe2\x82",
@@ -59,12 +68,28 @@ BYTES: dict[str, bytes] = {
 GOOD_BYTES = (
     "spaces", "crlf", "cr", "bom", "controls", "escapes", "noncharacters", "private", "emoji", "combining",
     "right-to-left", "separators", "wide", "planes", "many", "all", "long-line", "no-letters", "quotes", "markdown",
-    "interpolation", "percent", "yaml", "html", "empty-lines", "good", "no-end", "bom-crlf",
+    "interpolation", "percent", "yaml", "html", "empty-lines", "good", "no-end", "bom-crlf", "gzip", "gzip-of-parts",
+    "gzip-of-nothing-first", "gzip-and-zeros", "gzip-bom",
 )  # fmt: skip
 
 
 def contents() -> list[Case]:
     return [case(f"bytes-{name}", puts(content), succeeds=name in GOOD_BYTES) for name, content in BYTES.items()]
+
+
+def parts() -> list[Case]:
+    """As bytes, and as texts of their own to validate and to test on."""
+    found = []
+    for name, content in BYTES.items():
+        good = len(content) > 100 and not name.startswith("gzip")
+        said = ("data=file", "data.path=text.txt", "data.tokenizer=bytes")
+        found.append(case(f"as-bytes-{name}", puts(content), *said, succeeds=good or name in GOOD_BYTES))
+        own = ("data=file", "data.path=verse.txt", f"data.{'val' if len(name) % 2 else 'test'}_path=text.txt")
+        found.append(case(f"own-{name}", puts(content), *own, succeeds=name in (*GOOD_BYTES, "same")))
+    for n, path in enumerate(PATHS):
+        own = f"data.{'val' if n % 2 else 'test'}_path={path}"
+        found.append(case(name_of(f"own-{own}"), a_library, "data=file", "data.path=verse.txt", own))
+    return found
 
 
 def drawn(count: int = 60) -> list[Case]:
@@ -333,8 +358,47 @@ def caches() -> list[Case]:
     return found
 
 
+# What is remembered of texts
+
+ANSWERS: dict[str, object] = {
+    "none": None, "number": 5, "empty": "", "path": "../../../home/diary", "pipe": "/dev/zero", "other": "0" * 64,
+    "upper": "A" * 64, "deep": [[[[]]]], "long": "0" * 10_000_000, "end": "0" * 64 + "\n",
+}  # fmt: skip
+
+
+def remembered() -> list[Case]:
+    """A record of the text with a wrong answer, or something else in its place."""
+    found = []
+
+    def add(name: str, harm: Callable[[Path, Path], object]) -> None:
+        def prepare(box: Path) -> None:
+            text = box / "work/text.txt"
+            text.write_text(VERSE, encoding="utf-8")
+            key = hashlib.sha256(os.fsencode("\0".join(["characters", os.path.realpath(text)]))).hexdigest()
+            (box / "cache/chargpt/known").mkdir(parents=True, exist_ok=True)
+            record = box / f"cache/chargpt/known/{key}.json"
+            record.write_text(json.dumps({"files": stamps_of([text]), "answer": "0" * 64}), encoding="utf-8")
+            harm(record, box)
+
+        found.append(case(f"known-{name}", prepare, succeeds=True))
+
+    for name, answer in ANSWERS.items():
+        add(
+            f"answer-{name}",
+            lambda record, box, answer=answer: record.write_text(
+                json.dumps(json.loads(record.read_text()) | {"answer": answer})
+            ),
+        )
+    for name, harm in (HARMS | FILE_HARMS).items():
+        if name != "folder":  # it cannot be written anew
+            add(name, harm)
+    return found
+
+
 CASES = [
     *contents(),
+    *parts(),
+    *remembered(),
     *drawn(),
     *files(),
     *(case(f"file-{name}", make, succeeds=name in ("link", "name-of-bytes", "many")) for name, make in PLACES.items()),
