@@ -292,7 +292,7 @@ CHARACTERS: dict[str, Any] = {
     "backwards": lambda old: old[::-1], "repeated": lambda old: old[0] + old[:-1], "list": list, "bytes": str.encode,
     "surrogates": lambda old: old[:-1] + "\ud800", "controls": lambda old: "".join(map(chr, range(len(old)))),
     "many": "".join(map(chr, range(0x20000, 0x30000))), "escapes": lambda old: "\x1b" + old[1:], "number": 5,
-    "numbers": lambda old: list(range(len(old))), "dict": lambda old: dict.fromkeys(old),
+    "numbers": lambda old: list(range(len(old))), "dict": lambda old: dict.fromkeys(old), "of-bytes": lambda old: None,
 }  # fmt: skip
 TOP = (
     "epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "callbacks", "optimizer_states",

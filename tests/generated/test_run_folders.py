@@ -468,7 +468,8 @@ GOOD_TEXT_PATHS = ("./verse.txt", "outputs/../verse.txt", "v*.txt")
 
 def text_paths() -> list[Case]:
     return [
-        case(name_of(f"text-at-{path}"), written("data.path", path), succeeds=path in GOOD_TEXT_PATHS)
+        case(name_of(f"text-at-{key}-{path}"), written(key, path), succeeds=path in GOOD_TEXT_PATHS)
+        for key in ("data.path", "data.val_path", "data.test_path")
         for path in TEXT_PATHS
     ]
 
