@@ -89,7 +89,8 @@ class SequentialBlocks(Dataset[Batch]):
     """Validation batches: all of `ids` in order, every character but the first a target exactly once.
 
     The text is cut into blocks of `block_size`, `batch_size` of them per item; where the last block is short it is an
-    item of its own. Of several ranks each takes every `world_size`-th item.
+    item of its own. Of several ranks each takes every `world_size`-th item. One for which none is left has an item
+    without blocks: it takes part in what the others do at the end.
     """
 
     def __init__(self, ids: np.ndarray, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -101,7 +102,7 @@ class SequentialBlocks(Dataset[Batch]):
         starts = [*range(0, full, self.span), *([full] if full < targets else [])]
         self.ranges = [
             (start, min(start + self.span, full) if start < full else targets) for start in starts[rank::world_size]
-        ]
+        ] or [(0, 0)]
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -109,5 +110,5 @@ class SequentialBlocks(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         start, stop = self.ranges[item]
         text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
-        block = min(self.block_size, stop - start)
+        block = min(self.block_size, stop - start) or self.block_size
         return text[:-1].view(-1, block), text[1:].view(-1, block)

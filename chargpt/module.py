@@ -122,6 +122,9 @@ class CharLM(LightningModule):
     @torch.compiler.set_stance("force_eager")  # its last blocks have other shapes, each of which would be compiled
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
+        if not len(inputs):  # more ranks than there are batches
+            self.val_loss.update(0.0, weight=0)
+            return
         logits = self.net(inputs)
         self.val_loss.update(self.loss(logits, targets), weight=targets.numel())
         self.val_metrics.update(logits.flatten(0, 1), targets.flatten())
