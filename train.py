@@ -238,9 +238,13 @@ def job_of_sweep(cfg: DictConfig) -> float:
     return loss
 
 
-def _ending(error: Exception) -> tuple[str, int, bool]:
-    """What to say of an error, the status to exit with, and whether it is a bug."""
-    said = ending(error, short(Path(HydraConfig.get().runtime.output_dir)))
+def _ending(error: Exception, folder: Path | None = None) -> tuple[str, int, bool]:
+    """What to say of an error, the status to exit with, and whether it is a bug.
+
+    Args:
+        folder: the run's, where it is not the one that Hydra has for this process.
+    """
+    said = ending(error, short(folder or Path(HydraConfig.get().runtime.output_dir)))
     return (*said, False) if said else (f"this is not foreseen: {type(error).__name__}: {first_line(error)}", 1, True)
 
 

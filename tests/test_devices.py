@@ -195,7 +195,7 @@ def test_variants_train_on_two(options, tiny, tmp_path):
     size = [each for each in tiny if not ("bigram" in options[0] and re.match(r"model\.n_(layer|head|embd)", each))]
     done = run_script("train.py", *size, *options, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    assert "Warning" not in done.stderr.replace("UserWarning: This DataLoader will create 2 worker", "")  # few cores
     assert done.stderr.count("Best validation loss") == 1
     assert_nobody_is_left(tmp_path)
 
@@ -219,7 +219,7 @@ def test_torchrun_with_another_number_of_devices(tiny, tmp_path):
     done = by_torchrun(2, *tiny, cwd=tmp_path)
     assert done.returncode == 1
     said = "error: torchrun has started 2 processes for this run, and trainer.devices=1 trainer.num_nodes=1 makes 1: "
-    assert [line[: len(said)] for line in done.stderr.splitlines() if "error: " in line[:10]] == [said]
+    assert {line[: len(said)] for line in done.stderr.splitlines() if "error: " in line[:10]} == {said}
     assert not [*tmp_path.glob("outputs/*/*/checkpoints")]
 
 
@@ -450,8 +450,8 @@ def test_one_that_dies_before_all_are_there(tiny, tmp_path):
     ("rank", "error", "status", "message"),
     [
         (1, "memory", 1, "error: out of memory: a smaller data.batch_size needs less"),
-        (0, "disk", 2, "error: cannot write to the output folder .*: No space left on device"),
-        (1, "disk", 2, "error: cannot write to the output folder .*: No space left on device"),
+        (0, "disk", 2, "error: cannot write to the output folder .*/run: No space left on device"),
+        (1, "disk", 2, "error: cannot write to the output folder .*/run: No space left on device"),
         (1, "bug", 1, "error: this is not foreseen: KeyError: 'a bug'"),
         (0, "bug", 1, "error: this is not foreseen: KeyError: 'a bug'"),
     ],
@@ -463,7 +463,7 @@ def test_an_error_of_one(rank, error, status, message, tiny, tmp_path):
     assert done.returncode == status, done.stderr
     assert len(re.findall(message, done.stderr)) == done.stderr.count("error:") == 1
     assert done.stderr.count("Traceback") == (error == "bug")
-    assert message.split(":")[1] in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert re.search(message, (tmp_path / "run" / "train.log").read_text(encoding="utf-8"))
     assert state(tmp_path / "run")["global_step"] == 6
     assert_nobody_is_left(tmp_path)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 log = logging.getLogger("train")
-InWords = Callable[[Exception], tuple[str, int, bool]]  # what to say, the status to exit with, whether it is a bug
+InWords = Callable[[Exception, Path], tuple[str, int, bool]]  # what to say, the status, and whether it is a bug
 
 PARENT = "CHARGPT_PARENT"  # who started this process, if that was rank 0 of the run
 GRACE = 10.0  # seconds that rank 0 has to end by itself once another one has died: it may be at a save
@@ -166,10 +166,11 @@ class Ranks:
                 return
             if word is not None:
                 self._status = word["status"]
-            if self.rank == 0:
-                log.error(word["said"] if word is not None and word["said"] else self._without_a_word(rank, word))
-            elif word is None and self.rank == 1:  # rank 0 is gone: somebody has to tell
-                tell(self._without_a_word(rank, word))
+            with contextlib.suppress(Exception):  # that all end matters more than what is told
+                if self.rank == 0:
+                    log.error(word["said"] if word is not None and word["said"] else self._without_a_word(rank, word))
+                elif word is None and self.rank == 1:  # rank 0 is gone: somebody has to tell
+                    tell(self._without_a_word(rank, word))
             self._lost.set()
         self._say({"status": self._status, "said": ""})
         if self.rank == 0:
@@ -198,7 +199,7 @@ class Ranks:
         Raises:
             SystemExit: another one has died, which is told, or this one has, which rank 0 tells.
         """
-        told, status, is_bug = in_words(error) if isinstance(error, Exception) else ("", 0, False)
+        told, status, is_bug = in_words(error, self.folder) if isinstance(error, Exception) else ("", 0, False)
         if is_bug:  # what waits for a dead process fails in ways of its own
             self._lost.wait(LATE)
         with self._lock:  # who speaks now has finished
@@ -244,7 +245,7 @@ def together(trainer: "Trainer", folder: Path, in_words: InWords) -> Iterator[No
     Args:
         trainer: of the run, before it is fitted. One of a single device has nobody to care for.
         folder: the run's.
-        in_words: what there is to say of an error.
+        in_words: what there is to say of an error, in a run of that folder.
 
     Raises:
         UserError: the devices are not the processes that were started.
