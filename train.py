@@ -21,13 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.checkpoint import read_checkpoint
 from chargpt.compare import report, save
 from chargpt.curve import read_curve
-from chargpt.errors import Stopped, UserError, first_line, one_line, printable
+from chargpt.errors import Stopped, UserError, first_line, one_line, printable, tell
 from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
 from chargpt.run.folder import claim, has_state, held, settle_events, short
 from chargpt.run.job import in_sweep, recorded, tell_of, this_job
+from chargpt.run.launched import arguments_of_rank, is_first, let_the_first_speak
 from chargpt.run.messages import Printable
+from chargpt.run.ranks import together
 from chargpt.run.resume import Resumption, load_state, point_to_run
 from chargpt.run.stored import check_choices, command_to_go_on, resumed_config, store_config
 from chargpt.run.sweep import RecordSweep
@@ -35,6 +37,7 @@ from chargpt.run.verdict import verdict
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
+    from chargpt.run.initial import Initial
 
 log = logging.getLogger("train")
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # torchmetrics imports it, and it tells of its fonts
@@ -57,14 +60,11 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         Stopped: a signal asked the run to stop.
     """
     # Imported here, so that composing, --help and completion do not wait for Lightning.
-    from lightning.pytorch.utilities import rank_zero_only
-
     from chargpt.run.build import build
     from chargpt.run.initial import begin_from
-    from chargpt.run.loggers import keep_rows
 
     started = time.perf_counter()
-    _quieten(is_first=rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on the function
+    _quieten()
     initial = None
     if cfg.init_from is not None and resumption is None:
         cfg, initial = begin_from(cfg)
@@ -73,6 +73,17 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     if resumption is not None and resumption.step >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {resumption.step} steps; a larger trainer.max_steps goes on")
         return resumption.best
+    with together(run.trainer, folder, _ending):
+        _fit(run, cfg, resumption, initial)
+        test_loss = _test(run) if run.trainer.global_step >= run.trainer.max_steps else None
+    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0, test_loss)
+
+
+def _fit(run: "Run", cfg: DictConfig, resumption: Resumption | None, initial: "Initial | None") -> None:
+    """Train in the run's folder, once it is the run's own; says how it begins, and where a signal ends it."""
+    from chargpt.run.loggers import keep_rows
+
+    folder = Path(run.settings.run_dir)
     if run.trainer.is_global_zero:
         cfg = _as_chosen(cfg, run)
         if resumption is None:
@@ -99,8 +110,6 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         if run.restoring.done or ending(error, folder) is not None:
             raise
         raise _at_the_start(error, resumption) from error
-    test_loss = _test(run) if run.trainer.global_step >= run.trainer.max_steps else None
-    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0, test_loss)
 
 
 def _at_the_start(error: Exception, resumption: Resumption | None) -> UserError:
@@ -171,12 +180,11 @@ def _report(run: "Run", seconds: float, first_step: int, test_loss: float | None
     return best
 
 
-def _quieten(*, is_first: bool) -> None:
-    """Silence Lightning's own messages, and on other ranks than the first all but warnings."""
-    for name in ("lightning.pytorch", "lightning.fabric", *([] if is_first else ["train", "chargpt"])):
+def _quieten() -> None:
+    """Silence Lightning's own messages."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):  # Hydra's handlers show what these say, too
-        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).handlers.clear()  # Hydra's handlers show what these say, too
     for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # what these say was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # One process makes the batches, in less time than it takes to move them between processes.
@@ -208,8 +216,6 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
     Raises:
         UserError: the run cannot be begun there, or gone on with.
     """
-    from lightning.pytorch.utilities import rank_zero_only
-
     folder, overrides, resumption = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().overrides.task, None
     for deleted in filter(None, (re.fullmatch(r"~(callbacks\.[\w-]+)(=.*)?", each) for each in overrides)):
         OmegaConf.update(cfg, deleted[1], None, force_add=True)  # what is null is kept, to go on with
@@ -218,9 +224,8 @@ def run_in_folder(cfg: DictConfig, job: Job | None = None) -> float:
         cfg.init_from = None if cfg.resume else cfg.init_from  # it goes on from its own weights
     if folder != Path(cfg.run_dir) or (cfg.resume and folder != Path(cfg.resume)):
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
     with ExitStack() as stack:
-        if is_first:
+        if is_first():
             stack.enter_context(held(folder))
         if job is not None:
             stack.enter_context(recorded(job, lambda error: _ending(error)[0]))
@@ -253,9 +258,13 @@ def job_of_sweep(cfg: DictConfig) -> float:
     return loss
 
 
-def _ending(error: Exception) -> tuple[str, int, bool]:
-    """What to say of an error, the status to exit with, and whether it is a bug."""
-    said = ending(error, short(Path(HydraConfig.get().runtime.output_dir)))
+def _ending(error: Exception, folder: Path | None = None) -> tuple[str, int, bool]:
+    """What to say of an error, the status to exit with, and whether it is a bug.
+
+    Args:
+        folder: the run's, where it is not the one that Hydra has for this process.
+    """
+    said = ending(error, short(folder or Path(HydraConfig.get().runtime.output_dir)))
     return (*said, False) if said else (f"this is not foreseen: {type(error).__name__}: {first_line(error)}", 1, True)
 
 
@@ -263,6 +272,9 @@ def _tell(error: Exception) -> int:
     """Log an error, with its traceback where it is a bug; returns the status to exit with."""
     said, status, is_bug = _ending(error)
     log.error(f"error: {one_line(said)}", exc_info=is_bug)
+    if not is_first():  # whose log says nothing
+        let_the_first_speak()
+        tell(f"error: {said}")
     return status
 
 
@@ -284,7 +296,8 @@ if __name__ == "__main__":
     logging.lastResort = console = logging.StreamHandler()  # until Hydra has set up logging
     console.setFormatter(Printable())
     try:
-        sys.argv[1:] = point_to_run(sys.argv[1:])
+        logging.disable(logging.NOTSET if is_first() else logging.CRITICAL)
+        sys.argv[1:] = arguments_of_rank(point_to_run(sys.argv[1:]))
         try:
             main()
         finally:
@@ -303,5 +316,6 @@ if __name__ == "__main__":
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
         if said is None:  # before a job begins, it is about what Hydra was told
             said = f"{type(error).__name__}: {first_line(error)}", 2
+        let_the_first_speak()
         print(f"error: {one_line(said[0])}", file=sys.stderr)
         sys.exit(said[1])

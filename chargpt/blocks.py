@@ -106,7 +106,8 @@ class SequentialBlocks(Dataset[Batch]):
     """Validation batches: all of `ids` in order, every character but the first a target exactly once.
 
     The text is cut into blocks of `block_size`, `batch_size` of them per item; where the last block is short it is an
-    item of its own. Of several ranks each takes every `world_size`-th item.
+    item of its own. Of several ranks each takes every `world_size`-th item. One for which none is left has an item
+    without blocks: it takes part in what the others do at the end.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -115,15 +116,18 @@ class SequentialBlocks(Dataset[Batch]):
         self.span = block_size * batch_size  # characters an item predicts
         self.targets = len(ids) - 1
         self.full = self.targets - self.targets % block_size  # targets that lie in whole blocks
-        items = math.ceil(self.full / self.span) + (self.full < self.targets)
-        self.items = range(items)[rank::world_size]  # of all items those of this rank
+        self.whole = math.ceil(self.full / self.span)  # items of whole blocks
+        items = self.whole + (self.full < self.targets)
+        self.items = range(items)[rank::world_size] or range(items, items + 1)  # of all items those of this rank
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, item: int) -> Batch:
-        start = min(self.items[item] * self.span, self.full)
-        stop = min(start + self.span, self.full) if start < self.full else self.targets
+        n = self.items[item]
+        start, stop = n * self.span, min((n + 1) * self.span, self.full)
+        if n >= self.whole:  # the short block, or nothing
+            start, stop = self.full if n == self.whole else self.targets, self.targets
         text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
-        block = min(self.block_size, stop - start)
+        block = min(self.block_size, stop - start) or self.block_size
         return text[:-1].view(-1, block), text[1:].view(-1, block)

@@ -123,6 +123,9 @@ class CharLM(LightningModule):
     @torch.compiler.set_stance("force_eager")  # its last blocks have other shapes, each of which would be compiled
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
+        if not len(inputs):  # more ranks than there are batches
+            self.mean_loss.update(0.0, weight=0)
+            return
         logits = self.net(inputs)
         self.mean_loss.update(self.loss(logits, targets), weight=targets.numel())
         self.accuracy.update(logits.flatten(0, 1), targets.flatten())

@@ -43,20 +43,42 @@ class Poison(Callback):
 
 
 class Raise(Callback):
-    """Raises an error by name in a step."""
+    """Raises an error by name in a step, of several processes in one where `rank` is given."""
 
-    def __init__(self, step, error, when="on_train_batch_start"):
+    def __init__(self, step, error, when="on_train_batch_start", rank=None):
         self.step = step
         self.error = error
+        self.rank = rank
         setattr(self, when, self.strike)
 
     def strike(self, trainer, *_):
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
             raise {
                 "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
                 "disk": OSError(28, "No space left on device"),
                 "bug": KeyError("a bug"),
             }[self.error]
+
+
+class Draw(Callback):
+    """Writes down what dropout leaves of ones in the first step, and the weights after the last, a file for each rank.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == 0:
+            states = torch.get_rng_state()
+            self.mask = torch.nn.functional.dropout(torch.ones(100), 0.2)
+            torch.set_rng_state(states)
+
+    def on_train_end(self, trainer, module):
+        kept = {"mask": self.mask, "weights": dict(module.net.state_dict())}
+        torch.save(kept, os.path.join(self.folder, f"{trainer.global_rank}.pt"))
 
 
 class Slow(Callback):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, assert_same, composed, curves, events, run_script, signal_at, start, state
+from helpers import ROOT, assert_same, composed, curves, events, run_script, start, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.blocks import SequentialBlocks
@@ -185,50 +185,6 @@ def test_a_run_by_hand(tiny, tmp_path):
     assert "Best validation loss" in log
     assert "verse.txt" in log
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
-
-
-def test_two_devices_do_what_one_does(tiny, tmp_path):
-    """Batches of 2 on each are batches of 4, and the validation split is scored once; one of the two speaks."""
-    tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
-    options = ["trainer.devices=2", "data.batch_size=2"]
-    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/two")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Best validation loss") == 1
-    assert "Warning" not in done.stderr
-    assert "sync_dist" not in done.stderr
-    start(tmp_path / "one", *tiny)
-    one, two = curves(tmp_path / "one"), curves(tmp_path / "two")
-    assert one.keys() == two.keys()
-    for tag in ("train/loss", "train/grad_norm", "lr", "val/loss", "val/accuracy", "val/best_loss"):
-        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]], tag
-        assert [value for _, value in two[tag]] == pytest.approx([value for _, value in one[tag]], rel=1e-5), tag
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
-    model, _ = load_checkpoint(tmp_path / "two")
-    assert sum(p.numel() for p in model.parameters()) > 0
-
-
-def test_two_devices_interrupted(tiny, tmp_path):
-    """Only the second has the signal; both stop, and with dropout the end is bitwise that of a quiet run."""
-    options = ["trainer.devices=2", "model.dropout=0.2", "trainer.log_every_n_steps=1"]
-    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/once")
-    assert done.returncode == 0, done.stderr
-    first, second = state(tmp_path / "once")["random_states"]
-    assert not torch.equal(first["cpu"], second["cpu"])
-    stop = signal_at(3, rank=1)
-    done = run_script("train.py", *tiny, *options, *stop, f"hydra.run.dir={tmp_path}/twice", **TESTS)
-    assert done.returncode == 143, done.stderr
-    assert f"Stopped after step 4. To go on: python train.py resume={tmp_path}/twice" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert state(tmp_path / "twice")["global_step"] == 4
-    done = run_script("train.py", f"resume={tmp_path}/twice", "+callbacks.stop=null")
-    assert done.returncode == 0, done.stderr
-    a, b = state(tmp_path / "once"), state(tmp_path / "twice")
-    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_same(a[key], b[key], key)
-    assert curves(tmp_path / "once") == curves(tmp_path / "twice")
 
 
 def run_python(code, *arguments, **environment):

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -203,7 +204,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     counts batches up to the next validation), and a mapping with a `_target_` stands for the object to make.
 
     Raises:
-        UserError: an argument is unknown or out of range.
+        UserError: an argument is unknown or out of range, or a strategy that cannot be had here.
     """
     for name in config:
         if name not in TRAINER_ARGUMENTS:
@@ -223,6 +224,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         raise UserError(f"trainer.limit_train_batches must be a number of batches, at least 1, or null; got {batches}")
     arguments = {name: _made(f"trainer.{name}", value) for name, value in config.items()}
     check_types("trainer", arguments_of(Trainer), arguments)
+    _check_strategy(arguments.get("strategy"))
     if not (arguments.get("gradient_clip_val") or 0) >= 0:
         raise UserError(f"trainer.gradient_clip_val must be at least 0, or null; got {arguments['gradient_clip_val']}")
     if not arguments.get("fast_dev_run"):
@@ -236,6 +238,23 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         return Trainer(**arguments, callbacks=list(callbacks))
     except Exception as error:  # whatever is wrong with them, they are what was asked for
         raise UserError(f"trainer: {first_line(error)}") from error
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse what no run could come to its end with.
+
+    Raises:
+        UserError: the strategy shards the model, or starts processes in another way than by the command line.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if re.search("fsdp|deepspeed|model_?parallel", name.lower()):
+        raise UserError(
+            f"trainer.strategy={name} shards the model, and is not supported: the first process alone writes samples"
+            " and pictures, for which it would wait for the shards of the others; trainer.strategy=ddp has it whole on"
+            " each device"
+        )
+    if re.search("spawn|fork|notebook", name.lower()):
+        raise UserError(f"trainer.strategy={name} is for notebooks; the command line takes trainer.strategy=ddp")
 
 
 def _made(name: str, config: Any) -> Any:

@@ -28,7 +28,8 @@ def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path
                 os.replace(path, keep)
             os.replace(half, path)
     except BaseException:
-        half.unlink(missing_ok=True)
+        if trainer.is_global_zero:  # whose file it is
+            half.unlink(missing_ok=True)
         raise
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from chargpt.errors import UserError, tell
 from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan
 from chargpt.run.folder import check_contents
+from chargpt.run.launched import launched, let_the_first_speak
 from chargpt.run.study import check_study
 
 ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
@@ -36,6 +37,7 @@ class RecordSweep(Callback):
         try:
             self._begin(config)
         except UserError as error:
+            let_the_first_speak()
             tell(f"error: {error}")
         except OSError as error:
             why = f"cannot write to the output folder {config.hydra.sweep.dir}: {error.strerror}"
@@ -47,8 +49,9 @@ class RecordSweep(Callback):
     def _begin(self, config: DictConfig) -> None:
         hydra, folder = config.hydra, Path(config.hydra.sweep.dir)
         check_folder(folder, goes_on=config.resume == "allow")
-        devices = config.trainer.get("devices")
-        if (isinstance(devices, int) and devices > 1) or (OmegaConf.is_list(devices) and len(devices) > 1):
+        devices, by = config.trainer.get("devices"), launched()
+        several = (isinstance(devices, int) and devices > 1) or (OmegaConf.is_list(devices) and len(devices) > 1)
+        if several or (by is not None and by[1] > 1):
             raise UserError(ONE_DEVICE)
         searched = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(...) finds

@@ -24,6 +24,7 @@ class StopOnSignal(AtStepEnd):
     """
 
     _signal: int | None = None
+    _speaks = True
     _stopping = False
     _saved = False
 
@@ -32,6 +33,7 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
+        self._speaks = trainer.is_global_zero
         names = ["SIGINT", "SIGTERM", "SIGHUP"]
         if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
             names += ["SIGUSR1", "SIGUSR2"]
@@ -43,6 +45,8 @@ class StopOnSignal(AtStepEnd):
         if self._signal is not None:
             raise SystemExit(_status(signum))
         self._signal = signum
+        if not self._speaks:
+            return
         # Not by logging, which may be at work in the very line that the signal interrupted.
         with contextlib.suppress(OSError):
             os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
