@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -72,9 +74,11 @@ class Ranks:
         self._lost = threading.Event()  # another one has died, which is told; or this one is at its end
         self._lock = threading.Lock()
         self._status = 1
+        self._ending = False
 
     def begin(self) -> None:
         """Start the other processes, unless somebody else has, and wait until all are there."""
+        self._handler = signal.signal(signal.SIGTERM, self._on_signal)
         environment = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         if not environment.creates_processes_externally:
             self._start(environment.main_port)
@@ -86,6 +90,12 @@ class Ranks:
         for each in self._lines.items():
             self._listeners.append(threading.Thread(target=self._listen, args=each, daemon=True))
             self._listeners[-1].start()
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Launchers send it to those that are left when one has died, which is still to be told."""
+        if not self._ending:
+            self._ending = True
+            raise SystemExit(128 + signum)
 
     def _start(self, port: int) -> None:
         """Start the other processes of this machine by the same command, as Lightning would, but that one kills all
@@ -199,8 +209,18 @@ class Ranks:
         Raises:
             SystemExit: another one has died, which is told, or this one has, which rank 0 tells.
         """
+        self._ending = True
+        try:
+            self._end(error, in_words)
+        finally:
+            for line in self._lines.values():
+                line.close()
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def _end(self, error: BaseException | None, in_words: InWords) -> None:
         told, status, is_bug = in_words(error, self.folder) if isinstance(error, Exception) else ("", 0, False)
-        if is_bug:  # what waits for a dead process fails in ways of its own
+        asked = isinstance(error, SystemExit) and not isinstance(error, Stopped)
+        if is_bug or asked:  # what waits for a dead process fails in ways of its own
             self._lost.wait(LATE)
         with self._lock:  # who speaks now has finished
             lost = self._lost.is_set()
@@ -212,8 +232,6 @@ class Ranks:
             self._say({"status": 0, "said": ""})
             for listener in self._listeners:
                 listener.join(GRACE)
-            for line in self._lines.values():
-                line.close()
             self._end_children(GRACE)
             return
         if not isinstance(error, Exception):
