@@ -389,14 +389,14 @@ TRAINING, VALIDATION, SAVE = (
     ("rank", "when", "launcher"),
     [
         (1, TRAINING, "ours"),
-        (0, TRAINING, "ours"),
-        (1, VALIDATION, "ours"),
         (0, SAVE, "ours"),
-        (1, TRAINING, "workers"),
-        (0, TRAINING, "workers"),
         (1, TRAINING, "torchrun"),
         (0, TRAINING, "slurm"),
-        (1, VALIDATION, "slurm"),
+        pytest.param(0, TRAINING, "ours", marks=pytest.mark.kills),
+        pytest.param(1, VALIDATION, "ours", marks=pytest.mark.kills),
+        pytest.param(1, TRAINING, "workers", marks=pytest.mark.kills),
+        pytest.param(0, TRAINING, "workers", marks=pytest.mark.kills),
+        pytest.param(1, VALIDATION, "slurm", marks=pytest.mark.kills),
     ],
 )
 def test_a_process_that_is_killed(rank, when, launcher, quiet, tiny, tmp_path):
