@@ -72,11 +72,15 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
     folder = Path(run.settings.run_dir)
     if resumption is not None and resumption.step >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {resumption.step} steps; a larger trainer.max_steps goes on")
+        if run.data.test_ids is not None:
+            log.info(_to_test(folder))
         return resumption.best
     with together(run.trainer, folder, _ending):
         _fit(run, cfg, resumption, initial)
-        test_loss = _test(run) if run.trainer.global_step >= run.trainer.max_steps else None
-    return _report(run, time.perf_counter() - started, resumption.step if resumption else 0, test_loss)
+        best = _report(run, time.perf_counter() - started, resumption.step if resumption else 0)
+        if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
+            _test(run)
+    return best
 
 
 def _fit(run: "Run", cfg: DictConfig, resumption: Resumption | None, initial: "Initial | None") -> None:
@@ -130,25 +134,38 @@ def _as_chosen(cfg: DictConfig, run: "Run") -> DictConfig:
     return cfg
 
 
-def _test(run: "Run") -> float | None:
-    """The loss of the test text at the end of a run, by its best weights, which it then has; None where there is no
-    such text."""
-    if run.data.test_ids is None:
-        return None
-    best = Path(run.settings.run_dir) / "checkpoints" / "best.ckpt"
-    if best.exists():  # else those of the last step
-        run.module.net.load_state_dict(read_checkpoint(best).model.state_dict())
+def _test(run: "Run") -> None:
+    """Score the test text by the weights of the best validation loss, which the run has from then on, and tell."""
+    from chargpt.run.callbacks.averaging import validated_weights
+
+    trainer, module, folder = run.trainer, run.module, Path(run.settings.run_dir)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
+        return
     log.info("Scoring the test text")
-    [scores] = run.trainer.test(run.module, run.data, verbose=False)
-    return scores["test/loss"]
+    file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
+    best = read_checkpoint(file) if file.exists() else None
+    try:
+        with validated_weights(trainer, module):
+            if best is not None and best.best_loss == float(module.best_val_loss.min_value):
+                module.net.load_state_dict(best.model.state_dict())
+                of = "of the best validation loss"
+            [scores] = trainer.test(module, run.data, verbose=False)
+    except SystemExit:
+        log.warning(f"Stopped; the training is done and saved. {_to_test(folder)}")
+        raise
+    loss, unit = scores["test/loss"], run.data.tokenizer.unit
+    log.info(f"Test loss {loss:.4f} ({loss / math.log(2):.4f} bits per {unit}), by the weights {of}")
 
 
-def _report(run: "Run", seconds: float, first_step: int, test_loss: float | None) -> float:
+def _to_test(folder: Path) -> str:
+    return f"To score the test text: python -m chargpt.evaluate --split test --ckpt {shlex.quote(str(short(folder)))}"
+
+
+def _report(run: "Run", seconds: float, first_step: int) -> float:
     """Say how the run ended and what to do next; returns its best validation loss.
 
     Args:
         seconds: since this start, at which it had made `first_step` steps.
-        test_loss: that of the best weights, in nats per id; None where there is no test, or not yet.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -159,9 +176,6 @@ def _report(run: "Run", seconds: float, first_step: int, test_loss: float | None
     text = run.data.own.get("val", run.data.corpus)
     scored = f"Best validation loss {best:.4f} (nats per {unit}, on {text.name}), {steps}"
     lines = ["", scored if best < math.inf else f"Not validated, {steps}"]
-    if test_loss is not None:
-        bits = f"{test_loss / math.log(2):.4f} bits per {unit}"
-        lines.append(f"Test loss {test_loss:.4f} ({bits}), by the weights of the best validation loss")
     points, vocab_size = read_curve(Path(run.settings.run_dir)), run.data.tokenizer.vocab_size
     constant = run.module.optimizer_config.schedule == "constant"
     if said := verdict(points, trainer.max_steps, vocab_size, constant=constant):
@@ -171,7 +185,8 @@ def _report(run: "Run", seconds: float, first_step: int, test_loss: float | None
     file = folder / "checkpoints" / "best.ckpt"
     if file.exists():
         lines += [f"Checkpoint:  {file}", f"Sample it:   python sample.py --ckpt {shlex.quote(str(folder))}"]
-        lines.append(f"Look inside: python -m chargpt.page --ckpt {shlex.quote(str(folder))}")
+        if run.data.tokenizer.characters is not None:
+            lines.append(f"Look inside: python -m chargpt.page --ckpt {shlex.quote(str(folder))}")
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"See curves:  tensorboard --logdir {shlex.quote(str(folder))}")
     elif trainer.logger is not None and trainer.logger.save_dir:

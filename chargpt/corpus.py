@@ -116,7 +116,7 @@ def encode_text(text: Text, expected: str | None = None, kind: str = "characters
         return corpus
     with locked(_folder()):
         # Another process may have encoded it while this one waited.
-        return find_encoded(sha256, name, kind) or _encode(text, sha256, tokenizer_of(characters))
+        return find_encoded(sha256, name, kind, afresh=afresh) or _encode(text, sha256, tokenizer_of(characters))
 
 
 def find_encoded(sha256: str, name: str, kind: str = "characters", *, afresh: bool = False) -> Corpus | None:

@@ -154,7 +154,7 @@ class CharDataModule(LightningDataModule):
                 )
         # A run that goes on does so with its own text or not at all.
         fallback = config.fallback if sha256 is None and part == "train" else None
-        text = find_text(source, path, fallback)
+        text = find_text(source, path, fallback, f"data.{prefix}path=")
         if part == "train":
             self.source = text.source
         return encode_text(text, sha256, config.tokenizer, afresh=config.verify)

@@ -16,7 +16,7 @@ from chargpt.checkpoint import find_checkpoint
 from chargpt.commands import Parser, file_name, open_output, pick_device
 from chargpt.errors import UserError, one_line, printable, tell
 from chargpt.tables import table
-from chargpt.tokenizer import Tokenizer, UnknownCharacterError
+from chargpt.tokenizer import UnknownCharacterError
 
 if TYPE_CHECKING:
     from chargpt.checkpoint import Checkpoint
@@ -113,7 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             if len(paths) == 1:
                 raise
             failed += 1  # the others have their scores
-            tell(f"error: {error}")
+            tell(f"error: {'' if str(path) in str(error) else f'{path}: '}{error}")
     with open_output(None) as out:
         text = as_json(rows, arguments.stride) if arguments.json else as_text(rows, arguments.stride)
         out.write((printable(text) if out.isatty() else text) + "\n")
@@ -137,7 +137,7 @@ def read_text(path: str, kind: str) -> "Corpus":
     from chargpt.corpus import encode_text
     from chargpt.sources import find_text
 
-    return encode_text(find_text("file", path), kind=kind)
+    return encode_text(find_text("file", path, said="--text "), kind=kind)
 
 
 def score_checkpoint(path: Path, arguments: argparse.Namespace) -> Row:
@@ -162,33 +162,27 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
     Raises:
         UserError: it cannot be used, or is not there.
     """
+    from chargpt.corpus import ids_in
     from chargpt.scoring import kind_of, part_of_text
 
-    trained_on, part = checkpoint.text, arguments.split or "val"
-    corpus = None if arguments.text is None else read_text(arguments.text, kind_of(checkpoint.tokenizer))
-    if corpus is not None and (corpus.sha256 != trained_on.get("sha256") or f"{part}_sha256" in trained_on):
-        if arguments.split is not None:
-            raise UserError(f"--split {part} is a part of the text that {path} was trained on, not of {corpus.name}")
-        return translated(corpus, checkpoint.tokenizer, arguments.unknown == "skip"), corpus.name
-    found = part_of_text(checkpoint, part, corpus)
-    if found is None:
-        name = one_line(trained_on["name"]) if trained_on else "a text that it does not name"
-        raise UserError(f"{path} was trained on {name}, which is not in your cache; say where: --text FILE")
-    return found
-
-
-def translated(corpus: "Corpus", tokenizer: Tokenizer, skip_unknown: bool) -> "Ids":
-    """The ids of a text in another vocabulary.
-
-    Raises:
-        UserError: it lacks characters that are not to be skipped.
-    """
-    from chargpt.corpus import ids_in
-
+    trained_on, part, skip = checkpoint.text, arguments.split or "val", arguments.unknown == "skip"
+    text = None if arguments.text is None else read_text(arguments.text, kind_of(checkpoint.tokenizer))
     try:
-        return ids_in(tokenizer, corpus.tokenizer, corpus.ids, skip_unknown=skip_unknown)
+        if text is None or text.sha256 in trained_on.values() or arguments.split is not None:
+            found = part_of_text(checkpoint, part, text, skip_unknown=skip)
+            if found is not None:
+                return found
+        if text is not None and arguments.split is None:
+            return ids_in(checkpoint.tokenizer, text.tokenizer, text.ids, skip_unknown=skip), text.name
     except UnknownCharacterError as error:
-        raise UserError(f"{corpus.name} has {error}; --unknown skip drops them") from None
+        raise UserError(f"{text.name if text else 'its text'} has {error}; --unknown skip drops them") from None
+    name = trained_on.get(f"{part}_name") or trained_on.get("name")
+    of = (
+        f"{path} was {'validated' if part == 'val' else 'tested'} on {one_line(name or 'a text that it does not name')}"
+    )
+    if text is not None:
+        raise UserError(f"{of}, which is not {text.name}")
+    raise UserError(f"{of}, which is not in your cache; say where: --text FILE")
 
 
 def as_json(rows: list[Row], context: int | None) -> str:

@@ -60,34 +60,33 @@ def kind_of(tokenizer: Tokenizer) -> str:
     return f"{tokenizer.unit}s"
 
 
-def part_of_text(checkpoint: Checkpoint, part: str, text: Corpus | None = None) -> tuple[Ids, str] | None:
+def part_of_text(
+    checkpoint: Checkpoint, part: str, text: Corpus | None = None, *, skip_unknown: bool = False
+) -> tuple[Ids, str] | None:
     """The ids of what a checkpoint's model was validated or tested on, and what it is called; None where it is not in
-    the cache.
+    the cache, or the text at hand is another.
 
     Args:
         part: `val` or `test`.
-        text: that which the model was trained on, where it is at hand.
+        text: if it is at hand, that which the model was trained on or, where this part is one of its own, that one.
 
     Raises:
+        UnknownCharacterError: the vocabulary lacks characters of it and `skip_unknown` is false.
         UserError: there is no such part.
     """
     said, tokenizer, split = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split
     is_own = f"{part}_sha256" in said
-    if not is_own and (part == "val" or len(split) == 3):
-        prefix = ""
-    elif is_own:
-        prefix = f"{part}_"
-    else:
-        raise UserError("its run had no test part: data.split=[0.9,0.05,0.05] or data.test_path=... makes one")
-    if not said:
-        return None
-    if is_own or text is None:
-        text = find_encoded(said[f"{prefix}sha256"], said[f"{prefix}name"], kind_of(tokenizer))
+    if not is_own and part == "test" and len(split) < 3:
+        raise UserError("the run had no test part: data.split=[0.9,0.05,0.05] or data.test_path=... makes one")
+    prefix = f"{part}_" if is_own else ""
+    sha256 = said.get(f"{prefix}sha256", "")
     if text is None:
+        text = find_encoded(sha256, said.get(f"{prefix}name", ""), kind_of(tokenizer))
+    if text is None or text.sha256 != sha256:
         return None
     cut = text.ids if is_own else parts_of(text.ids, split)[1 if part == "val" else 2]
     what = text.name if is_own else f"the {'validation' if part == 'val' else 'test'} split of {text.name}"
-    return ids_in(tokenizer, text.tokenizer, cut, skip_unknown=True), what
+    return ids_in(tokenizer, text.tokenizer, cut, skip_unknown=skip_unknown), what
 
 
 @torch.inference_mode()

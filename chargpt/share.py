@@ -145,21 +145,21 @@ def card_of(config: SharedConfig, model: "ModelConfig", parameters: int) -> str:
         "scored with": ", ".join(f"{key}={value}" for key, value in config.scoring.items()),
     }
     lines = "\n".join(f"{name + ':':<13}{value}" for name, value in facts.items())
-    return CARD_TEXT.format(facts=textwrap.indent(lines, "    "), code=code_of(model, config.characters is None))
+    of = "byte" if config.characters is None else "character"
+    return CARD_TEXT.format(of=of, facts=textwrap.indent(lines, "    "), code=code_of(model, config.characters is None))
 
 
-CARD_TEXT = """# A character-level language model
+CARD_TEXT = """# A {of}-level language model
 
-It gives the probabilities of the next character of a text.
+It gives the probabilities of the next {of} of a text.
 
 {facts}
 
-The best loss is the lowest validation loss of the run up to these weights, in nats per id, over the second share of
+The best loss is the lowest validation loss of the run up to these weights: nats per {of}, over the second share of
 `split` of the text, or over a text of its own.
 
-`model.safetensors` holds the weights, `config.json` the settings and the characters, in order of id (null where the
-ids are bytes of UTF-8). No other file, and
-no package but PyTorch and safetensors, is needed. In this folder, this writes 200 characters:
+`model.safetensors` holds the weights, `config.json` the settings and the characters, in order of id (null where the ids
+are bytes). No other file, and no package but PyTorch and safetensors, is needed. In this folder, this writes 200 {of}s:
 
 ```python
 {code}```

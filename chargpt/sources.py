@@ -32,7 +32,7 @@ class UnavailableError(UserError):
     """The text is not on this machine and cannot be brought here now; another source may do instead."""
 
 
-def find_text(source: str, path: str | None = None, fallback: str | None = None) -> Text:
+def find_text(source: str, path: str | None = None, fallback: str | None = None, said: str = "data.path=") -> Text:
     """The text of a source.
 
     Args:
@@ -41,16 +41,17 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
             that differ in `.gz` only, the plain one) or a glob; a file that has several names counts once. Any may be
             compressed by gzip.
         fallback: the source to use, with a warning, where the first one is unavailable.
+        said: how a path is named, for messages.
 
     Raises:
         UserError: there is no such text.
     """
     try:
-        return SOURCES[source](path)._replace(source=source)
+        return SOURCES[source](path, said)._replace(source=source)
     except UnavailableError as error:
         if fallback in (None, source):
             raise
-        text = SOURCES[fallback](path)._replace(source=fallback)
+        text = SOURCES[fallback](path, said)._replace(source=fallback)
         rule = "!" * 100
         log.warning(
             f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
@@ -59,7 +60,7 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
         return text
 
 
-def shakespeare(path: str | None) -> Text:
+def shakespeare(path: str | None, said: str) -> Text:
     """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it when it is not there."""
     folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder())
     file = folder / SHAKESPEARE_FILE
@@ -108,7 +109,7 @@ def _downloaded(folder: Path) -> bytes:
     return content.getvalue()
 
 
-def pydocs(path: str | None) -> Text:
+def pydocs(path: str | None, said: str) -> Text:
     """The language reference that ships inside CPython, as a file: its topics in order of name."""
     from pydoc_data.topics import topics
 
@@ -124,19 +125,19 @@ def pydocs(path: str | None) -> Text:
     return Text("the Python language reference (pydoc_data.topics)", [file])
 
 
-def file(path: str | None) -> Text:
+def file(path: str | None, said: str) -> Text:
     """A file, a folder's texts, or what a glob matches."""
     if not path:
-        raise UserError("data=file needs a text: data.path=my.txt (a file, a folder or a glob)")
+        raise UserError(f"a text is missing: {said}my.txt (a file, a folder or a glob)")
     name = one_line(path)
     if "\0" in path or any(0xD800 <= ord(char) < 0xE000 for char in path):
-        raise UserError(f"data.path={name} is not a name that UTF-8 can write; a folder above it or a glob can be")
+        raise UserError(f"{said}{name} is not a name that UTF-8 can write; a folder above it or a glob can be")
     root = Path(os.path.expanduser(path))
     found = status(root)
     if found is None:
         files = matches(Path(root.anchor), root.parts[bool(root.anchor) :], hidden=False)
         if not files:
-            raise UserError(f"no text at data.path={name}: no such file, folder or match of a glob")
+            raise UserError(f"no text at {said}{name}: no such file, folder or match of a glob")
     elif stat.S_ISDIR(found.st_mode):
         files = matches(root, ("**", "*.txt"), hidden=True)
         plain = {os.fspath(file) for file in files}
@@ -144,7 +145,7 @@ def file(path: str | None) -> Text:
         files += [file for file in compressed if os.fspath(file).removesuffix(".gz") not in plain]
         if not files:
             raise UserError(
-                f"the folder {name} holds no .txt or .txt.gz file; a glob names others: data.path='{name}/**/*.md'"
+                f"the folder {name} holds no .txt or .txt.gz file; a glob names others: {said}'{name}/**/*.md'"
             )
     else:
         files = [root]
@@ -152,4 +153,4 @@ def file(path: str | None) -> Text:
     return Text(name, sorted(once.values()))
 
 
-SOURCES: dict[str, Callable[[str | None], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}
+SOURCES: dict[str, Callable[[str | None, str], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}

@@ -24,6 +24,7 @@ from chargpt.blocks import RandomBlocks
 from chargpt.cache import locked
 from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
+from chargpt.known import remember, stamps_of
 from chargpt.sources import Text
 from chargpt.tokenizer import CharTokenizer
 
@@ -177,6 +178,19 @@ def test_unless_it_is_asked_for(old, cache, monkeypatch):
     monkeypatch.setattr(room, "_spells", lambda *arguments: read.append("ids") or spells(*arguments))
     assert encode_text(Text("a text", [old]), afresh=True).sha256 == first.sha256
     assert read == ["text", "ids"]
+
+
+def test_then_what_is_damaged_is_written_again(old, cache):
+    """Also where a record says that it is as it should be."""
+    sha256 = encoded(old).sha256
+    folder = cache / "chargpt" / "encoded"
+    ids = folder / f"{sha256}.uint8"
+    good = ids.read_bytes()
+    ids.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    files = [ids, folder / f"{sha256}.json"]
+    remember("encoded", files, stamps_of(files), sha256)
+    assert text_of(encode_text(Text("a text", [old]), afresh=True)) == "an old text"
+    assert ids.read_bytes() == good
 
 
 def test_a_known_text_that_has_changed(old, cache):
@@ -415,6 +429,7 @@ def test_no_description_at_all(content, tmp_path, cache):
 KILLED = """
 import os, sys, pathlib
 from chargpt import corpus
+from chargpt.known import remember, stamps_of
 from chargpt.sources import Text
 from chargpt.tokenizer import CharTokenizer
 encoder = corpus._encoder

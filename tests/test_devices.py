@@ -114,7 +114,8 @@ def test_several_devices_do_what_one_does(devices, batch, split, tiny, tmp_path)
     assert done.stderr.count("Best validation loss") == 1
     assert "Warning" not in done.stderr
     assert "sync_dist" not in done.stderr
-    start(tmp_path / "one", *tiny, f"data.batch_size={batch}")
+    alone = run_script("train.py", *tiny, f"data.batch_size={batch}", f"hydra.run.dir={tmp_path}/one")
+    assert alone.returncode == 0, alone.stderr
     one, several = curves(tmp_path / "one"), curves(tmp_path / "several")
     assert one.keys() == several.keys()
     tags = ["train/loss", "train/grad_norm", "lr", "val/loss", "val/accuracy", "val/best_loss", "test/loss"]

@@ -143,7 +143,7 @@ def test_a_checkpoint_from_before_it_was_kept(tiny_run, tmp_path, run):
     assert old["loss"] == pytest.approx(best_loss(tiny_run), abs=1e-6)
     kept["hyper_parameters"]["corpus"] = {}
     torch.save(kept, tmp_path / "old.ckpt")
-    assert "was trained on a text that it does not name" in run("--ckpt", tmp_path / "old.ckpt")[2]
+    assert "was validated on a text that it does not name" in run("--ckpt", tmp_path / "old.ckpt")[2]
 
 
 def test_without_lightning(tiny_run):

@@ -71,6 +71,16 @@ def test_what_changed_while_it_was_read_is_not_kept(files):
     remember("hash", files, before, "abc")  # and no error
 
 
+def test_it_is_the_time_of_the_stamps_that_counts(files, monkeypatch):
+    """However long the reading takes: a change in the same tick of a coarse clock would not be seen."""
+    monkeypatch.setattr(known, "JUST_NOW", 2.0)
+    os.utime(files[0], (OLD, OLD))
+    before = stamps_of(files)
+    monkeypatch.setattr("time.time", lambda: before.taken + 60)
+    remember("hash", files, before, "abc")
+    assert asked(files) is None
+
+
 def test_what_changed_just_now_is_not_kept(files, monkeypatch):
     monkeypatch.setattr(known, "JUST_NOW", 60.0)
     remember("hash", files, stamps_of(files), "abc")

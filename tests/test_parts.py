@@ -2,11 +2,15 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, composed, curves, resume, run_script, signal_at, start, state
+from helpers import ROOT, TINY, composed, curves, resume, run_script, signal_at, start, state
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from chargpt import evaluate
 from chargpt.blocks import DataConfig, SequentialBlocks, parts_of
@@ -16,6 +20,7 @@ from chargpt.errors import Stopped, UserError
 from chargpt.page.build import build_page as build
 from chargpt.scoring import score
 
+HARM = {"PYTHONPATH": str(ROOT / "tests")}
 THREE = "data.split=[0.8,0.1,0.1]"
 
 
@@ -24,6 +29,15 @@ def scored(capsys, *arguments):
     assert evaluate.main(["--device", "cpu", "--json", *map(str, arguments)]) == 0
     [found] = json.loads(capsys.readouterr().out)
     return found
+
+
+def losses_of_tests(folder):
+    """Those in the events of a run. A test has a file of its own, which TensorBoard sorts by its name: where a process
+    has made ten files within a second, as only tests do, the last comes before the others."""
+    found = [event for file in folder.glob("events*") for event in EventFileLoader(str(file)).Load()]
+    found.sort(key=lambda event: event.wall_time)
+    values = [value for event in found for value in event.summary.value if value.tag == "test/loss"]
+    return [value.tensor.float_val[0] for value in values]
 
 
 @pytest.mark.parametrize(
@@ -57,16 +71,12 @@ def test_blocks_of_a_long_text_take_no_memory():
 def test_the_third_part_is_scored_once_at_the_end(tiny, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
     start(tmp_path, *tiny, THREE, "+callbacks.harm={_target_: faults.Worsen, step: 4}", "trainer.max_steps=9")
-    rates = curves(tmp_path)
     best = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     assert best.step == 3
-    [(step, loss)] = rates["test/loss"]
-    assert step == 9
+    [loss] = losses_of_tests(tmp_path)
     data = CharDataModule(data_config(tiny, THREE))
     data.setup()
     assert loss == pytest.approx(score(best.model.eval(), data.test_ids, best.scoring).loss, rel=1e-5)
-    assert rates["test/bpc"][0][1] == pytest.approx(loss / math.log(2))
-    assert len(rates["test/accuracy"]) == len(rates["test/perplexity"]) == 1
     bits = f"{loss / math.log(2):.4f} bits per character"
     assert f"Test loss {loss:.4f} ({bits}), by the weights of the best validation loss" in caplog.text
     found = scored(capsys, "--ckpt", tmp_path, "--split", "test")
@@ -90,7 +100,7 @@ def test_training_does_not_see_the_third_part(tiny, tmp_path):
         start(text.with_suffix(""), *config, f"data.path={text}")
     a, b = (curves(text.with_suffix("")) for text in texts)
     assert a["val/loss"] == b["val/loss"]
-    assert a["test/loss"] != b["test/loss"]
+    assert len({*(loss for text in texts for loss in losses_of_tests(text.with_suffix("")))}) == 2
     for name, weight in state(texts[0].with_suffix(""))["state_dict"].items():
         assert torch.equal(weight, state(texts[1].with_suffix(""))["state_dict"][name]), name
 
@@ -98,21 +108,21 @@ def test_training_does_not_see_the_third_part(tiny, tmp_path):
 def test_an_interrupted_run_is_tested_at_its_end(tiny, tmp_path):
     with pytest.raises(Stopped):
         start(tmp_path, *tiny, THREE, *signal_at(3))
-    assert "test/loss" not in curves(tmp_path)
+    assert losses_of_tests(tmp_path) == []
     resume(tmp_path, "+callbacks.stop=null")
-    assert len(curves(tmp_path)["test/loss"]) == 1
+    assert len(losses_of_tests(tmp_path)) == 1
 
 
 def test_the_average_is_tested(tiny, tmp_path, capsys):
     start(tmp_path, *tiny, THREE, "callbacks.averaging.decay=0.5")
-    [(_, loss)] = curves(tmp_path)["test/loss"]
+    [loss] = losses_of_tests(tmp_path)
     assert scored(capsys, "--ckpt", tmp_path, "--split", "test")["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_run_of_two_parts_has_none_to_test(tiny_run, capsys):
     assert evaluate.main(["--ckpt", str(tiny_run), "--split", "test"]) == 2
-    assert "its run had no test part: data.split=[0.9,0.05,0.05]" in capsys.readouterr().err
-    assert "test/loss" not in curves(tiny_run)
+    assert "the run had no test part: data.split=[0.9,0.05,0.05]" in capsys.readouterr().err
+    assert losses_of_tests(tiny_run) == []
 
 
 # Texts of their own
@@ -140,9 +150,9 @@ def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, c
     assert data.tokenizer.characters == "".join(sorted(set("".join(texts))))
     start(tmp_path, *tiny, *paths(own))
     rates = curves(tmp_path)
-    for part, tag in (("val", "val/best_loss"), ("test", "test/loss")):
+    for part, loss in (("val", rates["val/best_loss"][-1][1]), ("test", losses_of_tests(tmp_path)[0])):
         found = scored(capsys, "--ckpt", tmp_path, "--split", part)
-        assert found["loss"] == pytest.approx(rates[tag][-1][1], rel=1e-5)
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
         assert found["text"] == f"{own}/{part}.txt"
     whole = scored(capsys, "--ckpt", tmp_path, "--text", own / "train.txt")  # no part of it validated
     assert whole["characters"] == len(texts[0]) - 1
@@ -195,7 +205,7 @@ def test_bytes(of_bytes, capsys):
     assert rates["val/bpb"][-1][1] == pytest.approx(rates["val/loss"][-1][1] / math.log(2))
     assert "val/bpc" not in rates
     found = scored(capsys, "--ckpt", of_bytes, "--split", "test")
-    assert found["bits_per_byte"] == pytest.approx(rates["test/bpb"][-1][1], rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(losses_of_tests(of_bytes)[0] / math.log(2), rel=1e-5)
     assert found["bytes"] > 0
     assert evaluate.main(["--ckpt", str(of_bytes)]) == 0
     out = capsys.readouterr().out
@@ -266,3 +276,107 @@ def test_text8(tmp_path):
     assert "bits per character), by the weights of the best validation loss" in done.stderr
     cfg = composed("experiment=text8")
     assert (list(cfg.data.split), cfg.data.path) == ([0.9, 0.05, 0.05], "text8")
+
+
+# What goes wrong at the end
+
+
+@pytest.mark.parametrize(("signum", "status"), [(2, 130), (15, 143)])
+def test_a_signal_in_the_test(signum, status, tiny, tmp_path):
+    """The training is done; the test can be had later."""
+    stop = signal_at(6, when="on_test_batch_start", signum=signum)
+    done = run_script("train.py", *tiny, THREE, *stop, f"hydra.run.dir={tmp_path}/run", env=HARM)
+    assert done.returncode == status, done.stderr
+    command = f"python -m chargpt.evaluate --split test --ckpt {tmp_path}/run"
+    assert f"Stopped; the training is done and saved. To score the test text: {command}\n" in done.stderr
+    assert "Best validation loss" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
+    assert again.returncode == 0, again.stderr
+    assert (
+        f"is finished, 6 steps; a larger trainer.max_steps goes on\nTo score the test text: {command}\n" in again.stderr
+    )
+
+
+@pytest.mark.parametrize("averaged", [[], ["callbacks.averaging.decay=0.5"]])
+def test_without_a_best_checkpoint_the_last_weights_are_tested(averaged, tiny, tmp_path, capsys, caplog):
+    """Their average, where there is one; also beside a best checkpoint that is not this best one's."""
+    caplog.set_level("INFO")
+    start(tmp_path, *tiny, THREE, *averaged)
+    resume(tmp_path, "callbacks.best_checkpoint=null", "trainer.max_steps=12")
+    _, loss = losses_of_tests(tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert scored(capsys, "--ckpt", last, "--split", "test")["loss"] == pytest.approx(loss, rel=1e-6)
+    assert "by the weights of the last step" in caplog.text
+
+
+def test_a_part_of_the_test_text_is_no_test(tiny, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"trainer\.limit_test_batches would score a part of the test text only"):
+        start(tmp_path, *tiny, THREE, "trainer.limit_test_batches=1")
+    caplog.set_level("INFO")
+    start(tmp_path / "dev", *tiny, THREE, "trainer.fast_dev_run=true")
+    assert "test text" not in caplog.text
+
+
+@pytest.mark.parametrize("stored", ["split: [0.5, 0.5]", "split: [0.5, 0.25, 0.25]", "val_fraction: 0.5"])
+def test_another_split_in_a_folder_is_not_gone_on_with(stored, tiny_run, tmp_path):
+    """Of a run that came from elsewhere: what it trained on would be tested on."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = run / ".hydra" / "config.yaml"
+    kept = re.sub(r"  split:\n  - 0\.9\n  - 0\.1\n", f"  {stored}\n", config.read_text())
+    assert stored in kept
+    config.write_text(kept)
+    with pytest.raises(UserError, match=r"was trained with another data\.split: \[0\.9, 0\.1\]"):
+        resume(run, "trainer.max_steps=9")
+
+
+@pytest.mark.parametrize("stored", ["val_fraction: abc", "val_fraction: 1", "split: [0.9, 0.1]\n  val_fraction: 0.3"])
+def test_an_old_share_that_is_none(stored, tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(re.sub(r"  split:\n  - 0\.9\n  - 0\.1\n", f"  {stored}\n", config.read_text()))
+    with pytest.raises(UserError, match=r"data\.val_fraction=.* is not taken from a run's folder"):
+        resume(run, "trainer.max_steps=9")
+
+
+def test_null_for_a_text_changes_nothing(own, tiny, tmp_path, caplog):
+    start(tmp_path, *tiny, *paths(own))
+    caplog.set_level("INFO")
+    resume(tmp_path, "data.val_path=null", "trainer.max_steps=9")
+    assert "Changed: data" not in caplog.text
+
+
+def test_messages_name_what_was_said(own, tiny, tiny_run, tmp_path, monkeypatch, capsys):
+    for key in ("val", "test"):
+        with pytest.raises(UserError, match=rf"no text at data\.{key}_path=nope\.txt"):
+            start(tmp_path / key, *tiny, f"data.{key}_path=nope.txt")
+    assert evaluate.main(["--ckpt", str(tiny_run), "--text", "nope.txt"]) == 2
+    assert "no text at --text nope.txt" in capsys.readouterr().err
+    start(tmp_path / "run", *tiny, *paths(own))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert evaluate.main(["--ckpt", str(tmp_path / "run"), "--split", "test"]) == 2
+    assert (
+        f"was tested on {own}/test.txt, which is not in your cache; say where: --text FILE" in capsys.readouterr().err
+    )
+    scored(capsys, "--ckpt", tmp_path / "run", "--split", "test", "--text", own / "test.txt")
+    assert evaluate.main(["--ckpt", str(tmp_path / "run"), "--split", "val", "--text", str(own / "test.txt")]) == 2
+    assert f"was validated on {own}/val.txt, which is not {own}/test.txt" in capsys.readouterr().err
+
+
+def test_characters_of_the_own_text_that_the_vocabulary_lacks(tiny_run, tmp_path, capsys):
+    """A stranger's checkpoint may have another vocabulary than its text."""
+    kept = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
+    characters = kept["hyper_parameters"]["characters"]
+    kept["hyper_parameters"]["characters"] = characters[:-1] + "\U0001f600"
+    torch.save(kept, tmp_path / "theirs.ckpt")
+    assert evaluate.main(["--ckpt", str(tmp_path / "theirs.ckpt")]) == 2
+    assert f"characters outside the vocabulary: {characters[-1]!r}" in capsys.readouterr().err
+    scored(capsys, "--ckpt", tmp_path / "theirs.ckpt", "--unknown", "skip")
+
+
+def test_a_sweep_does_not_mix_characters_and_bytes(tiny, tmp_path):
+    done = run_script("train.py", "-m", *tiny, "data.tokenizer=characters,bytes", f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: a sweep compares losses, and those per byte do not compare with those per character\n"
+    )

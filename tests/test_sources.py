@@ -214,11 +214,11 @@ def test_a_link_that_leads_nowhere(target, reason, pattern, tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, r"data=file needs a text: data\.path=my\.txt"),
-        ("", r"data=file needs a text: data\.path=my\.txt"),
+        (None, r"a text is missing: data\.path=my\.txt"),
+        ("", r"a text is missing: data\.path=my\.txt"),
         ("none.txt", r"no text at data\.path=none\.txt"),
         ("*.txt", r"no text at data\.path=\*\.txt"),
-        (".", r"the folder \. holds no \.txt file; a glob names others"),
+        (".", r"the folder \. holds no \.txt or \.txt\.gz file; a glob names others"),
         ("a\0b.txt", r"data\.path=a\\x00b\.txt is not a name"),
         ("caf\udce9.txt", r"data\.path=caf\\udce9\.txt is not a name that UTF-8 can write"),
         ("a\nb.txt", r"no text at data\.path=a\\nb\.txt"),

@@ -158,7 +158,7 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
     """What the rounding of the weights does to the validation loss, where the text is at hand."""
-    found = part_of_text(checkpoint, "val")
+    found = part_of_text(checkpoint, "val", skip_unknown=True)
     if found is None:
         return "What int8 costs in validation loss is not known: the text was not at hand."
     exact, loss = (score(model, found[0], checkpoint.scoring).loss for model in (checkpoint.model, rounded))

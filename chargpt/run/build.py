@@ -219,6 +219,9 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
             raise UserError(
                 f"trainer.{name} counts epochs, and random blocks have none: trainer.max_steps=... counts steps"
             )
+    share = config.get("limit_test_batches")
+    if share is not None and (type(share) is not float or share != 1):
+        raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
     batches = config.get("limit_train_batches")
     if batches is not None and (type(batches) is not int or batches < 1):
         raise UserError(f"trainer.limit_train_batches must be a number of batches, at least 1, or null; got {batches}")

@@ -62,6 +62,8 @@ def _hint(error: Exception) -> str:
         return did_you_mean(option, options_of(group), f"{group}=")
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
+        if str(cause.full_key) == "data.val_fraction":
+            return "; the shares of the text are data.split=[0.9,0.1]"
         key, node = str(cause.key), cast("dict[str, Any]", OmegaConf.to_container(cause.parent_node))
         prefix = str(cause.full_key).removesuffix(key)
         for group in (name for name, values in node.items() if isinstance(values, dict) and key in values):

@@ -47,8 +47,8 @@ def check_number(trainer: "Trainer") -> None:
     by = launched()
     if by is not None and by[1] != trainer.world_size:
         raise UserError(
-            f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, and {devices} makes"
-            f" {trainer.world_size}: one process per device, so both have to be the same"
+            f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
+            f" makes {trainer.world_size}: say trainer.devices= and trainer.num_nodes= that make {by[1]}"
         )
     if is_first() != trainer.is_global_zero:
         said = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)

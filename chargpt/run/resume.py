@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chargpt.checkpoint import model_in, read_archive, text_in
+from chargpt.checkpoint import model_in, read_archive, scoring_in, text_in
 from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
 from chargpt.jobs import SWEEP, read_plan
 from chargpt.model import ModelConfig
@@ -40,6 +40,7 @@ class Resumption:
         model, optimizer: the configurations that it was trained with.
         text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of its others.
         characters: the model's vocabulary; None for bytes.
+        split: of the text; None where the state does not say.
     """
 
     checkpoint: Path
@@ -50,6 +51,7 @@ class Resumption:
     optimizer: OptimizerConfig
     text: dict[str, str]
     characters: str | None
+    split: list[float] | None
 
 
 def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
@@ -230,6 +232,7 @@ def _read(file: Path, run: Path) -> Resumption:
         optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
         text=text_in(state),
         characters=tokenizer_of(saved["characters"]).characters,
+        split=scoring_in(saved["scoring"]).split if saved.get("scoring") else None,
     )
 
 
@@ -303,3 +306,5 @@ def check_resumption(resumption: Resumption, settings: Settings) -> None:
             raise UserError(f"{short(resumption.checkpoint)} was trained with another {key}: {before}")
     if (resumption.characters is None) != (settings.data.tokenizer == "bytes"):
         raise UserError(f"{short(resumption.checkpoint)} was trained with another data.tokenizer")
+    if resumption.split not in (None, settings.data.split):
+        raise UserError(f"{short(resumption.checkpoint)} was trained with another data.split: {resumption.split}")

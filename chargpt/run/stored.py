@@ -161,7 +161,7 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
             f"{run} had {had}, which is not taken from a run's folder. To go on without it say {without}; to go on with"
             f" it, say it again: {command}"
         )
-    for key in said:
+    for key in (key for key in said if key not in TEXTS or OmegaConf.select(cfg, key) is not None):
         inside = [f"{name}={one_line(value)}" for name, value in values.items() if _is_below(name, [key])]
         if key in values:
             _tell_change(key, _resolved(values, key), OmegaConf.select(cfg, key))
@@ -195,7 +195,9 @@ def _values_of(run: Path) -> dict[str, Any]:
     values = _leaves(_load(run / CONFIG))
     if values is None:
         raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
-    if isinstance(share := values.pop("data.val_fraction", None), float):  # what data.split was before 2026-12
+    share = values.get("data.val_fraction")  # what data.split was before 2026-12
+    if isinstance(share, float) and "data.split" not in values:
+        del values["data.val_fraction"]
         values["data.split"] = [1 - share, share]
     return values
 

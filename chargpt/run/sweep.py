@@ -58,6 +58,8 @@ class RecordSweep(Callback):
         overrides = parser.parse_overrides([*searched, *hydra.overrides.task])
         last = {each.key_or_group: each for each in overrides}
         swept = {key: each for key, each in last.items() if each.is_sweep_override()}
+        if "data.tokenizer" in swept:
+            raise UserError("a sweep compares losses, and those per byte do not compare with those per character")
         check_study(str(hydra.sweeper.get("storage")), swept)
         jobs = hydra.sweeper.get("n_trials") or math.prod(map(_values_of, swept.values()))
         fixed = [str(each.input_line) for each in overrides if each.key_or_group not in (*swept, "resume")]

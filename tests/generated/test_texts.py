@@ -377,7 +377,7 @@ def remembered() -> list[Case]:
             key = hashlib.sha256(os.fsencode("\0".join(["characters", os.path.realpath(text)]))).hexdigest()
             (box / "cache/chargpt/known").mkdir(parents=True, exist_ok=True)
             record = box / f"cache/chargpt/known/{key}.json"
-            record.write_text(json.dumps({"files": stamps_of([text]), "answer": "0" * 64}), encoding="utf-8")
+            record.write_text(json.dumps({"files": stamps_of([text]).files, "answer": "0" * 64}), encoding="utf-8")
             harm(record, box)
 
         found.append(case(f"known-{name}", prepare, succeeds=True))

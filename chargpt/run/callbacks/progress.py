@@ -109,7 +109,8 @@ class Progress(ProgressBar):
     @staticmethod
     def _values(trainer: Trainer) -> list[str]:
         metrics = trainer.callback_metrics
-        shown = {"train/loss": "loss {:.4f}", "val/loss": "val loss {:.4f}", "chars_per_second": "{:,.0f} chars/s"}
+        speed = "{:,.0f} bytes/s" if "val/bpb" in metrics else "{:,.0f} chars/s"
+        shown = {"train/loss": "loss {:.4f}", "val/loss": "val loss {:.4f}", "chars_per_second": speed}
         return [text.format(metrics[name].item()) for name, text in shown.items() if name in metrics]
 
 

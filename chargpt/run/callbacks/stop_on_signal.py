@@ -33,6 +33,9 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
+        self._watch(trainer)
+
+    def _watch(self, trainer: Trainer) -> None:
         self._speaks = trainer.is_global_zero
         names = ["SIGINT", "SIGTERM", "SIGHUP"]
         if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
@@ -70,6 +73,18 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_if_asked(trainer)
+        self._restore_handlers()
+
+    # A test has nothing to save: it ends as soon as it can.
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._watch(trainer)
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        if self._signal is not None:
+            raise SystemExit(_status(self._signal))
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
