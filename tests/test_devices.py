@@ -222,7 +222,7 @@ def test_torchrun(quiet, tiny, tmp_path):
 def test_torchrun_with_another_number_of_devices(tiny, tmp_path):
     done = by_torchrun(2, *tiny, cwd=tmp_path)
     assert done.returncode == 1
-    said = "error: torchrun has started 2 processes for this run, and trainer.devices=1 trainer.num_nodes=1 makes 1: "
+    said = "error: torchrun has started 2 processes for this run, one per device, but trainer.devices=1 trainer."
     assert {line[: len(said)] for line in done.stderr.splitlines() if "error: " in line[:10]} == {said}
     assert not [*tmp_path.glob("outputs/*/*/checkpoints")]
 
