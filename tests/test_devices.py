@@ -188,6 +188,7 @@ def test_characters_of_all_devices_count(monkeypatch):
     assert logged == {"chars_per_second": 3 * 2 * 5 * 4 * 16 / 4}
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(
     "options",
     [
@@ -219,6 +220,7 @@ def test_torchrun(quiet, tiny, tmp_path):
     assert [(p.step, p.val_loss) for p in read_curve(run)] == [(p.step, p.val_loss) for p in read_curve(quiet)]
 
 
+@pytest.mark.kills
 def test_torchrun_with_another_number_of_devices(tiny, tmp_path):
     done = by_torchrun(2, *tiny, cwd=tmp_path)
     assert done.returncode == 1
@@ -242,6 +244,7 @@ def test_slurm(quiet, tiny, tmp_path):
     assert read_curve(tmp_path / "run")[-1].val_loss == read_curve(quiet)[-1].val_loss
 
 
+@pytest.mark.kills
 def test_slurm_where_the_first_refuses(tiny, tmp_path):
     """The folder holds a run: only the first one can know."""
     start(tmp_path, *tiny)
@@ -327,6 +330,7 @@ PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^(?:python|torchrun|srun) .*", PAGE, re.MULTILINE)]
 
 
+@pytest.mark.kills
 def test_commands_of_the_page(quiet, tiny, tmp_path):
     ours, torchrun, srun, same, other = COMMANDS
     assert ours[:2] == ["python", "train.py"]
@@ -361,6 +365,7 @@ def test_two_devices_interrupted(quiet, tiny, tmp_path):
     assert curves(quiet) == curves(tmp_path / "run")
 
 
+@pytest.mark.kills
 def test_a_signal_to_all(tiny, tmp_path):
     """As Ctrl-C in a terminal sends it: said once, saved once."""
     place = f"hydra.run.dir={tmp_path}/run"
@@ -390,9 +395,9 @@ TRAINING, VALIDATION, SAVE = (
     ("rank", "when", "launcher"),
     [
         (1, TRAINING, "ours"),
-        (0, SAVE, "ours"),
+        pytest.param(0, SAVE, "ours", marks=pytest.mark.kills),
         (1, TRAINING, "torchrun"),
-        (0, TRAINING, "slurm"),
+        pytest.param(0, TRAINING, "slurm", marks=pytest.mark.kills),
         pytest.param(0, TRAINING, "ours", marks=pytest.mark.kills),
         pytest.param(1, VALIDATION, "ours", marks=pytest.mark.kills),
         pytest.param(1, TRAINING, "workers", marks=pytest.mark.kills),
@@ -454,10 +459,22 @@ def test_one_that_dies_before_all_are_there(tiny, tmp_path):
     ("rank", "error", "status", "message"),
     [
         (1, "memory", 1, "error: out of memory: a smaller data.batch_size needs less"),
-        (0, "disk", 2, "error: cannot write to the output folder .*/run: No space left on device"),
-        (1, "disk", 2, "error: cannot write to the output folder .*/run: No space left on device"),
+        pytest.param(
+            0,
+            "disk",
+            2,
+            "error: cannot write to the output folder .*/run: No space left on device",
+            marks=pytest.mark.kills,
+        ),
+        pytest.param(
+            1,
+            "disk",
+            2,
+            "error: cannot write to the output folder .*/run: No space left on device",
+            marks=pytest.mark.kills,
+        ),
         (1, "bug", 1, "error: this is not foreseen: KeyError: 'a bug'"),
-        (0, "bug", 1, "error: this is not foreseen: KeyError: 'a bug'"),
+        pytest.param(0, "bug", 1, "error: this is not foreseen: KeyError: 'a bug'", marks=pytest.mark.kills),
     ],
 )
 def test_an_error_of_one(rank, error, status, message, tiny, tmp_path):
