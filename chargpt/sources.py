@@ -47,11 +47,11 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None,
         UserError: there is no such text.
     """
     try:
-        return SOURCES[source](path, said)._replace(source=source)
+        return _from(source, path, said)._replace(source=source)
     except UnavailableError as error:
         if fallback in (None, source):
             raise
-        text = SOURCES[fallback](path, said)._replace(source=fallback)
+        text = _from(fallback, path, said)._replace(source=fallback)
         rule = "!" * 100
         log.warning(
             f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
@@ -60,7 +60,11 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None,
         return text
 
 
-def shakespeare(path: str | None, said: str) -> Text:
+def _from(source: str, path: str | None, said: str) -> Text:
+    return file(path, said) if SOURCES[source] is file else SOURCES[source](path)
+
+
+def shakespeare(path: str | None) -> Text:
     """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it when it is not there."""
     folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder())
     file = folder / SHAKESPEARE_FILE
@@ -109,7 +113,7 @@ def _downloaded(folder: Path) -> bytes:
     return content.getvalue()
 
 
-def pydocs(path: str | None, said: str) -> Text:
+def pydocs(path: str | None) -> Text:
     """The language reference that ships inside CPython, as a file: its topics in order of name."""
     from pydoc_data.topics import topics
 
@@ -125,7 +129,7 @@ def pydocs(path: str | None, said: str) -> Text:
     return Text("the Python language reference (pydoc_data.topics)", [file])
 
 
-def file(path: str | None, said: str) -> Text:
+def file(path: str | None, said: str = "data.path=") -> Text:
     """A file, a folder's texts, or what a glob matches."""
     if not path:
         raise UserError(f"a text is missing: {said}my.txt (a file, a folder or a glob)")
@@ -153,4 +157,4 @@ def file(path: str | None, said: str) -> Text:
     return Text(name, sorted(once.values()))
 
 
-SOURCES: dict[str, Callable[[str | None, str], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}
+SOURCES: dict[str, Callable[[str | None], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}

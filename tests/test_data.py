@@ -253,12 +253,12 @@ def test_a_run_goes_on_with_the_text_that_is_named(known, text_file, tmp_path):
 
 def test_a_run_goes_on_with_what_its_source_has(text_file, monkeypatch):
     """It is read where the cache lacks it, and no other text is taken instead."""
-    monkeypatch.setitem(SOURCES, "shakespeare", lambda path, said: Text("tiny Shakespeare", [text_file]))
+    monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("tiny Shakespeare", [text_file]))
     config = DataConfig(source="shakespeare", fallback="pydocs", block_size=16)
     with pytest.raises(UserError, match=r"^tiny Shakespeare is not the text that the run began with"):
         CharDataModule(config, {"name": "", "sha256": "0" * 64}).setup()
 
-    def gone(path, said):
+    def gone(path):
         raise UnavailableError("it is not here")
 
     monkeypatch.setitem(SOURCES, "shakespeare", gone)

@@ -586,6 +586,6 @@ def test_a_run_that_fell_back_goes_on_with_that_text(tiny, text_file, tmp_path, 
     asked = ["data=shakespeare", "data.fallback=file"]
     with pytest.raises(Stopped):
         start(tmp_path, *(each for each in tiny if each != "data=file"), *asked, *signal_at(2))
-    monkeypatch.setitem(SOURCES, "shakespeare", lambda path, said: Text("a better text", []))
+    monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("a better text", []))
     resume(tmp_path, "+callbacks.stop=null")
     assert state(tmp_path)["global_step"] == 6
