@@ -111,7 +111,7 @@ def sample(arguments: argparse.Namespace) -> None:
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
             out.write(show(tokenizer.decode(prompt_ids)))
-            for text in until(arguments.stop, map(tokenizer.decoder(), ids)):
+            for text in until(arguments.stop, tokenizer.decode_parts(ids)):
                 out.write(show(text))
                 out.flush()
             out.write("\n")

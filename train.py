@@ -52,7 +52,7 @@ def train(cfg: DictConfig, resumption: Resumption | None = None) -> float:
         resumption: the state of training to go on from.
 
     Returns:
-        The best validation loss, in nats per character.
+        The best validation loss, in nats per id.
 
     Raises:
         UserError: the configuration or the text cannot be used.
@@ -143,7 +143,8 @@ def _test(run: "Run") -> None:
         return
     log.info("Scoring the test text")
     file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
-    best = read_checkpoint(file) if file.exists() else None
+    # Rank 0 alone sees the folder; Lightning gives its weights to the others when the test begins.
+    best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
     try:
         with validated_weights(trainer, module):
             if best is not None and best.best_loss == float(module.best_val_loss.min_value):

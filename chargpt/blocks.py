@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from chargpt.corpus import TOKENIZERS, Ids
+from chargpt.corpus import Ids
 from chargpt.errors import UserError, one_line
 from chargpt.settings import LARGEST, check_ranges, check_split
 from chargpt.sources import SOURCES
+from chargpt.tokenizer import KINDS
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
 
@@ -25,7 +26,7 @@ class DataConfig:
         val_path, test_path: texts of their own to validate on, or to test on; what `path` may be.
         split: the shares of the text that train, validate and, if there are three, test, in this order. With `val_path`
             all of the text trains.
-        tokenizer: what an id stands for: one of `chargpt.corpus.TOKENIZERS`.
+        tokenizer: what an id stands for: one of `chargpt.tokenizer.KINDS`.
         verify: read texts, and what is there of them in the cache, even where they are known from before and have not
             changed.
         block_size: characters of context (T).
@@ -57,8 +58,8 @@ class DataConfig:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
         if self.path is not None and "file" not in (self.source, self.fallback):
             raise UserError(f"data.path is for a text of your own: data=file data.path={one_line(self.path)}")
-        if self.tokenizer not in TOKENIZERS:
-            raise UserError(f"data.tokenizer must be one of {', '.join(TOKENIZERS)}; got {one_line(self.tokenizer)!r}")
+        if self.tokenizer not in KINDS:
+            raise UserError(f"data.tokenizer must be one of {', '.join(KINDS)}; got {one_line(self.tokenizer)!r}")
         check_split("data", self.split)
         if len(self.split) == 3 and (self.val_path is not None or self.test_path is not None):
             raise UserError(
@@ -69,11 +70,13 @@ class DataConfig:
         check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
 
 
-def parts_of(ids: np.ndarray, split: list[float]) -> list[np.ndarray]:
-    """A text's ids, cut: first what trains, then what validates and, if there are three parts, what tests."""
+CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text, in this order
+
+
+def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
+    """A text's ids, cut into two parts or three, by their names in `CALLED`."""
     first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
-    parts = [ids[:first], ids[first:last], ids[last:]]
-    return parts[: len(split)]
+    return dict(zip(CALLED, [ids[:first], ids[first:last], ids[last:]][: len(split)], strict=False))
 
 
 class RandomBlocks(Dataset[Batch]):
@@ -106,28 +109,28 @@ class SequentialBlocks(Dataset[Batch]):
     """Validation batches: all of `ids` in order, every character but the first a target exactly once.
 
     The text is cut into blocks of `block_size`, `batch_size` of them per item; where the last block is short it is an
-    item of its own. Of several ranks each takes every `world_size`-th item. One for which none is left has an item
-    without blocks: it takes part in what the others do at the end.
+    item of its own. Of several ranks each takes every `world_size`-th item. A rank for
+    which none is left has one without blocks, so that it takes part in the sums that all ranks make at the end.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.ids = ids
         self.block_size = block_size
         self.span = block_size * batch_size  # characters an item predicts
-        self.targets = len(ids) - 1
-        self.full = self.targets - self.targets % block_size  # targets that lie in whole blocks
-        self.whole = math.ceil(self.full / self.span)  # items of whole blocks
-        items = self.whole + (self.full < self.targets)
-        self.items = range(items)[rank::world_size] or range(items, items + 1)  # of all items those of this rank
+        self._targets = len(ids) - 1
+        self._full = self._targets - self._targets % block_size  # targets that lie in whole blocks
+        self._whole = math.ceil(self._full / self.span)  # items of whole blocks
+        items = self._whole + (self._full < self._targets)
+        self._items = range(items)[rank::world_size] or range(items, items + 1)  # of all items those of this rank
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._items)
 
     def __getitem__(self, item: int) -> Batch:
-        n = self.items[item]
-        start, stop = n * self.span, min((n + 1) * self.span, self.full)
-        if n >= self.whole:  # the short block, or nothing
-            start, stop = self.full if n == self.whole else self.targets, self.targets
+        n = self._items[item]
+        start, stop = n * self.span, min((n + 1) * self.span, self._full)
+        if n >= self._whole:  # the short block, or nothing
+            start, stop = self._full if n == self._whole else self._targets, self._targets
         text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
         block = min(self.block_size, stop - start) or self.block_size
         return text[:-1].view(-1, block), text[1:].view(-1, block)

@@ -119,7 +119,7 @@ def draw(sweep: Sweep) -> "Figure":
         options = {"color": colour, "marker": ".", "linewidth": 2.5 if n == 0 else 1}
         curves.plot(steps, losses, label=_in_picture(label) if n < MOST_CURVES else None, **options)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats per character)")
+    curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats)")
     if jobs:
         figure.legend(loc="outside right upper", fontsize="x-small")
     for panel in (*panels, curves):

@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 PIECE = 1 << 22  # bytes read at a time: the memory that encoding takes is a small multiple of this
 UNICODE = 0x110000  # how many code points there are
 GZIP = b"\x1f\x8b"  # what such a file begins with, and no UTF-8 does
-TOKENIZERS = ("characters", "bytes")
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,14 @@ class Translated:
 Ids = np.ndarray | Translated  # what can be indexed by a slice or by an array of places
 
 
-def encode_text(text: Text, expected: str | None = None, kind: str = "characters", *, afresh: bool = False) -> Corpus:
+def encode_text(
+    text: Text, expected: str | None = None, kind: str = CharTokenizer.kind, *, afresh: bool = False
+) -> Corpus:
     """Encode a text, unless that was done before, and open it.
 
     Args:
         expected: the SHA-256 that the text must have.
-        kind: one of `TOKENIZERS`.
+        kind: one of `chargpt.tokenizer.KINDS`.
         afresh: read the text, and what is there of it, even where both are known from before.
 
     Raises:
@@ -119,19 +120,19 @@ def encode_text(text: Text, expected: str | None = None, kind: str = "characters
         return find_encoded(sha256, name, kind, afresh=afresh) or _encode(text, sha256, tokenizer_of(characters))
 
 
-def find_encoded(sha256: str, name: str, kind: str = "characters", *, afresh: bool = False) -> Corpus | None:
+def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind, *, afresh: bool = False) -> Corpus | None:
     """What the cache holds of the text with this SHA-256: it is all there, and spells the text. Otherwise None.
 
     Args:
         sha256: may come from a stranger's file, as may the name.
         name: what the text is called.
-        kind: one of `TOKENIZERS`.
+        kind: one of `chargpt.tokenizer.KINDS`.
         afresh: read it even where it was read before and has not changed since.
     """
     if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
         return None
     try:
-        tokenizer = ByteTokenizer() if kind == "bytes" else _described(sha256)
+        tokenizer = ByteTokenizer() if kind == ByteTokenizer.kind else _described(sha256)
         files = _files(sha256, tokenizer)
         if not all(file.is_file() for file in files):
             return None
@@ -216,11 +217,10 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     """
     name, files, _ = text
     ids_file, *description_files = encoded = _files(sha256, tokenizer)
-    kind = "bytes" if tokenizer.characters is None else "characters"
     log.info(f"Encoding {name}: {_what_of(tokenizer)}")
     read = hashlib.sha256()
     with replacing(ids_file) as out, _bar("Encoding", files) as bar:
-        for piece in map(_encoder(tokenizer), _pieces(files, bar, read.update, kind)):
+        for piece in map(_encoder(tokenizer), _pieces(files, bar, read.update, tokenizer.kind)):
             out.write(piece)
         if read.hexdigest() != sha256:
             raise UserError(f"{name} changed while it was read; run again once it is complete")
@@ -280,11 +280,11 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
 
     Args:
         told: is called with all bytes of the text as they are read, a hash's `update`.
-        kind: one of `TOKENIZERS`.
+        kind: one of `chargpt.tokenizer.KINDS`.
 
     Raises:
         UserError: a file cannot be read or, in a text of characters, is binary (has a NUL byte) or is not UTF-8; the
-            byte's offset is given.
+            byte's offset is given, in a compressed file that of the decompressed text.
     """
     for file in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -293,7 +293,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                 compressed = raw.read(len(GZIP)) == GZIP
                 raw.seek(0)
                 stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if compressed else raw
-                head = stream.read(len(codecs.BOM_UTF8)) if kind == "characters" else b""
+                head = stream.read(len(codecs.BOM_UTF8)) if kind == CharTokenizer.kind else b""
                 offset, head = (len(head), b"") if head == codecs.BOM_UTF8 else (0, head)
                 before = 0
                 while piece := head + stream.read(PIECE):
@@ -301,7 +301,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                     bar.update(raw.tell() - before)
                     before = raw.tell()
                     told(piece)
-                    if kind == "bytes":
+                    if kind == ByteTokenizer.kind:
                         yield piece
                         continue
                     if (at := piece.find(0)) >= 0:
@@ -352,11 +352,11 @@ def _survey(files: list[Path], bar: tqdm, kind: str) -> tuple[str, str | None, i
     seen, seen_ascii = np.zeros(UNICODE, bool), b""
     for piece in _pieces(files, bar, digest.update, kind):
         size += len(piece)
-        if kind == "bytes":
+        if kind == ByteTokenizer.kind:
             continue
         if isinstance(piece, str):
             seen[_code_points(piece)] = True
         elif new := piece.translate(None, seen_ascii):  # mostly nothing
             seen_ascii = bytes({*seen_ascii, *new})
     seen[list(seen_ascii)] = True
-    return digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))) if kind == "characters" else None, size
+    return digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))) if kind == CharTokenizer.kind else None, size

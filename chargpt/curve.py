@@ -24,8 +24,8 @@ class Point(NamedTuple):
     Attributes:
         step: optimizer steps taken.
         seconds: since training began, validations included and interruptions not.
-        train_loss: of the last step that was logged, in nats per character.
-        val_loss: in nats per character.
+        train_loss: of the last step that was logged, in nats per id.
+        val_loss: in nats per id.
         chars_per_second: characters trained on, of all devices together.
     """
 

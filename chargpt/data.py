@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.blocks import Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
+from chargpt.blocks import CALLED, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import Corpus, Ids, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError, one_line
-from chargpt.sources import find_text
+from chargpt.sources import file, find_text
 from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 
@@ -50,9 +50,6 @@ class OutliveSignals:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self.ending.value else None)
 
 
-CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text
-
-
 class CharDataModule(LightningDataModule):
     """Random blocks of a text for training, the rest of it in order for validation and, if there is a third part, for a
     test.
@@ -85,10 +82,12 @@ class CharDataModule(LightningDataModule):
         """
         if hasattr(self, "corpus"):
             return
-        text, config = self._load("train"), self.config
+        config = self.config
+        self.source = config.source
+        text = self._load("train")
         own = {part: self._load(part) for part in ("val", "test") if self._has_own(part)}
-        cut = [text.ids] if "val" in own else parts_of(text.ids, config.split)
-        parts = {part: (text, ids) for part, ids in zip(CALLED, cut, strict=False)}
+        cut = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
+        parts = {part: (text, ids) for part, ids in cut.items()}
         parts |= {part: (each, each.ids) for part, each in own.items()}
         for part, (corpus, ids) in parts.items():
             if len(ids) < config.block_size + 1:
@@ -103,7 +102,7 @@ class CharDataModule(LightningDataModule):
         tokenizer = CharTokenizer(together) if len(vocabularies) > 1 else text.tokenizer
         if tokenizer.vocab_size == 1:
             raise UserError(f"{text.name} has a single distinct character: there is nothing to learn")
-        read_at_random(cut[0])
+        read_at_random(cut["train"])
         self._parts, self.corpus, self.own = parts, text, own
         self.use(tokenizer)
 
@@ -139,23 +138,20 @@ class CharDataModule(LightningDataModule):
     def _load(self, part: str) -> Corpus:
         config, prefix = self.config, "" if part == "train" else f"{part}_"
         path, sha256 = getattr(config, f"{prefix}path"), self._expected.get(f"{prefix}sha256")
-        source = config.source if part == "train" else "file"
-        if part == "train":
-            self.source = source
         if sha256 is not None and path is None:
             name = self._expected[f"{prefix}name"]
             corpus = find_encoded(sha256, name, config.tokenizer, afresh=config.verify)
             if corpus is not None:
                 return corpus
-            if source == "file":
+            if prefix or config.source == "file":
                 raise UserError(
                     f"the text of the run ({one_line(name)}) is not in the cache any more; say where it is:"
                     f" data.{prefix}path=my.txt"
                 )
-        # A run that goes on does so with its own text or not at all.
-        fallback = config.fallback if sha256 is None and part == "train" else None
-        text = find_text(source, path, fallback, f"data.{prefix}path=")
-        if part == "train":
+        if prefix:
+            text = file(path, f"data.{prefix}path=")
+        else:  # a run that goes on does so with its own text or not at all
+            text = find_text(config.source, path, config.fallback if sha256 is None else None)
             self.source = text.source
         return encode_text(text, sha256, config.tokenizer, afresh=config.verify)
 

@@ -110,7 +110,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         try:
             rows.append(score_checkpoint(path, arguments))
         except UserError as error:
-            if len(paths) == 1:
+            if len(paths) == 1 or isinstance(error, UnusableTextError):
                 raise
             failed += 1  # the others have their scores
             tell(f"error: {'' if str(path) in str(error) else f'{path}: '}{error}")
@@ -131,13 +131,24 @@ def checkpoints_of(run_or_file: str | None) -> Iterator[Path]:
         yield find_checkpoint(run_or_file)
 
 
+class UnusableTextError(UserError):
+    """The text cannot be scored by any checkpoint."""
+
+
 @functools.cache
 def read_text(path: str, kind: str) -> "Corpus":
-    """The text of a file, a folder or a glob, encoded."""
-    from chargpt.corpus import encode_text
-    from chargpt.sources import find_text
+    """The text of a file, a folder or a glob, encoded.
 
-    return encode_text(find_text("file", path, said="--text "), kind=kind)
+    Raises:
+        UnusableTextError: it cannot be.
+    """
+    from chargpt.corpus import encode_text
+    from chargpt.sources import file
+
+    try:
+        return encode_text(file(path, "--text "), kind=kind)
+    except UserError as error:
+        raise UnusableTextError(str(error)) from error
 
 
 def score_checkpoint(path: Path, arguments: argparse.Namespace) -> Row:
@@ -163,10 +174,10 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
         UserError: it cannot be used, or is not there.
     """
     from chargpt.corpus import ids_in
-    from chargpt.scoring import kind_of, part_of_text
+    from chargpt.scoring import part_of_text
 
     trained_on, part, skip = checkpoint.text, arguments.split or "val", arguments.unknown == "skip"
-    text = None if arguments.text is None else read_text(arguments.text, kind_of(checkpoint.tokenizer))
+    text = None if arguments.text is None else read_text(arguments.text, checkpoint.tokenizer.kind)
     try:
         if text is None or text.sha256 in trained_on.values() or arguments.split is not None:
             found = part_of_text(checkpoint, part, text, skip_unknown=skip)
@@ -234,10 +245,10 @@ def as_text(rows: list[Row], context: int | None) -> str:
     )
 
 
-def _numbers(row: Row) -> tuple[str, str, str, str, str]:
+def _numbers(row: Row) -> tuple[str, ...]:
     score = row.score
     losses = (score.loss, score.bits, row.bits_per_byte, score.perplexity)
-    return *(f"{each:.4f}" for each in losses), f"{score.accuracy:.2%}"  # type: ignore[return-value]  # four and one
+    return *(f"{each:.4f}" for each in losses), f"{score.accuracy:.2%}"
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Job:
 
     @property
     def loss(self) -> float:
-        """The lowest validation loss, in nats per character; infinite where there is none."""
+        """The lowest validation loss, in nats per id; infinite where there is none."""
         return self.best.val_loss if self.best else math.inf
 
     @property

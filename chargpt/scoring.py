@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.blocks import Batch, SequentialBlocks, parts_of
+from chargpt.blocks import CALLED, Batch, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, Scoring
-from chargpt.corpus import Corpus, Ids, find_encoded, ids_in
+from chargpt.corpus import PIECE, Corpus, Ids, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.memory import check_memory
 from chargpt.model import Model
 from chargpt.tokenizer import Tokenizer
 
-PIECE = 1 << 22  # characters whose bytes are counted at a time
 MOST_CHARACTERS = 1 << 18  # at once: a file may say any batch size
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the others are the weights' own
 
@@ -29,7 +28,7 @@ class Score:
 
     Attributes:
         characters: how many were predicted: all but the first.
-        loss: the mean cross entropy, in nats per character.
+        loss: the mean cross entropy, in nats per id.
         accuracy: the share of characters that were thought the likeliest.
     """
 
@@ -55,11 +54,6 @@ def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:
     return sum(int(lengths[ids[at : at + PIECE]].sum()) for at in range(1, len(ids), PIECE))
 
 
-def kind_of(tokenizer: Tokenizer) -> str:
-    """As what a text is read for it: one of `chargpt.corpus.TOKENIZERS`."""
-    return f"{tokenizer.unit}s"
-
-
 def part_of_text(
     checkpoint: Checkpoint, part: str, text: Corpus | None = None, *, skip_unknown: bool = False
 ) -> tuple[Ids, str] | None:
@@ -81,11 +75,11 @@ def part_of_text(
     prefix = f"{part}_" if is_own else ""
     sha256 = said.get(f"{prefix}sha256", "")
     if text is None:
-        text = find_encoded(sha256, said.get(f"{prefix}name", ""), kind_of(tokenizer))
+        text = find_encoded(sha256, said.get(f"{prefix}name", ""), tokenizer.kind)
     if text is None or text.sha256 != sha256:
         return None
-    cut = text.ids if is_own else parts_of(text.ids, split)[1 if part == "val" else 2]
-    what = text.name if is_own else f"the {'validation' if part == 'val' else 'test'} split of {text.name}"
+    cut = text.ids if is_own else parts_of(text.ids, split)[part]
+    what = text.name if is_own else f"the {CALLED[part]} split of {text.name}"
     return ids_in(tokenizer, text.tokenizer, cut, skip_unknown=skip_unknown), what
 
 

@@ -32,7 +32,7 @@ class UnavailableError(UserError):
     """The text is not on this machine and cannot be brought here now; another source may do instead."""
 
 
-def find_text(source: str, path: str | None = None, fallback: str | None = None, said: str = "data.path=") -> Text:
+def find_text(source: str, path: str | None = None, fallback: str | None = None) -> Text:
     """The text of a source.
 
     Args:
@@ -41,27 +41,22 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None,
             that differ in `.gz` only, the plain one) or a glob; a file that has several names counts once. Any may be
             compressed by gzip.
         fallback: the source to use, with a warning, where the first one is unavailable.
-        said: how a path is named, for messages.
 
     Raises:
         UserError: there is no such text.
     """
     try:
-        return _from(source, path, said)._replace(source=source)
+        return SOURCES[source](path)._replace(source=source)
     except UnavailableError as error:
         if fallback in (None, source):
             raise
-        text = _from(fallback, path, said)._replace(source=fallback)
+        text = SOURCES[fallback](path)._replace(source=fallback)
         rule = "!" * 100
         log.warning(
             f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
             f"To insist on it, say data.fallback=null: then this is an error.\n{rule}"
         )
         return text
-
-
-def _from(source: str, path: str | None, said: str) -> Text:
-    return file(path, said) if SOURCES[source] is file else SOURCES[source](path)
 
 
 def shakespeare(path: str | None) -> Text:
@@ -130,7 +125,14 @@ def pydocs(path: str | None) -> Text:
 
 
 def file(path: str | None, said: str = "data.path=") -> Text:
-    """A file, a folder's texts, or what a glob matches."""
+    """A file, a folder's texts, or what a glob matches.
+
+    Args:
+        said: by what the path was given, for messages.
+
+    Raises:
+        UserError: there is no such text.
+    """
     if not path:
         raise UserError(f"a text is missing: {said}my.txt (a file, a folder or a glob)")
     name = one_line(path)
@@ -154,7 +156,7 @@ def file(path: str | None, said: str = "data.path=") -> Text:
     else:
         files = [root]
     once = {identity(file): file for file in sorted(files, reverse=True)}  # of several names, the first
-    return Text(name, sorted(once.values()))
+    return Text(name, sorted(once.values()), "file")
 
 
 SOURCES: dict[str, Callable[[str | None], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}

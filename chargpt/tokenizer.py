@@ -3,7 +3,7 @@
 import codecs
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 from chargpt.errors import UserError
 
@@ -28,6 +28,7 @@ class CharTokenizer:
         UserError: the characters are none, repeated, out of order, or such as UTF-8 cannot write (surrogates).
     """
 
+    kind = "characters"
     unit = "character"  # what an id stands for
 
     def __init__(self, characters: str):
@@ -65,9 +66,9 @@ class CharTokenizer:
         """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
         return "".join(self.characters[i] for i in ids)
 
-    def decoder(self) -> Callable[[Iterable[int]], str]:
-        """Decodes a text that comes in parts: each call gives the text of the next ids."""
-        return self.decode
+    def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
+        """The text of ids that come in parts, as they come."""
+        return map(self.decode, parts)
 
 
 class ByteTokenizer:
@@ -76,6 +77,7 @@ class ByteTokenizer:
     A character outside ASCII is two to four ids. Ids that are no UTF-8 are decoded as U+FFFD.
     """
 
+    kind = "bytes"
     unit = "byte"
     characters = None
     vocab_size = 256
@@ -98,13 +100,16 @@ class ByteTokenizer:
         """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
         return bytes(map(int, ids)).decode(errors="replace")
 
-    def decoder(self) -> Callable[[Iterable[int]], str]:
-        """Decodes a text that comes in parts: a call gives the characters that are whole by then."""
+    def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
+        """The text of ids that come in parts: after each the characters that are whole by then."""
         pending = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda ids: pending.decode(bytes(map(int, ids)))
+        for ids in parts:
+            yield pending.decode(bytes(map(int, ids)))
+        yield pending.decode(b"", final=True)
 
 
 Tokenizer = CharTokenizer | ByteTokenizer
+KINDS = (CharTokenizer.kind, ByteTokenizer.kind)  # as what a text can be read
 
 
 def tokenizer_of(characters: str | None) -> Tokenizer:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from chargpt.errors import UserError
 from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig
+from chargpt.run import ranks
 from chargpt.run.callbacks import throughput
 from chargpt.run.launched import arguments_of_rank, is_first, launched
 from chargpt.run.ranks import check_number
@@ -108,13 +110,15 @@ def test_several_devices_do_what_one_does(devices, batch, split, tiny, tmp_path)
     also where their blocks do not divide by the devices, or where one of these has none. One of them speaks."""
     tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
     tiny += [f"data.split={split}"]
+    if batch == 64:  # so that the weights that are tested are not the last ones
+        tiny += ["+callbacks.harm={_target_: faults.Worsen, step: 4}"]
     options = [f"trainer.devices={devices}", f"data.batch_size={batch // devices}"]
-    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/several")
+    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/several", env=TESTS)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Best validation loss") == 1
     assert "Warning" not in done.stderr
     assert "sync_dist" not in done.stderr
-    alone = run_script("train.py", *tiny, f"data.batch_size={batch}", f"hydra.run.dir={tmp_path}/one")
+    alone = run_script("train.py", *tiny, f"data.batch_size={batch}", f"hydra.run.dir={tmp_path}/one", env=TESTS)
     assert alone.returncode == 0, alone.stderr
     one, several = curves(tmp_path / "one"), curves(tmp_path / "several")
     assert one.keys() == several.keys()
@@ -330,7 +334,6 @@ PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^(?:python|torchrun|srun) .*", PAGE, re.MULTILINE)]
 
 
-@pytest.mark.kills
 def test_commands_of_the_page(quiet, tiny, tmp_path):
     ours, torchrun, srun, same, other = COMMANDS
     assert ours[:2] == ["python", "train.py"]
@@ -440,6 +443,29 @@ def test_a_process_that_is_killed(rank, when, launcher, quiet, tiny, tmp_path):
         assert done.returncode == 0, done.stderr
         assert_same_end(quiet, tmp_path / "run")
         assert not [*tmp_path.rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("said", [None, b"", b"\xff" * 43, b"GET / HTTP/1.1\r\n\r\n" * 9, b"0" * 32 + b"          1"])
+def test_a_stranger_that_calls_is_nobody(said, monkeypatch):
+    """Also one that says nothing, and does not hang up."""
+    monkeypatch.setattr(ranks, "WORD", 0.2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        if said is not None:
+            theirs.sendall(said)
+            theirs.shutdown(socket.SHUT_WR)
+        assert ranks.rank_that_calls(ours, "a" * 32) is None
+
+
+def test_a_rank_that_calls_in_parts(monkeypatch):
+    monkeypatch.setattr(ranks, "WORD", 20.0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        caller = threading.Thread(target=lambda: [(theirs.sendall(bytes([each])), time.sleep(0.002)) for each in word])
+        word = f"{'a' * 32} {7:10}".encode()
+        caller.start()
+        assert ranks.rank_that_calls(ours, "a" * 32) == 7
+        caller.join()
 
 
 def test_one_that_dies_before_all_are_there(tiny, tmp_path):

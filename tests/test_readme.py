@@ -85,7 +85,7 @@ def test_train_commands(overrides, tiny, tmp_path, caplog):
         }
         return
     [own] = [each.removeprefix("data.path=") for each in tiny if each.startswith("data.path=")]
-    named = [re.sub(r"(?<=(val|est)_path=).*", own, each) for each in overrides]
+    named = [re.sub(r"(_path=).*", rf"\1{own}", each) for each in overrides]
     kept = [each for each in named if not each.startswith(("data=", "data.path=", "trainer.max_steps="))]
     small = [each for each in tiny if "bigram" not in str(kept) or not re.match(r"model\.n_", each)]
     train(composed(*kept, *small, f"run_dir={tmp_path}"))

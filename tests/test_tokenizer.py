@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import UserError
-from chargpt.tokenizer import CharTokenizer, UnknownCharacterError
+from chargpt.tokenizer import ByteTokenizer, CharTokenizer, UnknownCharacterError
 
 # Chinese, emoji with modifiers, combining characters, right-to-left and astral text
 SAMPLES = ["道可道，非常道。", "👩🏽‍🚀🇳🇴🫠", "e\u0301 ≠ é", "שָׁלוֹם", "𝔸𝕓𝕔", "\r\n\t \ufeff"]
@@ -47,3 +47,19 @@ class Text(str):
 def test_no_vocabulary(characters):
     with pytest.raises(UserError, match="a vocabulary"):
         CharTokenizer(characters)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_bytes_that_come_in_parts(size):
+    """Whole characters, and nothing lost at the end."""
+    content = "naïve 道\U0001f600".encode() + b"\xff\xe9\x81"
+    parts = [content[at : at + size] for at in range(0, len(content), size)]
+    texts = list(ByteTokenizer().decode_parts(parts))
+    assert "".join(texts) == ByteTokenizer().decode(content) == "naïve 道\U0001f600\ufffd\ufffd"
+
+
+def test_bytes_that_a_command_line_had():
+    assert ByteTokenizer().encode("a\udcff") == [97, 255]
+    with pytest.raises(UnknownCharacterError, match="U\\+D800"):
+        ByteTokenizer().encode("a\ud800")
+    assert ByteTokenizer().encode("a\ud800b", skip_unknown=True) == [97, 98]

@@ -114,7 +114,9 @@ def _validated_on(checkpoint: Checkpoint) -> str:
     if own := checkpoint.text.get("val_name"):
         return public_name(own)
     _, share, *test = checkpoint.scoring.split
-    return f"its last {100 * share:.3g}%" + (f" before those that test, {100 * test[0]:.3g}%" if test else "")
+    if test:
+        return f"the {100 * share:.3g}% of it before the last {100 * test[0]:.3g}%, which test"
+    return f"its last {100 * share:.3g}%"
 
 
 def _day(seconds: float) -> str:

@@ -13,9 +13,10 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
+from chargpt.blocks import CALLED
 from chargpt.checkpoint import Scoring
 from chargpt.corpus import Corpus
-from chargpt.data import CALLED, CharDataModule
+from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model

@@ -74,10 +74,8 @@ def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
     """
     if initial.tokenizer.characters is None or text.characters is None:
         if initial.tokenizer.characters != text.characters:
-            own = f"data.tokenizer={initial.tokenizer.unit}s"
-            raise UserError(
-                f"init_from={one_line(initial.path)} is a model of {initial.tokenizer.unit}s: say {own}, too"
-            )
+            kind = initial.tokenizer.kind
+            raise UserError(f"init_from={one_line(initial.path)} is a model of {kind}: say data.tokenizer={kind}, too")
         return text
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:

@@ -43,7 +43,10 @@ def launched() -> tuple[str, int] | None:
     by = None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         by = "torchrun", "WORLD_SIZE"
-    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (
+        "bash",
+        "interactive",
+    ):  # as Lightning has it
         by = "SLURM", "SLURM_NTASKS"
     if by is None:
         return None

@@ -32,7 +32,7 @@ InWords = Callable[[Exception, Path], tuple[str, int, bool]]  # what to say, the
 
 PARENT = "CHARGPT_PARENT"  # who started this process, if that was rank 0 of the run
 GRACE = 10.0  # seconds that rank 0 has to end by itself once another one has died: it may be at a save
-WORD = 1.0  # seconds that a last word may take
+WORD = 1.0  # seconds that a word may take, the first or the last
 CALLS = 60.0  # seconds in which all have to call rank 0, once all are there
 
 
@@ -143,11 +143,11 @@ class Ranks:
         with server:
             while len(self._lines) < self.size - 1:
                 line, _ = server.accept()
-                line.settimeout(CALLS)
-                word = line.recv(len(secret) + 11, socket.MSG_WAITALL).decode(errors="replace").split()
-                if len(word) == 2 and secrets.compare_digest(word[0], secret):
-                    line.settimeout(None)
-                    self._lines[int(word[1])] = line
+                rank = rank_that_calls(line, secret)
+                if rank is None:
+                    line.close()
+                else:
+                    self._lines[rank] = line
 
     def _listen(self, rank: int, line: socket.socket) -> None:
         """Wait for another process's last word, or for its death."""
@@ -256,12 +256,26 @@ class Ranks:
                 child.kill()
 
 
+def rank_that_calls(line: socket.socket, secret: str) -> int | None:
+    """The rank of the process at the other end; None for one that does not know the secret, or says nothing."""
+    line.settimeout(WORD)
+    word, length = b"", len(secret) + 11
+    with contextlib.suppress(OSError):
+        while len(word) < length and (more := line.recv(length - len(word))):
+            word += more
+    known, _, rank = word.partition(b" ")
+    if not secrets.compare_digest(known, secret.encode()):
+        return None
+    line.settimeout(None)
+    return int(rank)
+
+
 @contextlib.contextmanager
 def together(trainer: "Trainer", folder: Path, in_words: InWords) -> Iterator[None]:
     """Inside, all processes of the run are at work: when one dies, all end within seconds, and one of them tells why.
 
     Args:
-        trainer: of the run, before it is fitted. One of a single device has nobody to care for.
+        trainer: of the run, before it is fitted. With a single device there is nothing to do.
         folder: the run's.
         in_words: what there is to say of an error, in a run of that folder.
 

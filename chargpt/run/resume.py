@@ -36,7 +36,7 @@ class Resumption:
         checkpoint: the file with the state of training.
         state: what was read from it.
         step: optimizer steps taken.
-        best: the lowest validation loss so far, in nats per character.
+        best: the lowest validation loss so far, in nats per id.
         model, optimizer: the configurations that it was trained with.
         text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of its others.
         characters: the model's vocabulary; None for bytes.
@@ -255,7 +255,7 @@ def _check_averaging(state: dict[str, Any]) -> None:
 
 
 def _best_loss(value: Any) -> float:
-    """The lowest validation loss so far, in nats per character; infinite where there was none."""
+    """The lowest validation loss so far, in nats per id; infinite where there was none."""
     if not isinstance(value, Tensor) or value.shape or not value.is_floating_point() or not value >= 0:
         raise TypeError("not a loss")
     return float(value)
@@ -304,7 +304,7 @@ def check_resumption(resumption: Resumption, settings: Settings) -> None:
         before = getattr(resumption, key)
         if before != getattr(settings, key):
             raise UserError(f"{short(resumption.checkpoint)} was trained with another {key}: {before}")
-    if (resumption.characters is None) != (settings.data.tokenizer == "bytes"):
+    if tokenizer_of(resumption.characters).kind != settings.data.tokenizer:
         raise UserError(f"{short(resumption.checkpoint)} was trained with another data.tokenizer")
     if resumption.split not in (None, settings.data.split):
         raise UserError(f"{short(resumption.checkpoint)} was trained with another data.split: {resumption.split}")

@@ -195,7 +195,7 @@ def _values_of(run: Path) -> dict[str, Any]:
     values = _leaves(_load(run / CONFIG))
     if values is None:
         raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
-    share = values.get("data.val_fraction")  # what data.split was before 2026-12
+    share = values.get("data.val_fraction")  # what older runs have in place of data.split
     if isinstance(share, float) and "data.split" not in values:
         del values["data.val_fraction"]
         values["data.split"] = [1 - share, share]

@@ -18,7 +18,7 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constan
     Args:
         points: its validations, in order.
         max_steps: the steps that were planned.
-        vocab_size: distinct characters.
+        vocab_size: distinct ids.
         constant: whether the learning rate stays where it is. Where it falls with the planned steps, the loss falls
             with it, and more steps are another run.
     """

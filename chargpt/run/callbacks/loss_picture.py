@@ -61,7 +61,7 @@ def draw(points: Sequence[Point]) -> "Figure":
     said = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
     panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=said)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set(xlabel="step", ylabel="loss (nats per character)")
+    panel.set(xlabel="step", ylabel="loss (nats)")
     panel.grid(alpha=0.3)
     panel.legend()
     return figure

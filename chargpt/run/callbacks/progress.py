@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from chargpt.module import is_logged
+from chargpt.module import CharLM, is_logged
 from chargpt.run.job import in_sweep
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,9 @@ class Progress(ProgressBar):
     @staticmethod
     def _values(trainer: Trainer) -> list[str]:
         metrics = trainer.callback_metrics
-        speed = "{:,.0f} bytes/s" if "val/bpb" in metrics else "{:,.0f} chars/s"
+        module = trainer.lightning_module
+        of_bytes = isinstance(module, CharLM) and module.tokenizer.characters is None
+        speed = "{:,.0f} bytes/s" if of_bytes else "{:,.0f} chars/s"
         shown = {"train/loss": "loss {:.4f}", "val/loss": "val loss {:.4f}", "chars_per_second": speed}
         return [text.format(metrics[name].item()) for name, text in shown.items() if name in metrics]
 
