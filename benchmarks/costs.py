@@ -413,7 +413,7 @@ def work(step: Step, device: str) -> Callable[[], None]:
 
 def sizes_table(steps: dict[str, Step]) -> list[list[str]]:
     """What the formulas say of each."""
-    rows = [["", "parameters", "GFLOP per step", "attention", "Muon", "state", "kept", "training", "best, last.ckpt"]]
+    rows = [["", "parameters", "GFLOP per step", "attention", "Muon", "state", "kept", "peak", "best, last.ckpt"]]
     rows[0].append("cache")
     for name, step in steps.items():
         P, total = parameters(step.model, step.V), flops(step)
@@ -423,6 +423,27 @@ def sizes_table(steps: dict[str, Step]) -> list[list[str]]:
         files = ", ".join(f"{number / 1e6:,.2f}" for number in checkpoint_bytes(step))
         cache = f"{cache_bytes(step.model) / 1e6:.1f}"
         rows.append([name, f"{P:,}", f"{total / 1e9:,.1f}", *shares, *sizes, files, cache])
+    return rows
+
+
+def doubled(step: Step) -> list[list[str]]:
+    """By how much each cost grows where one size of a step is doubled."""
+    model = step.model
+    assert isinstance(model, GPTConfig)
+    changed = {
+        "layers": replace(step, model=replace(model, n_layer=2 * model.n_layer)),
+        "channels (and heads)": replace(step, model=replace(model, n_embd=2 * model.n_embd, n_head=2 * model.n_head)),
+        "context": replace(step, model=replace(model, block_size=2 * model.block_size)),
+        "batch": replace(step, B=2 * step.B),
+    }
+
+    def costs(each: Step) -> list[float]:
+        weights = parameters(each.model, each.V)
+        return [weights, flops(each), moved_bytes(each), kept_bytes(each), cache_bytes(each.model)]
+
+    rows = [["twice the", "parameters, state, exchange", "FLOPs", "bytes moved", "kept", "cache"]]
+    for name, each in changed.items():
+        rows.append([name, *(f"{new / old:.2f}" for new, old in zip(costs(each), costs(step), strict=True))])
     return rows
 
 
@@ -446,7 +467,9 @@ def main() -> None:
         command.error("the formulas of time and memory are those of a CPU")
     _, precision = chosen("cpu")
     half = precision == "bf16"
-    print(f"{hardware()}; {precision}\n\n{table(sizes_table(experiments(half)))}\n")
+    steps = experiments(half)
+    print(f"{hardware()}; {precision}; megabytes\n\n{table(sizes_table(steps))}\n")
+    print(f"The lecture's step:\n\n{table(doubled(steps['lecture']))}\n")
     for memory in DEVICES_GB:
         plain, averaged = (f"{largest(memory * 1e9, each) / 1e9:.1f}" for each in (False, True))
         print(f"{memory} GB: the state of {plain} billion parameters, or {averaged} with an average of the weights")
