@@ -423,7 +423,7 @@ def test_a_process_that_is_killed(rank, when, launcher, quiet, tiny, tmp_path):
         done = by_torchrun(2, *tiny, *TWO, *harm, place, cwd=tmp_path)
         assert done.returncode == 1
         said = done.stderr.partition("Traceback")[0]  # of torchrun's own report
-        assert done.stderr.count("Traceback") == 1
+        assert done.stderr.count("Traceback") == 1, done.stderr
     else:  # those of loader workers outlive it for a while
         special = ["data.num_workers=2"] if launcher == "workers" else []
         done = run_script("train.py", *tiny, *TWO, *harm, *special, place, env=TESTS)

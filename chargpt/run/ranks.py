@@ -75,10 +75,12 @@ class Ranks:
         self._lock = threading.Lock()
         self._status = 1
         self._ending = False
+        self._signal: int | None = None
 
     def begin(self) -> None:
         """Start the other processes, unless somebody else has, and wait until all are there."""
         self._handler = signal.signal(signal.SIGTERM, self._on_signal)
+        threading.Thread(target=self._look_after_signal, daemon=True).start()
         environment = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         if not environment.creates_processes_externally:
             self._start(environment.main_port)
@@ -92,10 +94,17 @@ class Ranks:
             self._listeners[-1].start()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Launchers send it to those that are left when one has died, which is still to be told."""
-        if not self._ending:
-            self._ending = True
-            raise SystemExit(128 + signum)
+        self._signal = signum
+
+    def _look_after_signal(self) -> None:
+        """End this process some seconds after SIGTERM. Launchers send it to those that are left when one has died,
+        which is still to be told."""
+        while self._signal is None:
+            if self._lost.wait(0.2):
+                return
+        if not self._lost.wait(LATE) and not self._ending:
+            self._say({"status": 128 + self._signal, "said": ""})
+            os._exit(128 + self._signal)
 
     def _start(self, port: int) -> None:
         """Start the other processes of this machine by the same command, as Lightning would, but that one kills all
