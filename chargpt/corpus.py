@@ -217,7 +217,8 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     """
     name, files, _ = text
     ids_file, *description_files = encoded = _files(sha256, tokenizer)
-    log.info(f"Encoding {name}: {_what_of(tokenizer)}")
+    several = f", {len(files):,} files" if len(files) > 1 else ""
+    log.info(f"Encoding {name}{several}: {_what_of(tokenizer)}")
     read = hashlib.sha256()
     with replacing(ids_file) as out, _bar("Encoding", files) as bar:
         for piece in map(_encoder(tokenizer), _pieces(files, bar, read.update, tokenizer.kind)):

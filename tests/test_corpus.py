@@ -68,7 +68,7 @@ def test_several_files_are_one_text(tmp_path):
     assert corpus.sha256 == hashlib.sha256("two drei: öl".encode()).hexdigest()
 
 
-def test_several_files_some_compressed(tmp_path):
+def test_several_files_some_compressed(tmp_path, caplog):
     """Also such as are empty, or made of several parts; each is known by its first bytes, whatever it is called."""
     parts = [b"one ", "zwei: öl ".encode(), b"", b"four"]
     files = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.gz", "d")]
@@ -76,10 +76,13 @@ def test_several_files_some_compressed(tmp_path):
     files[1].write_bytes(gzip.compress(parts[1][:7]) + gzip.compress(parts[1][7:]))  # in the middle of a character
     files[2].write_bytes(gzip.compress(parts[2]))
     files[3].write_bytes(gzip.compress(parts[3]))
-    for kind, whole in (("characters", "one zwei: öl four"), ("bytes", "one zwei: öl four")):
+    caplog.set_level("INFO")
+    whole = "one zwei: öl four"
+    for kind, what in (("characters", "13 distinct characters"), ("bytes", "as bytes")):
         corpus = encode_text(Text("some files", files), kind=kind)
         assert text_of(corpus) == whole
         assert corpus.sha256 == hashlib.sha256(whole.encode()).hexdigest()
+        assert f"Encoding some files, 4 files: {what}" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])

@@ -78,6 +78,8 @@ def test_the_third_part_is_scored_once_at_the_end(tiny, tmp_path, capsys, caplog
     [loss] = losses_of_tests(tmp_path)
     data = CharDataModule(data_config(tiny, THREE))
     data.setup()
+    sizes = [len(ids) for ids in (data.train_ids, data.val_ids, data.test_ids)]
+    assert "distinct (training {:,}, validation {:,}, test {:,})".format(*sizes) in caplog.text
     assert loss == pytest.approx(score(best.model.eval(), data.test_ids, best.scoring).loss, rel=1e-5)
     bits = f"{loss / math.log(2):.4f} bits per character"
     assert f"Test loss {loss:.4f} ({bits}), by the weights of the best validation loss" in caplog.text
@@ -143,7 +145,8 @@ def paths(own):
     return [f"data.path={own}/train.txt", f"data.val_path={own}/val.txt", f"data.test_path={own}/test.txt"]
 
 
-def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, capsys):
+def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     data = CharDataModule(data_config(tiny, *paths(own)))
     data.setup()
     texts = [(own / f"{name}.txt").read_text() for name in ("train", "val", "test")]
@@ -151,6 +154,7 @@ def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, c
     assert [data.tokenizer.decode(each[:]) for each in ids] == texts
     assert data.tokenizer.characters == "".join(sorted(set("".join(texts))))
     start(tmp_path, *tiny, *paths(own))
+    assert "(training" not in caplog.text  # nothing is cut
     rates = curves(tmp_path)
     for part, loss in (("val", rates["val/best_loss"][-1][1]), ("test", losses_of_tests(tmp_path)[0])):
         found = scored(capsys, "--ckpt", tmp_path, "--split", part)

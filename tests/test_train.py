@@ -170,7 +170,7 @@ def test_a_run_by_hand(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     for pattern in (
-        r"Text: .*verse\.txt, [\d,]+ characters, \d+ of them distinct",
+        r"Text: .*verse\.txt, [\d,]+ characters, \d+ of them distinct \(training [\d,]+, validation [\d,]+\)",
         r"Model: gpt, [\d,]+ parameters, on cpu in 32-true",
         r"step 3/6, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 00:\d\d left",
         r"Best validation loss \d\.\d{4} \(nats per character, on .*verse\.txt\), 6 steps in \d+ s",

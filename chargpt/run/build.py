@@ -57,13 +57,20 @@ class Run:
         """The text, the model and how it is computed, in a line each."""
         trainer = self.trainer
         parameters = sum(parameter.numel() for parameter in self.module.net.parameters())
-        lines = [f"Text: {_described(self.data.corpus)}"]
+        lines = [f"Text: {_described(self.data.corpus)}{self._shares()}"]
         lines += [f"{CALLED[part].capitalize()} text: {_described(own)}" for part, own in self.data.own.items()]
         return "\n".join(lines) + (
             "\n"
             f"Model: {self.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
             f" in {trainer.precision}{self.precision}{', compiled' if self.compiled else ''}"
         )
+
+    def _shares(self) -> str:
+        """How much of the text each part has, where it is cut into several."""
+        parts = {"train": self.data.train_ids, "val": self.data.val_ids, "test": self.data.test_ids}
+        cut = {part: len(ids) for part, ids in parts.items() if ids is not None and part not in self.data.own}
+        told = ", ".join(f"{CALLED[part]} {size:,}" for part, size in cut.items())
+        return f" ({told})" if len(cut) > 1 else ""
 
 
 def _described(corpus: Corpus) -> str:
