@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, composed, curves, resume, run_script, signal_at, start, state
+from helpers import ROOT, TINY, composed, curves, resume, run_fresh, run_script, signal_at, start, state
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -244,7 +244,7 @@ def test_bytes_go_on_bitwise(of_bytes, tiny, tmp_path):
 
 def test_whole_characters_are_streamed(of_bytes, tmp_path):
     """Each part of the output is UTF-8, whatever bytes the model puts one after the other."""
-    done = run_script(
+    done = run_fresh(
         "sample.py",
         "--ckpt",
         str(of_bytes),
@@ -264,7 +264,7 @@ def test_whole_characters_are_streamed(of_bytes, tmp_path):
     ids = tokenizer.encode("naïve 道")
     tokens = torch.cat(list(generate(model, torch.tensor([ids]), sampling, seed)))
     assert done.stdout == tokenizer.decode([*ids, *tokens.tolist()]) + "\n"  # also what is cut off at the end
-    again = run_script("sample.py", "--ckpt", str(of_bytes), "--prompt", "naïve 道", "--max-new-tokens", "300",
+    again = run_fresh("sample.py", "--ckpt", str(of_bytes), "--prompt", "naïve 道", "--max-new-tokens", "300",
                        "--seed", "1", "--device", "cpu", "--stop", "\ufffd")  # fmt: skip
     assert again.stdout == done.stdout.partition("\ufffd")[0] + "\n"
 

@@ -11,7 +11,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers import ROOT, composed, run_script
+from helpers import ROOT, composed, run_fresh, run_script
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
@@ -172,7 +172,7 @@ def test_sample_commands(arguments, tiny_run, tmp_path, monkeypatch, capsys):
 def test_completion():
     """What the shell is told to call answers with the options of a group."""
     environment = {"COMP_LINE": "python train.py model=", "COMP_POINT": "22", "COMP_CWORD": "2"}
-    done = run_script("train.py", "-sc", "query=bash", env=environment)
+    done = run_fresh("train.py", "-sc", "query=bash", env=environment)
     assert "model=bigram" in done.stdout, done.stderr
 
 
@@ -210,7 +210,7 @@ def test_extending(what, tiny, tmp_path):
     (command,) = commands(SECTIONS[what])
     given = [each for each in shlex.split(command)[2:] if not each.startswith("python")]
     small = [each for each in tiny if not each.startswith("data") or "data=" not in command]
-    done = run_script("train.py", *small, *given, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
+    done = run_fresh("train.py", *small, *given, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
     assert shlex.split(command)[-1].split("=")[1] in stored

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, run_script
+from helpers import ROOT, run_fresh
 
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.model import Bigram, BigramConfig
@@ -17,7 +17,7 @@ from sample import build_parser, side_by_side, until
 
 
 def run(tiny_run, *arguments, **options):
-    return run_script("sample.py", "--ckpt", str(tiny_run), "--device", "cpu", *arguments, **options)
+    return run_fresh("sample.py", "--ckpt", str(tiny_run), "--device", "cpu", *arguments, **options)
 
 
 def inside(tiny_run, capsys, *arguments):
@@ -267,10 +267,10 @@ def test_a_terminal_is_not_commanded(tmp_path):
     settings = {"characters": characters, "model": {"name": "bigram"}}
     torch.save({"hyper_parameters": settings, "state_dict": weights}, tmp_path / "evil.ckpt")
     arguments = ("--ckpt", str(tmp_path / "evil.ckpt"), "--prompt", "\x1b]", "--seed", "1", "--max-new-tokens", "99")
-    written = run_script("sample.py", *arguments).stdout
+    written = run_fresh("sample.py", *arguments).stdout
     assert set(written) == set(characters)
     master, terminal = os.openpty()
-    done = run_script("sample.py", *arguments, capture_output=False, stdout=terminal, stderr=subprocess.PIPE)
+    done = run_fresh("sample.py", *arguments, capture_output=False, stdout=terminal, stderr=subprocess.PIPE)
     os.close(terminal)
     shown = os.read(master, 10_000).decode().replace("\r\n", "\n")
     os.close(master)
@@ -292,14 +292,14 @@ def test_unknown_characters_can_be_skipped(quick):
 
 
 def test_no_run_yet(tmp_path):
-    done = run_script("sample.py", cwd=tmp_path)
+    done = run_fresh("sample.py", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no run in outputs/")
 
 
 def test_the_newest_run(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "outputs" / "day" / "run")
-    done = run_script("sample.py", "--max-new-tokens", "5", cwd=tmp_path)
+    done = run_fresh("sample.py", "--max-new-tokens", "5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"Sampling {Path('outputs', 'day', 'run', 'checkpoints', 'best.ckpt')}\n"
 
@@ -313,7 +313,7 @@ def test_characters_of_several_bytes(tmp_path):
     content = {"hyper_parameters": {"characters": characters, "model": config}, "state_dict": state}
     torch.save(content, tmp_path / "wide.ckpt")
     environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = run_script("sample.py", "--ckpt", str(tmp_path / "wide.ckpt"), "--prompt", "道", env=environment)
+    done = run_fresh("sample.py", "--ckpt", str(tmp_path / "wide.ckpt"), "--prompt", "道", env=environment)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout) == {*characters, "\n"}
     assert len(done.stdout) == 1 + 500 + 1

@@ -11,12 +11,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, STEPS, assert_same, events, launch, run_script, signal_at, state
+from helpers import ROOT, STEPS, assert_same, events, launch, run_fresh, run_script, signal_at, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.jobs import read_sweep
 
-HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}, "timeout": 300}
+HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]
 NAMES = ["0_n_layer=1,seed=1", "1_n_layer=1,seed=2", "2_n_layer=2,seed=1", "3_n_layer=2,seed=2"]
 
@@ -32,8 +32,8 @@ def fixed(tiny):
     return [*(each for each in tiny if "n_layer" not in each), *STEPS]
 
 
-def sweep(fixed, folder, *more, **options):
-    return run_script("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", **({"timeout": 300} | options))
+def sweep(fixed, folder, *more, by=run_script, **options):
+    return by("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +220,15 @@ def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in processes of their own: the same runs; failures and interruptions are noticed."""
     folder, _ = whole
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = sweep(fixed, tmp_path / "two", "model.n_head=3,2", "model.n_layer=1", *joblib)
+    done = sweep(fixed, tmp_path / "two", "model.n_head=3,2", "model.n_layer=1", *joblib, by=run_fresh)
     assert done.returncode == 1
     assert "(failed: model.n_embd must be divisible" in done.stderr
     assert "Traceback" not in done.stderr
-    done = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), **HARM)
+    done = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), by=run_fresh, **HARM)
     assert done.returncode == 143, done.stderr
     (line,) = [each for each in done.stderr.splitlines() if each.startswith("To go on: ")]
     words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
-    done = run_script("train.py", *words, "+callbacks.stop=null", timeout=300)
+    done = run_fresh("train.py", *words, "+callbacks.stop=null", timeout=300)
     assert done.returncode == 0, done.stderr
     places = sorted(line.partition(":")[0] for line in done.stderr.splitlines() if " of 4: " in line)
     assert places == [f"{n} of 4" for n in range(1, 5)]
@@ -243,7 +243,7 @@ def test_under_submitit_a_requeued_job_goes_on(whole, fixed, tmp_path):
     folder, _ = whole
     launcher = ["hydra/launcher=submitit_local", "resume=allow"]
     signal = signal_at(8, signum=12, once=tmp_path / "sent")
-    done = sweep(fixed, tmp_path / "sweep", "model.n_layer=1", "seed=1", *signal, *launcher, **HARM)
+    done = sweep(fixed, tmp_path / "sweep", "model.n_layer=1", "seed=1", *signal, *launcher, by=run_fresh, **HARM)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sent").exists()
     name = next(tmp_path.glob("sweep/0_*"))
@@ -256,7 +256,8 @@ def test_under_submitit_a_requeued_job_goes_on(whole, fixed, tmp_path):
 @needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
     search = ["hydra/sweeper=search", "model.n_layer=1"]
-    done = sweep(fixed, tmp_path / "first", *search, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3")
+    seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3"]
+    done = sweep(fixed, tmp_path / "first", *search, *seeded, by=run_fresh)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 jobs finished" in done.stderr
     assert (tmp_path / "first" / "study.db").exists()
@@ -283,7 +284,7 @@ def test_an_optuna_study_goes_on(fixed, tmp_path):
     )
     storage = f"sqlite:///{tmp_path}/first/study.db"
     subprocess.run([sys.executable, "-W", "ignore", "-c", attack, storage, str(tmp_path / "ran")], check=True)
-    done = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1")
+    done = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}/first/study.db is a study of another search: +callbacks.x")
     assert not (tmp_path / "ran").exists()

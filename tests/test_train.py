@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, assert_same, composed, curves, events, run_script, start, state
+from helpers import ROOT, assert_same, composed, curves, events, run_fresh, run_script, start, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.blocks import SequentialBlocks
@@ -166,7 +166,7 @@ def test_bad_input_leaves_nothing_half_written(tiny, tmp_path, override, message
 
 
 def test_a_run_by_hand(tiny, tmp_path):
-    done = run_script("train.py", *tiny, f"hydra.run.dir={tmp_path}/run")
+    done = run_fresh("train.py", *tiny, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     for pattern in (
@@ -238,7 +238,7 @@ def test_a_text_with_a_name_that_the_terminal_cannot_show(text_file, tiny, tmp_p
     text.write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
     environment = {"PYTHONIOENCODING": "cp1252", "PYTHONWARNDEFAULTENCODING": "1"}
     arguments = [*tiny, f"data.path='{text}'", f"hydra.run.dir={tmp_path}/run"]
-    done = run_script("train.py", *arguments, env=environment, encoding="cp1252")
+    done = run_fresh("train.py", *arguments, env=environment, encoding="cp1252")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Logging error" not in done.stderr
@@ -248,7 +248,7 @@ def test_a_text_with_a_name_that_the_terminal_cannot_show(text_file, tiny, tmp_p
     careless = [line for line in done.stderr.splitlines() if "EncodingWarning" in line and line.startswith(ours)]
     assert careless == []
     assert "道德經 ő.txt" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7", env=environment, encoding="cp1252")
+    done = run_fresh("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7", env=environment, encoding="cp1252")
     assert done.returncode == 0, done.stderr
     assert "道德經 ő.txt" in texts(events(tmp_path / "run"), "config")[-1]
 
@@ -293,11 +293,11 @@ def test_output_folder_that_cannot_be_written(tiny, tmp_path):
 
 
 def test_the_configuration_is_shown():
-    done = run_script("train.py", "--cfg", "job", "run_dir=x")
+    done = run_fresh("train.py", "--cfg", "job", "run_dir=x")
     assert done.returncode == 0
     assert "n_embd: 384" in done.stdout
     with open("/dev/full", "w") as full:
-        done = run_script("train.py", "--cfg", "job", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        done = run_fresh("train.py", "--cfg", "job", capture_output=False, stdout=full, stderr=subprocess.PIPE)
     message = "error: cannot write to standard output: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, message)
     done = run_script("train.py", "--cfg", "job", "--resolve", "hydra.run.dir=x")
@@ -309,7 +309,7 @@ def test_the_configuration_is_shown():
 @pytest.mark.skipif("CHARGPT_DATA_DIR" not in os.environ, reason="needs the real text, in CHARGPT_DATA_DIR")
 def test_the_cpu_experiment_keeps_its_promise(tmp_path):
     threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
-    done = run_script(
+    done = run_fresh(
         "train.py", "experiment=cpu", "data.fallback=null", f"hydra.run.dir={tmp_path}/run", timeout=600, env=threads
     )
     assert done.returncode == 0, done.stderr

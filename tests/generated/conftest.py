@@ -10,6 +10,4 @@ from generated.world import World
 def world(tmp_path_factory):
     if sys.platform != "linux":
         pytest.skip("the cases are forked and watched as Linux does it (pidfd, /proc, limits of memory)")
-    world = World(tmp_path_factory.mktemp("world"))
-    yield world
-    world.close()
+    return World(tmp_path_factory.mktemp("world"))

@@ -11,21 +11,19 @@ another script), write a `test_*.py` beside this file that makes a list of cases
 """
 
 import hashlib
-import json
 import os
 import random
 import re
 import shlex
 import shutil
 import stat
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from forks import forks
 
 # A run of a moment in the sandbox.
 TINY = (
@@ -152,18 +150,8 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        script = Path(__file__).with_name("server.py")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, str(script)], env=environment, **pipes)
-        assert json.loads(self.server.stdout.readline()) == {"ready": True}
         self.template = folder / "template"
         self._furnish(self.template)
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
 
     def _furnish(self, box: Path) -> None:
         """A home, a text, another run, and a run that was interrupted."""
@@ -207,21 +195,17 @@ class World:
             "http_proxy": "http://127.0.0.1:9",  # nobody listens there
             "https_proxy": "http://127.0.0.1:9",
         } | case.environment
-        request = {
-            "script": script,
-            "arguments": arguments,
-            "cwd": str(box / "work"),
-            "environment": {
-                key: value.replace("BOX", str(box)) for key, value in environment.items() if value is not None
-            },
-            "streams": [str(box / name) for name in ("stdin", case.stdout, "stderr")],
-            "stop_after": case.stop_after,
-            "seconds": case.seconds,
-            "memory": MEMORY,
-        }
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        answer = json.loads(self.server.stdout.readline())
+        given = {key: value.replace("BOX", str(box)) for key, value in environment.items() if value is not None}
+        answer = forks().run(
+            script,
+            *arguments,
+            cwd=box / "work",
+            environment=given,
+            streams=[box / name for name in ("stdin", case.stdout, "stderr")],
+            seconds=case.seconds,
+            stop_after=case.stop_after,
+            memory=MEMORY,
+        )
         said = [(box / name).read_bytes().decode(errors="backslashreplace") for name in ("stdout", "stderr")]
         return Outcome(**answer, stdout=said[0], stderr=said[1])
 

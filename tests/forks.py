@@ -1,8 +1,8 @@
 """Runs train.py and sample.py many times at the cost of one start: a process of its own, which only forks.
 
 It imports what both scripts need, then reads one request per line from standard input (JSON), runs the script in a fork
-as `__main__`, with limits, and answers with one line. The fork ends as a Python process would: with the same status,
-and the traceback of an error that nobody caught. World.run in world.py is the other end of the line.
+as `__main__`, and answers with one line. The fork ends as a Python process would: with the same status, and the
+traceback of an error that nobody caught. `Forks` is the other end of the line.
 """
 
 import atexit
@@ -17,13 +17,15 @@ import resource
 import runpy
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LATE = (  # what is imported only when it is needed
     "hydra._internal.config_loader_impl",
     "hydra._internal.hydra",
@@ -35,6 +37,54 @@ LATE = (  # what is imported only when it is needed
     "torch.utils.tensorboard",
 )
 FILE_LIMIT = 256 << 20  # bytes per file
+
+
+class Forks:
+    """A server, and how to ask it. There is one for all that a process tests: `forks()`."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.server = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+        assert json.loads(self.server.stdout.readline()) == {"ready": True}
+
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        cwd: Path,
+        environment: dict[str, str],
+        streams: list[Path],
+        seconds: float,
+        stop_after: float | None = None,
+        memory: int | None = None,
+    ) -> dict[str, Any]:
+        """What `run` below has to say of a script that was run.
+
+        Args:
+            streams: what it reads as standard input, and where its output and its errors go.
+            seconds: until it is killed.
+            stop_after: seconds until Ctrl-C.
+            memory: bytes that it may map beyond what all begin with; its files and its time have a limit, too, then.
+        """
+        request = {"script": script, "arguments": arguments, "environment": environment, "cwd": str(cwd)}
+        request |= {"seconds": seconds, "stop_after": stop_after, "memory": memory}
+        request |= {"streams": [str(stream) for stream in streams]}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait(60)
+        self.server.stdout.close()
+
+
+@functools.cache
+def forks() -> Forks:
+    one = Forks()
+    atexit.register(one.close)
+    return one
 
 
 def import_all() -> None:
@@ -120,9 +170,10 @@ def become(request: dict, mapped: int) -> None:
     os.environ.update(request["environment"])
     tempfile.tempdir = None
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + request["memory"],) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(request["seconds"]) + 5,) * 2)
+    if request["memory"] is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + request["memory"],) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(request["seconds"]) + 5,) * 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     script = os.path.join(ROOT, request["script"])
     sys.argv = [script, *request["arguments"]]
