@@ -15,7 +15,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, assert_same, composed, curves, launch, resume, run_fresh, signal_at, start, state
+from helpers import (
+    ROOT,
+    STEPS,
+    assert_same,
+    composed,
+    curves,
+    launch,
+    resume,
+    run_fresh,
+    run_script,
+    signal_at,
+    start,
+    state,
+)
 
 from chargpt.blocks import SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
@@ -94,7 +107,7 @@ def assert_same_end(a, b):
 def quiet(tiny, tmp_path_factory):
     """A run on two devices that nothing befalls."""
     folder = tmp_path_factory.mktemp("quiet")
-    done = run_fresh("train.py", *tiny, *TWO, f"hydra.run.dir={folder}")
+    done = run_script("train.py", *tiny, *TWO, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -113,7 +126,7 @@ def test_several_devices_do_what_one_does(devices, batch, split, tiny, tmp_path)
     if batch == 64:  # so that the weights that are tested are not the last ones
         tiny += ["+callbacks.harm={_target_: faults.Worsen, step: 4}"]
     options = [f"trainer.devices={devices}", f"data.batch_size={batch // devices}"]
-    done = run_fresh("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/several", env=TESTS)
+    done = run_script("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/several", env=TESTS)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Best validation loss") == 1
     assert "Warning" not in done.stderr
@@ -168,7 +181,7 @@ def test_the_validation_loss_is_that_of_one(world):
 def test_masks_differ_and_so_do_not_the_weights(quiet, tiny, tmp_path):
     """Each rank writes down what it draws in a step, and how its weights are after it."""
     code = "{_target_: faults.Draw, folder: '" + str(tmp_path) + "'}"
-    done = run_fresh("train.py", *tiny, *TWO, f"+callbacks.draw={code}", f"hydra.run.dir={tmp_path}/run", env=TESTS)
+    done = run_script("train.py", *tiny, *TWO, f"+callbacks.draw={code}", f"hydra.run.dir={tmp_path}/run", env=TESTS)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert not torch.equal(first["mask"], second["mask"])
@@ -346,7 +359,7 @@ def test_commands_of_the_page(quiet, tiny, tmp_path):
     shutil.copytree(quiet, run)
     for n, command in enumerate((same, other)):
         assert command[2] == f"resume={run.relative_to(tmp_path)}"
-        done = run_fresh("train.py", *command[2:], f"trainer.max_steps={14 + n}", cwd=tmp_path)
+        done = run_script("train.py", *command[2:], f"trainer.max_steps={14 + n}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert ("This run had 2 devices and goes on with 1" in done.stderr) == (command == other)
 
@@ -356,12 +369,12 @@ def test_commands_of_the_page(quiet, tiny, tmp_path):
 
 def test_two_devices_interrupted(quiet, tiny, tmp_path):
     """Only the second has the signal; both stop, and with dropout the end is bitwise that of a quiet run."""
-    done = run_fresh("train.py", *tiny, *TWO, *signal_at(3, rank=1), f"hydra.run.dir={tmp_path}/run", env=TESTS)
+    done = run_script("train.py", *tiny, *TWO, *signal_at(3, rank=1), f"hydra.run.dir={tmp_path}/run", env=TESTS)
     assert done.returncode == 143, done.stderr
     assert done.stderr.count("Stopped after step 4. To go on: python train.py resume=") == 1
     assert "Traceback" not in done.stderr
     assert state(tmp_path / "run")["global_step"] == 4
-    done = run_fresh("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
+    done = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
     assert done.returncode == 0, done.stderr
     assert_same_end(quiet, tmp_path / "run")
     assert curves(quiet) == curves(tmp_path / "run")
@@ -516,16 +529,14 @@ def test_an_error_of_one(rank, error, status, message, tiny, tmp_path):
 
 def test_another_number_of_devices_is_a_told_change(quiet, tiny, tmp_path, caplog):
     """From two to three, in processes; from three to one, in this one."""
-    place = tmp_path / "run"
-    done = run_fresh("train.py", *tiny, *TWO, "trainer.max_steps=6", f"hydra.run.dir={place}")
-    assert done.returncode == 0, done.stderr
-    done = run_fresh("train.py", f"resume={place}", "trainer.max_steps=9", "trainer.devices=3")
+    place = shutil.copytree(quiet, tmp_path / "run")
+    done = run_script("train.py", f"resume={place}", "trainer.max_steps=15", "trainer.devices=3")
     assert done.returncode == 0, done.stderr
     assert (
         done.stderr.count("This run had 2 devices and goes on with 3: from here on, batches and dropout are not") == 1
     )
     assert "Changed: trainer.devices=3 (was 2)" in done.stderr
     assert len(state(place)["random_states"]) == 3
-    resume(place, "trainer.max_steps=12", "trainer.devices=1")
+    resume(place, "trainer.max_steps=18", "trainer.devices=1")
     assert "This run had 3 devices and goes on with 1" in caplog.text
-    assert state(place)["global_step"] == 12
+    assert state(place)["global_step"] == 18

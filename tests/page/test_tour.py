@@ -16,8 +16,9 @@ def test_it_is_committed_without_outputs():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_tour(tmp_path):
+def test_the_tour(tmp_path, monkeypatch):
     """In a copy, with a few steps; the packages are there already, and TensorBoard would be left running."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two would wait for each other where another test has one of two cores
     for name in ("train.py", "sample.py", "conf", "chargpt"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "docs").mkdir()
