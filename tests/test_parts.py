@@ -351,13 +351,25 @@ def test_another_split_in_a_folder_is_not_gone_on_with(stored, tiny_run, tmp_pat
         resume(run, "trainer.max_steps=9")
 
 
-@pytest.mark.parametrize("stored", ["val_fraction: abc", "val_fraction: 1", "split: [0.9, 0.1]\n  val_fraction: 0.3"])
-def test_an_old_share_that_is_none(stored, tiny_run, tmp_path):
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "val_fraction: abc",
+        "val_fraction: 1",
+        "split: [0.9, 0.1]\n  val_fraction: 0.3",
+        "split: {a: 1}",
+        "split: [0.9, x]",
+        "split: 3",
+        "split: null",
+    ],
+)
+def test_a_split_that_is_none(stored, tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     config = run / ".hydra" / "config.yaml"
     config.write_text(re.sub(r"  split:\n  - 0\.9\n  - 0\.1\n", f"  {stored}\n", config.read_text()))
-    with pytest.raises(UserError, match=r"data\.val_fraction=.* is not taken from a run's folder"):
+    with pytest.raises(UserError, match=r"data\.(val_fraction|split).*=.* is not taken from a run's folder") as error:
         resume(run, "trainer.max_steps=9")
+    assert "without it" not in str(error.value)
 
 
 def test_null_for_a_text_changes_nothing(own, tiny, tmp_path, caplog):

@@ -38,6 +38,7 @@ FIXED = (  # changing these would not go on with the run: weights, optimizer sta
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split",
     "data.tokenizer", "trainer.accumulate_grad_batches",
 )  # fmt: skip
+OLD_SPLIT = "data.val_fraction"  # what older runs have in place of data.split
 _missing = object()  # what stands for a key that `conf/` lacks
 NUMBER = r"[-+]?(0x)?[\da-fA-F_:]+"  # whole, as YAML writes it
 LARGEST, DEEPEST = 1 << 18, 20  # bytes and levels of a configuration
@@ -157,9 +158,10 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
         command = _command(run, [*mine, *_as_overrides(cfg, values, refused)])
         wholes = dict.fromkeys(".".join(key.split(".")[:2]) for key in refused)
         without = " ".join(f"{'' if _is_known(cfg, key) else '+'}{key}=null" for key in wholes)
+        can_go = not any(_is_below(key, (*FIXED, OLD_SPLIT)) for key in refused)
         raise UserError(
-            f"{run} had {had}, which is not taken from a run's folder. To go on without it say {without}; to go on with"
-            f" it, say it again: {command}"
+            f"{run} had {had}, which is not taken from a run's folder."
+            f"{f' To go on without it say {without}.' if can_go else ''} To go on with it, say it again: {command}"
         )
     for key in (key for key in said if key not in TEXTS or OmegaConf.select(cfg, key) is not None):
         inside = [f"{name}={one_line(value)}" for name, value in values.items() if _is_below(name, [key])]
@@ -195,9 +197,9 @@ def _values_of(run: Path) -> dict[str, Any]:
     values = _leaves(_load(run / CONFIG))
     if values is None:
         raise UserError(f"{run / CONFIG} is damaged: it is not a mapping of names")
-    share = values.get("data.val_fraction")  # what older runs have in place of data.split
+    share = values.get(OLD_SPLIT)
     if isinstance(share, float) and "data.split" not in values:
-        del values["data.val_fraction"]
+        del values[OLD_SPLIT]
         values["data.split"] = [1 - share, share]
     return values
 
