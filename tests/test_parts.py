@@ -165,6 +165,17 @@ def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, c
     assert evaluate.main(["--ckpt", str(tmp_path), "--text", str(own / "train.txt"), "--split", "test"]) == 2
 
 
+def test_the_same_text_for_two_parts_is_told(own, tiny, tmp_path, caplog):
+    """Another of its name is none."""
+    caplog.set_level("INFO")
+    other = tmp_path / "train.txt"
+    other.write_text((own / "val.txt").read_text())
+    texts = [f"data.path={own}/train.txt", f"data.val_path={other}", f"data.test_path={own}/train.txt"]
+    start(tmp_path / "run", *tiny, *texts)
+    assert re.search(r"^Validation text: .* of them distinct$", caplog.text, re.MULTILINE)
+    assert re.search(r"^Test text: .* of them distinct, the same that trains$", caplog.text, re.MULTILINE)
+
+
 def test_it_goes_on_with_them_by_their_hashes(own, tiny, tmp_path):
     start(tmp_path / "once", *tiny, *paths(own), "trainer.max_steps=9")
     start(tmp_path / "twice", *tiny, *paths(own), "trainer.max_steps=6")

@@ -58,7 +58,9 @@ class Run:
         trainer = self.trainer
         parameters = sum(parameter.numel() for parameter in self.module.net.parameters())
         lines = [f"Text: {_described(self.data.corpus)}{self._shares()}"]
-        lines += [f"{CALLED[part].capitalize()} text: {_described(own)}" for part, own in self.data.own.items()]
+        for part, own in self.data.own.items():
+            same = ", the same that trains" if own.sha256 == self.data.corpus.sha256 else ""
+            lines.append(f"{CALLED[part].capitalize()} text: {_described(own)}{same}")
         return "\n".join(lines) + (
             "\n"
             f"Model: {self.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
