@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import pkgutil
-import resource
 import runpy
 import select
 import signal
@@ -36,16 +35,17 @@ LATE = (  # what is imported only when it is needed
     "tensorboard.plugins.hparams.summary_v2",
     "torch.utils.tensorboard",
 )
+AS_TESTED = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}  # the environment of every script
 FILE_LIMIT = 256 << 20  # bytes per file
+OUTLIVES = 5.0  # seconds that a process has to end after the one that started it
 
 
 class Forks:
     """A server, and how to ask it. There is one for all that a process tests: `forks()`."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+        self.server = subprocess.Popen([sys.executable, __file__], env=os.environ | AS_TESTED, **pipes)
         assert json.loads(self.server.stdout.readline()) == {"ready": True}
 
     def run(
@@ -124,7 +124,8 @@ def run(request: dict) -> dict:
 
     Returns:
         status: as subprocess has it, negative for a signal; seconds: how long it took; late: whether it was killed;
-        memory: bytes that it had at its peak beyond what it was forked with.
+        left: whether processes that it had started outlived it; memory: bytes that it had at its peak beyond what it
+        was forked with.
     """
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     began = time.monotonic()
@@ -134,29 +135,51 @@ def run(request: dict) -> dict:
             become(request, mapped)
         finally:
             os._exit(250)  # nothing comes back from there
+    with contextlib.suppress(OSError):  # it does so itself: whoever is first
+        os.setpgid(child, child)
     alive = os.pidfd_open(child)
 
     def ended(seconds: float) -> bool:
         return bool(select.select([alive], [], [], max(0.0, seconds - (time.monotonic() - began)))[0])
 
-    if request["stop_after"] is not None and not ended(request["stop_after"]):
-        os.kill(child, signal.SIGINT)
-    late = not ended(request["seconds"])
-    seconds = time.monotonic() - began
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what it has started, too
-    _, status, usage = os.wait4(child, 0)
-    os.close(alive)
+    late = True  # also where Ctrl-C ends the tests
+    try:
+        if request["stop_after"] is not None and not ended(request["stop_after"]):
+            os.kill(child, signal.SIGINT)
+        late = not ended(request["seconds"])
+    finally:
+        seconds = time.monotonic() - began
+        if late:
+            kill_group(child)
+        _, status, usage = os.wait4(child, 0)
+        left = kill_group(child, wait=0.0 if late else OUTLIVES)
+        os.close(alive)
     return {
         "status": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
         "late": late,
+        "left": left,
         "memory": usage.ru_maxrss * 1024 - memory_of_a_fork(),
     }
 
 
+def kill_group(group: int, wait: float = 0.0) -> bool:
+    """Kill the processes of a group that are still there after some seconds; whether there were any."""
+    end = time.monotonic() + wait
+    try:
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.02)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def become(request: dict, mapped: int) -> None:
     """Turn this fork into a Python process that runs the script, and end it."""
+    import resource  # which Windows lacks, where this module is imported, too
+
     os.setpgid(0, 0)
     for fd, (name, flags) in enumerate(zip(request["streams"], (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
         opened = os.open(name, flags)

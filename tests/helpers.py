@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forks import forks
+from forks import AS_TESTED, forks
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -141,7 +141,7 @@ def plain_attention(
 
 
 def _as_a_person_would(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"} | options.pop("env", {})
+    environment = os.environ | AS_TESTED | options.pop("env", {})
     file = options.pop("script_folder", ROOT) / script
     return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
 
@@ -153,7 +153,11 @@ def run_script(
     env: dict[str, str] | None = None,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess:
-    """Run train.py or sample.py in a process of its own, which is forked with all imports done; output as text."""
+    """Run train.py or sample.py in a process of its own, which is forked with all imports done; output as text.
+
+    What Python and libraries read from the environment when they start has been read by then: `env` changes it for the
+    processes that the script starts, and `tests/` can be imported from.
+    """
     if sys.platform != "linux":
         return run_fresh(script, *arguments, cwd=cwd, env=env or {}, timeout=timeout)
     command = [script, *arguments]
@@ -161,11 +165,12 @@ def run_script(
         streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
         for stream in streams:
             stream.touch()
-        environment = os.environ | (env or {})
+        environment = os.environ | AS_TESTED | (env or {})
         answer = forks().run(*command, cwd=cwd, environment=environment, streams=streams, seconds=timeout)
-        if answer["late"]:
-            raise subprocess.TimeoutExpired(command, timeout)
         said = [stream.read_text(encoding="utf-8") for stream in streams[1:]]
+    if answer["late"]:
+        raise subprocess.TimeoutExpired(command, timeout, *said)
+    assert not answer["left"], f"it has left processes behind: {said[1]}"
     return subprocess.CompletedProcess(command, answer["status"], *said)
 
 

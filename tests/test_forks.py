@@ -25,6 +25,12 @@ def test_the_status(signum, status, tiny, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_what_it_leaves_behind_is_noticed(tmp_path):
+    (tmp_path / "script.py").write_text("import subprocess; subprocess.Popen(['sleep', '60'])")
+    with pytest.raises(AssertionError, match="left processes behind"):
+        run_script(str(tmp_path / "script.py"))
+
+
 def test_it_is_not_waited_for_without_end(tiny, tmp_path):
     with pytest.raises(TimeoutExpired):
         run_script("train.py", *tiny, "trainer.max_steps=1000000", f"hydra.run.dir={tmp_path}/run", timeout=2)

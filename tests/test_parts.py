@@ -173,7 +173,9 @@ def test_the_same_text_for_two_parts_is_told(own, tiny, tmp_path, caplog):
     texts = [f"data.path={own}/train.txt", f"data.val_path={other}", f"data.test_path={own}/train.txt"]
     start(tmp_path / "run", *tiny, *texts)
     assert re.search(r"^Validation text: .* of them distinct$", caplog.text, re.MULTILINE)
-    assert re.search(r"^Test text: .* of them distinct, the same that trains$", caplog.text, re.MULTILINE)
+    assert re.search(r"^Test text: .* distinct, the same as the training text$", caplog.text, re.MULTILINE)
+    start(tmp_path / "other", *tiny, *texts[:2], f"data.test_path={own}/val.txt")
+    assert re.search(r"^Test text: .* distinct, the same as the validation text$", caplog.text, re.MULTILINE)
 
 
 def test_it_goes_on_with_them_by_their_hashes(own, tiny, tmp_path):

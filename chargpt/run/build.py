@@ -58,9 +58,11 @@ class Run:
         trainer = self.trainer
         parameters = sum(parameter.numel() for parameter in self.module.net.parameters())
         lines = [f"Text: {_described(self.data.corpus)}{self._shares()}"]
+        seen = {self.data.corpus.sha256: "training"}
         for part, own in self.data.own.items():
-            same = ", the same that trains" if own.sha256 == self.data.corpus.sha256 else ""
+            same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
             lines.append(f"{CALLED[part].capitalize()} text: {_described(own)}{same}")
+            seen.setdefault(own.sha256, CALLED[part])
         return "\n".join(lines) + (
             "\n"
             f"Model: {self.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"

@@ -4,6 +4,7 @@ A run goes on with a configuration composed anew from our own `conf/`, by the op
 folder says contributes values of known keys: no class, no path and no interpolation is taken from it.
 """
 
+import inspect
 import io
 import logging
 import re
@@ -157,11 +158,16 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
         mine = [each for each, one in zip(overrides, parsed, strict=True) if one.key_or_group in said]
         command = _command(run, [*mine, *_as_overrides(cfg, values, refused)])
         wholes = dict.fromkeys(".".join(key.split(".")[:2]) for key in refused)
-        without = " ".join(f"{'' if _is_known(cfg, key) else '+'}{key}=null" for key in wholes)
-        can_go = not any(_is_below(key, (*FIXED, OLD_SPLIT)) for key in refused)
+        if any(_is_below(key, (*FIXED, OLD_SPLIT)) for key in refused):
+            without = ""
+        elif all(_null_leaves_out(cfg, key) for key in wholes):
+            nulls = " ".join(f"{'' if _is_known(cfg, key) else '+'}{key}=null" for key in wholes)
+            without = f" To go on without it say {nulls}."
+        else:
+            without = f" To go on without it take it out of {run / CONFIG}."
         raise UserError(
-            f"{run} had {had}, which is not taken from a run's folder."
-            f"{f' To go on without it say {without}.' if can_go else ''} To go on with it, say it again: {command}"
+            f"{run} had {had}, which is not taken from a run's folder.{without}"
+            f" To go on with it, say it again: {command}"
         )
     for key in (key for key in said if key not in TEXTS or OmegaConf.select(cfg, key) is not None):
         inside = [f"{name}={one_line(value)}" for name, value in values.items() if _is_below(name, [key])]
@@ -221,6 +227,17 @@ def _command(run: Path, overrides: Iterable[str]) -> str:
 def _as_overrides(cfg: DictConfig, values: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """Stored values as overrides on a command line."""
     return [f"{'' if _is_known(cfg, key) else '+'}{key}={as_value(values[key])}" for key in keys]
+
+
+def _null_leaves_out(cfg: DictConfig, key: str) -> bool:
+    """Whether null for a key is as if it had never been said; other keys have defaults of their own."""
+    group, _, name = key.partition(".")
+    if group != "trainer":
+        return group == "callbacks" and bool(name)
+    from lightning.pytorch import Trainer  # takes seconds to import
+
+    known = inspect.signature(Trainer).parameters
+    return name in known and known[name].default is None and OmegaConf.select(cfg, key) is None
 
 
 def as_value(value: Any) -> str:

@@ -136,6 +136,7 @@ class Outcome:
     status: int
     seconds: float
     late: bool
+    left: bool
     memory: int
     stdout: str
     stderr: str
@@ -231,7 +232,7 @@ def wrong_end(case: Case, outcome: Outcome, arguments: list[str]) -> list[str]:
     """What is wrong with how a command ended and with what it said."""
     if outcome.late:
         return [f"HANGS: killed after {outcome.seconds:.0f} s"]
-    wrong = []
+    wrong = ["PROCESSES LEFT"] if outcome.left else []
     if outcome.status < 0:
         wrong.append(f"SIGNAL {-outcome.status}")
     elif outcome.status not in (0, 1, 2) and not (case.stop_after is not None and outcome.status == 130):

@@ -441,6 +441,16 @@ def change(run, values):
     OmegaConf.save(cfg, file)
 
 
+def take_out(run, keys):
+    """Remove keys from a run's configuration."""
+    file = run / ".hydra" / "config.yaml"
+    cfg = OmegaConf.load(file)
+    for key in keys:
+        parent, _, name = key.replace("[", ".").rstrip("]").rpartition(".")
+        del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+    OmegaConf.save(cfg, file)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -498,6 +508,8 @@ MKDIR = {"_target_": "os.mkdir", "path": "was_here"}  # Hydra itself refuses os.
         ({"model.name": "os.system"}, r"model\.name must be one of gpt, bigram|another model"),
         ({"colour": "red"}, "run had colour=red"),
         ({"model.n_layer": "many"}, r"run had model\.n_layer=many"),
+        ({"data.num_workers": "few"}, r"run had data\.num_workers=few"),
+        ({"data.verify": "${seed}"}, r"run had data\.verify="),
         ({"trainer.misspelt": 5}, r"trainer\.misspelt is not an argument"),
         ({"callbacks": 5}, r"run had callbacks=5|damaged"),
         ({"trainer.strategy": "deepspeed"}, r"run had trainer\.strategy=deepspeed"),
@@ -506,7 +518,7 @@ MKDIR = {"_target_": "os.mkdir", "path": "was_here"}  # Hydra itself refuses os.
         ({"trainer.logger": 5}, r"trainer\.logger must be a Logger or a list or true or false or null; got 5"),
     ],
 )
-def test_a_strangers_configuration_is_refused(values, message, copy, monkeypatch):
+def test_a_strangers_configuration_is_refused(values, message, copy, monkeypatch, caplog):
     """In one line, and nothing of it runs."""
     monkeypatch.chdir(copy.parent)
     change(copy, values)
@@ -515,6 +527,14 @@ def test_a_strangers_configuration_is_refused(values, message, copy, monkeypatch
     assert "\n" not in str(error.value)
     assert [file.name for file in copy.parent.iterdir()] == ["run"]
     assert state(copy)["global_step"] == 12
+    # What is advised works.
+    caplog.set_level("INFO")
+    nulls = re.search(r"To go on without it say (.*)\. To go on with it", str(error.value))
+    if nulls or "To go on without it take it out of" in str(error.value):
+        if not nulls:
+            take_out(copy, values)
+        resume(copy, "trainer.max_steps=14", *(nulls[1].split(" ") if nulls else ()))
+        assert "from step 12" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "hydra.yaml"])
