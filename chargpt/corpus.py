@@ -107,7 +107,7 @@ def encode_text(
     with _bar("Reading", files) as bar:
         sha256, characters, size = _survey(files, bar, kind)
     if not size:
-        raise UserError(f"{name} is empty: there is no text to train on")
+        raise UserError(f"{name} is empty: there is no text")
     if expected not in (None, sha256):
         raise UserError(f"{name} is not the text that the run began with, or has changed; start a new run for it")
     remember(kind, files, stamps, sha256)
@@ -287,6 +287,9 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
         UserError: a file cannot be read or, in a text of characters, is binary (has a NUL byte) or is not UTF-8; the
             byte's offset is given, in a compressed file that of the decompressed text.
     """
+    advice = (
+        "convert it first, for example with iconv -f {} -t UTF-8, or train on it as it is: data.tokenizer=bytes".format
+    )
     for file in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -295,6 +298,8 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                 raw.seek(0)
                 stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if compressed else raw
                 head = stream.read(len(codecs.BOM_UTF8)) if kind == CharTokenizer.kind else b""
+                if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(f"{one_line(file)} is not UTF-8: it begins as UTF-16 does; {advice('UTF-16')}")
                 offset, head = (len(head), b"") if head == codecs.BOM_UTF8 else (0, head)
                 before = 0
                 while piece := head + stream.read(PIECE):
@@ -323,8 +328,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
             byte = error.object[error.start]
             raise UserError(
                 f"{one_line(file)} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
-                f" ({error.reason}); convert it first, for example with iconv -f LATIN1 -t UTF-8, or train on it as it"
-                " is: data.tokenizer=bytes"
+                f" ({error.reason}); {advice('LATIN1')}"
             ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{one_line(file)} is damaged, or not all there: {error}") from error

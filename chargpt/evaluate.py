@@ -184,7 +184,10 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
             if found is not None:
                 return found
         if text is not None and arguments.split is None:
-            return ids_in(checkpoint.tokenizer, text.tokenizer, text.ids, skip_unknown=skip), text.name
+            ids = ids_in(checkpoint.tokenizer, text.tokenizer, text.ids, skip_unknown=skip)
+            if dropped := len(text.ids) - len(ids):
+                tell(f"Left out of {text.name}: {dropped:,} that the model does not know")
+            return ids, text.name
     except UnknownCharacterError as error:
         raise UserError(f"{text.name if text else 'its text'} has {error}; --unknown skip drops them") from None
     name = trained_on.get(f"{part}_name") or trained_on.get("name")

@@ -70,8 +70,8 @@ def check_split(group: str, split: list[float]) -> None:
     """
     if not (2 <= len(split) <= 3 and all(0 < share < 1 for share in split) and math.isclose(sum(split), 1)):
         raise UserError(
-            f"{group}.split must be two or three shares of the text, such as [0.9,0.1], which together make 1; got"
-            f" {shown(split)}"
+            f"{group}.split must be two or three shares of the text, such as [0.9,0.1], each above 0 and together 1;"
+            f" got {shown(split)}"
         )
 
 

@@ -327,6 +327,7 @@ def test_two_at_once(tmp_path, cache):
         (b"text\0more", "is binary, not text: a NUL byte at byte offset 4"),
         ("naïve".encode("latin-1"), "is not UTF-8: byte 0xef at byte offset 2"),
         ("é".encode()[:1], "is not UTF-8: byte 0xc3 at byte offset 0"),
+        ("道".encode("utf-16"), "is not UTF-8: it begins as UTF-16 does; convert it first, .* iconv -f UTF-16"),
         (b"x" * 10 + "道".encode()[:2], "is not UTF-8: byte 0xe9 at byte offset 10"),
     ],
 )

@@ -1,5 +1,6 @@
 """One run on several devices: what they compute together, who starts them, and what happens when one of them dies."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from helpers import (
     start,
     state,
 )
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from chargpt.blocks import SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
@@ -76,20 +78,22 @@ def by_slurm(*arguments, nodes=2):
     return [run.returncode for run in runs], said
 
 
+def processes_of(folder):
+    """The files in /proc, where there is such a folder, of the processes of a run in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = process.read_bytes()
+            if f"{folder}".encode() in command and b"train.py" in command:
+                found.append(process)
+    return found
+
+
 def assert_nobody_is_left(folder):
     """No process of a run in this folder is there any more, nor soon will be."""
-    if not Path("/proc").is_dir():
-        return
     left = []
     for _ in range(100):
-        left = []
-        for process in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = process.read_bytes()
-            except OSError:
-                continue
-            if f"{folder}".encode() in command and b"train.py" in command:
-                left.append(process)
+        left = processes_of(folder)
         if not left:
             return
         time.sleep(0.1)
@@ -236,6 +240,12 @@ def test_torchrun(quiet, tiny, tmp_path):
     assert [(p.step, p.val_loss) for p in read_curve(run)] == [(p.step, p.val_loss) for p in read_curve(quiet)]
 
 
+def test_nodes_that_nobody_starts(tiny, tmp_path):
+    done = run_script("train.py", *tiny, "trainer.num_nodes=2", f"hydra.run.dir={tmp_path}/run", timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: trainer.num_nodes=2 takes somebody to start the processes")
+
+
 @pytest.mark.kills
 def test_torchrun_with_another_number_of_devices(tiny, tmp_path):
     done = by_torchrun(2, *tiny, cwd=tmp_path)
@@ -303,15 +313,20 @@ def test_who_is_first(monkeypatch):
         ({"SLURM_NTASKS": "1"}, 2, "SLURM has started 1 process for"),
         ({"SLURM_NTASKS": "abc"}, 1, "SLURM_NTASKS is not a number of processes: 'abc'"),
         ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}, 1, None),
+        ({"nodes": "2"}, 1, "trainer.num_nodes=2 takes somebody to start the processes of all nodes"),
+        ({"nodes": "2", "NODE_RANK": "0"}, 1, None),
         ({"LOCAL_RANK": "1"}, 1, "started with LOCAL_RANK=1, which does not go with trainer.devices=1"),
     ],
 )
 def test_processes_that_do_not_go_with_the_devices(variables, devices, message, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    nodes = int(variables.pop("nodes", 1))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    trainer = SimpleNamespace(num_devices=devices, num_nodes=1, world_size=devices, is_global_zero=True)
+    strategy = SimpleNamespace(cluster_environment=LightningEnvironment()) if nodes > 1 else None
+    sizes = {"num_devices": devices, "num_nodes": nodes, "world_size": nodes * devices}
+    trainer = SimpleNamespace(**sizes, is_global_zero=True, strategy=strategy)
     if message is None:
         check_number(trainer)
         assert (launched() is None) == ("WORLD_SIZE" not in variables and variables.get("SLURM_NTASKS") != "1")
@@ -365,6 +380,27 @@ def test_commands_of_the_page(quiet, tiny, tmp_path):
 
 
 # When one is stopped, or dies
+
+
+@pytest.mark.parametrize("seconds", [0.2, *(pytest.param(late, marks=pytest.mark.kills) for late in (1, 2, 3, 4, 6))])
+def test_ctrl_c_while_they_start(seconds, tiny, tmp_path):
+    """It reaches all of them, as that of a terminal does; the first one ends them."""
+    run = launch(*tiny, *TWO, "trainer.max_steps=100000", f"hydra.run.dir={tmp_path}/run", start_new_session=True)
+    others = []
+    while not others:
+        time.sleep(0.05)
+        assert run.poll() is None, run.communicate()[1]
+        others = [each for each in processes_of(tmp_path) if each.parent.name != str(run.pid)]
+    time.sleep(seconds)
+    began = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said
+    assert "Traceback" not in said
+    assert "error" not in said
+    assert "c10d" not in said
+    assert_nobody_is_left(tmp_path)
+    assert time.monotonic() - began < 15  # on a busy machine
 
 
 def test_two_devices_interrupted(quiet, tiny, tmp_path):

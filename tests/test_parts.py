@@ -155,6 +155,9 @@ def test_all_of_the_text_trains_beside_texts_of_their_own(own, tiny, tmp_path, c
     assert data.tokenizer.characters == "".join(sorted(set("".join(texts))))
     start(tmp_path, *tiny, *paths(own))
     assert "(training" not in caplog.text  # nothing is cut
+    new = [len(set(text) - set(texts[0])) for text in texts[1:]]
+    for part, number in zip(("Validation", "Test"), new, strict=True):
+        assert re.search(rf"^{part} text: .* distinct, {number} of which the training text lacks$", caplog.text, re.M)
     rates = curves(tmp_path)
     for part, loss in (("val", rates["val/best_loss"][-1][1]), ("test", losses_of_tests(tmp_path)[0])):
         found = scored(capsys, "--ckpt", tmp_path, "--split", part)
@@ -172,10 +175,10 @@ def test_the_same_text_for_two_parts_is_told(own, tiny, tmp_path, caplog):
     other.write_text((own / "val.txt").read_text())
     texts = [f"data.path={own}/train.txt", f"data.val_path={other}", f"data.test_path={own}/train.txt"]
     start(tmp_path / "run", *tiny, *texts)
-    assert re.search(r"^Validation text: .* of them distinct$", caplog.text, re.MULTILINE)
+    assert re.search(r"^Validation text: .* distinct, 3 of which the training text lacks$", caplog.text, re.MULTILINE)
     assert re.search(r"^Test text: .* distinct, the same as the training text$", caplog.text, re.MULTILINE)
     start(tmp_path / "other", *tiny, *texts[:2], f"data.test_path={own}/val.txt")
-    assert re.search(r"^Test text: .* distinct, the same as the validation text$", caplog.text, re.MULTILINE)
+    assert re.search(r"^Test text: .* lacks, the same as the validation text$", caplog.text, re.MULTILINE)
 
 
 def test_it_goes_on_with_them_by_their_hashes(own, tiny, tmp_path):

@@ -61,7 +61,9 @@ class Run:
         seen = {self.data.corpus.sha256: "training"}
         for part, own in self.data.own.items():
             same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
-            lines.append(f"{CALLED[part].capitalize()} text: {_described(own)}{same}")
+            new = len(set(own.tokenizer.characters or "") - set(self.data.corpus.tokenizer.characters or ""))
+            unseen = f", {new:,} of which the training text lacks" if new else ""
+            lines.append(f"{CALLED[part].capitalize()} text: {_described(own)}{unseen}{same}")
             seen.setdefault(own.sha256, CALLED[part])
         return "\n".join(lines) + (
             "\n"

@@ -46,7 +46,10 @@ def held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise UserError(f"another process is at work in {short(folder)}: stop it first, or let it end") from None
+        raise UserError(
+            f"another process is at work in {short(folder)}: stop it first, let it end, or begin another run elsewhere"
+            " (hydra.run.dir=...)"
+        ) from None
     try:
         for half in (*folder.glob("checkpoints/.*.tmp"), *folder.glob(".hydra/*.tmp"), *folder.glob(".*.tmp")):
             half.unlink()

@@ -50,6 +50,13 @@ def check_number(trainer: "Trainer") -> None:
             f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
             f" makes {trainer.world_size}: say trainer.devices= and trainer.num_nodes= that make {by[1]}"
         )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    ours = environment is not None and not environment.creates_processes_externally
+    if ours and trainer.num_nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} takes somebody to start the processes of all nodes, such as srun or"
+            " torchrun"
+        )
     if is_first() != trainer.is_global_zero:
         said = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
         raise UserError(f"this process was started with {said}, which does not go with {devices}")
@@ -113,9 +120,12 @@ class Ranks:
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "LOCAL_RANK": "0", PARENT: str(os.getpid())}
         spec = sys.modules["__main__"].__spec__
         command = [os.path.join(here, sys.argv[0])] if spec is None else ["-m", spec.name]
+        # Ctrl-C reaches them all: until they train, this process alone has to do with it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for n in range(1, self.trainer.num_devices):
             started = [sys.executable, *command, *sys.argv[1:]]
             self._children.append(subprocess.Popen(started, env=os.environ | {"LOCAL_RANK": str(n)}, cwd=here))
+        signal.signal(signal.SIGINT, handler)
         threading.Thread(target=self._look_after_children, daemon=True).start()
 
     # These two are for what the lines cannot show: the time before there are any, and a process whose loader workers
@@ -249,7 +259,7 @@ class Ranks:
         if is_bug:
             said = printable("".join(traceback.format_exception(error))) + said
         taken = self._say({"status": status, "said": said if self.rank else ""})
-        self._end_children(GRACE)
+        self._end_children(GRACE if self._lines else 0)  # without a line they would wait for this process
         if self.rank:
             if not taken and said:
                 tell(said)

@@ -79,7 +79,7 @@ def test_another_number_of_devices_is_told(tiny, tmp_path, caplog):
     kept["random_states"] = [{"cpu": torch.get_rng_state()} for _ in range(2)]
     torch.save(kept, tmp_path / "checkpoints" / "last.ckpt")
     resume(tmp_path, "trainer.max_steps=14")
-    assert "This run had 2 devices and goes on with 1" in caplog.text
+    assert "This run had 2 devices and goes on with 1: from here on" in caplog.text
 
 
 # Limits of time, early stopping, a callback that stops

@@ -46,8 +46,8 @@ class RandomState(Callback):
             self._restored = states[trainer.global_rank]
         elif states:
             log.warning(
-                f"This run had {len(states)} devices and goes on with {trainer.world_size}: from here on, batches and"
-                " dropout are not those that would have come"
+                f"This run had {len(states)} device{'s' * (len(states) > 1)} and goes on with {trainer.world_size}:"
+                " from here on, batches and dropout are not those that would have come"
             )
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
