@@ -186,7 +186,7 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
         if text is not None and arguments.split is None:
             ids = ids_in(checkpoint.tokenizer, text.tokenizer, text.ids, skip_unknown=skip)
             if dropped := len(text.ids) - len(ids):
-                tell(f"Left out of {text.name}: {dropped:,} that the model does not know")
+                tell(f"Unknown characters left out of {text.name}: {dropped:,}")
             return ids, text.name
     except UnknownCharacterError as error:
         raise UserError(f"{text.name if text else 'its text'} has {error}; --unknown skip drops them") from None

@@ -72,7 +72,7 @@ def test_another_text(tiny_run, text_file, tmp_path, run):
     plain = json.loads(run("--ckpt", tiny_run, "--text", tmp_path / "plain.txt", "--json")[1])
     _, out, err = run("--ckpt", tiny_run, "--text", tmp_path / "odd.txt", "--json", "--unknown", "skip")
     odd = json.loads(out)
-    assert f"Left out of {tmp_path / 'odd.txt'}: 2 that the model does not know" in err
+    assert f"Unknown characters left out of {tmp_path / 'odd.txt'}: 2\n" in err
     assert plain[0]["characters"] == 499
     assert odd[0] == plain[0] | {"text": str(tmp_path / "odd.txt")}
 

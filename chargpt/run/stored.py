@@ -162,9 +162,9 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
             without = ""
         elif all(_null_leaves_out(cfg, key) for key in wholes):
             nulls = " ".join(f"{'' if _is_known(cfg, key) else '+'}{key}=null" for key in wholes)
-            without = f" To go on without it say {nulls}."
+            without = f" To go on without it, say {nulls}."
         else:
-            without = f" To go on without it take it out of {run / CONFIG}."
+            without = f" To go on without it, remove it from {run / CONFIG}."
         raise UserError(
             f"{run} had {had}, which is not taken from a run's folder.{without}"
             f" To go on with it, say it again: {command}"

@@ -529,8 +529,8 @@ def test_a_strangers_configuration_is_refused(values, message, copy, monkeypatch
     assert state(copy)["global_step"] == 12
     # What is advised works.
     caplog.set_level("INFO")
-    nulls = re.search(r"To go on without it say (.*)\. To go on with it", str(error.value))
-    if nulls or "To go on without it take it out of" in str(error.value):
+    nulls = re.search(r"To go on without it, say (.*)\. To go on with it", str(error.value))
+    if nulls or "To go on without it, remove it from" in str(error.value):
         if not nulls:
             take_out(copy, values)
         resume(copy, "trainer.max_steps=14", *(nulls[1].split(" ") if nulls else ()))
