@@ -382,7 +382,9 @@ def test_commands_of_the_page(quiet, tiny, tmp_path):
 # When one is stopped, or dies
 
 
-@pytest.mark.parametrize("seconds", [0.2, *(pytest.param(late, marks=pytest.mark.kills) for late in (1, 2, 3, 4, 6))])
+@pytest.mark.parametrize(
+    "seconds", [0, *(pytest.param(late, marks=pytest.mark.kills) for late in (0.01, 0.1, 0.5, 1, 2, 3, 4, 6))]
+)
 def test_ctrl_c_while_they_start(seconds, tiny, tmp_path):
     """It reaches all of them, as that of a terminal does; the first one ends them."""
     run = launch(*tiny, *TWO, "trainer.max_steps=100000", f"hydra.run.dir={tmp_path}/run", start_new_session=True)

@@ -92,6 +92,8 @@ class Ranks:
         if not environment.creates_processes_externally:
             self._start(environment.main_port)
         elif PARENT in os.environ and os.name == "posix":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that was held is none any more
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             parent = int(os.environ[PARENT])
             threading.Thread(target=self._look_after_parent, args=(parent,), daemon=True).start()
         self.trainer.strategy.setup_environment()
@@ -120,12 +122,10 @@ class Ranks:
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "LOCAL_RANK": "0", PARENT: str(os.getpid())}
         spec = sys.modules["__main__"].__spec__
         command = [os.path.join(here, sys.argv[0])] if spec is None else ["-m", spec.name]
-        # Ctrl-C reaches them all: until they train, this process alone has to do with it.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for n in range(1, self.trainer.num_devices):
-            started = [sys.executable, *command, *sys.argv[1:]]
-            self._children.append(subprocess.Popen(started, env=os.environ | {"LOCAL_RANK": str(n)}, cwd=here))
-        signal.signal(signal.SIGINT, handler)
+        with _ctrl_c_held():
+            for n in range(1, self.trainer.num_devices):
+                started = [sys.executable, *command, *sys.argv[1:]]
+                self._children.append(subprocess.Popen(started, env=os.environ | {"LOCAL_RANK": str(n)}, cwd=here))
         threading.Thread(target=self._look_after_children, daemon=True).start()
 
     # These two are for what the lines cannot show: the time before there are any, and a process whose loader workers
@@ -273,6 +273,25 @@ class Ranks:
                 child.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+@contextlib.contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Inside, Ctrl-C waits; in processes that are started inside, until they are ready. A terminal sends it to all of
+    them, and before they train rank 0 alone has to do with it."""
+    if os.name != "posix":
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda signum, frame: came.append(signum))  # another thread may take it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which those that are started inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def rank_that_calls(line: socket.socket, secret: str) -> int | None:
