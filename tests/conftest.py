@@ -16,8 +16,9 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hangup_is_not_ignored():
-    """As it is under nohup, also in every process that is started there."""
+def signals_are_not_ignored():
+    """As a hangup is under nohup, and Ctrl-C in a script's background, also in every process that is started there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # Windows lacks it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -396,7 +396,10 @@ def test_ctrl_c_while_they_start(seconds, tiny, tmp_path):
     time.sleep(seconds)
     began = time.monotonic()
     os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate(timeout=60)[1]
+    try:
+        said = run.communicate(timeout=60)[1]
+    finally:
+        run.kill()
     assert run.returncode == 130, said
     assert "Traceback" not in said
     assert "error" not in said
