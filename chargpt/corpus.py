@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes read at a time: the memory that encoding takes is a small multiple of this
 UNICODE = 0x110000  # how many code points there are
+CONVERT = "convert it first, for example with iconv -f {} -t UTF-8, or train on it as it is: data.tokenizer=bytes"
 GZIP = b"\x1f\x8b"  # what such a file begins with, and no UTF-8 does
 
 
@@ -287,9 +288,6 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
         UserError: a file cannot be read or, in a text of characters, is binary (has a NUL byte) or is not UTF-8; the
             byte's offset is given, in a compressed file that of the decompressed text.
     """
-    advice = (
-        "convert it first, for example with iconv -f {} -t UTF-8, or train on it as it is: data.tokenizer=bytes".format
-    )
     for file in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -299,7 +297,8 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                 stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if compressed else raw
                 head = stream.read(len(codecs.BOM_UTF8)) if kind == CharTokenizer.kind else b""
                 if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"{one_line(file)} is not UTF-8: it begins as UTF-16 does; {advice('UTF-16')}")
+                    advice = CONVERT.format("UTF-16")
+                    raise UserError(f"{one_line(file)} is not UTF-8: it begins as UTF-16 does; {advice}")
                 offset, head = (len(head), b"") if head == codecs.BOM_UTF8 else (0, head)
                 before = 0
                 while piece := head + stream.read(PIECE):
@@ -328,7 +327,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
             byte = error.object[error.start]
             raise UserError(
                 f"{one_line(file)} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
-                f" ({error.reason}); {advice('LATIN1')}"
+                f" ({error.reason}); {CONVERT.format('LATIN1')}"
             ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{one_line(file)} is damaged, or not all there: {error}") from error
