@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 
-from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, check_output, file_name, open_output, pick_device, utf8_text
-from chargpt.errors import UserError, printable, tell
+from chargpt.command_line import Parser, check_output, file_name, open_output, pick_device, utf8_text
+from chargpt.errors import UserError, escape, tell
 from chargpt.tokenizer import UnknownCharacterError
 
 LONGEST_PROMPT = 16_000_000  # bytes
@@ -20,13 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Its exit status, as `chargpt.commands.run` has it.
+        Its exit status.
     """
     less = "a smaller --num-samples or --max-new-tokens, or a shorter prompt, needs less"
-    return commands.run(build_parser(), sample, argv, less)
+    return build_parser().run(sample, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(prog="python sample.py", description="Write text with a trained model.")
     parser.add_argument(
         "--ckpt",
@@ -106,7 +105,7 @@ def sample(arguments: argparse.Namespace) -> None:
     tokens = chain([next(tokens)], tokens)  # what fails so far leaves the output as it was
     samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
     with open_output(arguments.out) as out:
-        show = printable if out.isatty() else str  # a vocabulary may hold what a terminal would obey
+        show = escape if out.isatty() else str  # a vocabulary may hold what a terminal would obey
         for n, ids in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.checkpoint import read_checkpoint
 from chargpt.compare import report, save
 from chargpt.curve import read_curve
-from chargpt.errors import Stopped, UserError, first_line, one_line, printable, tell
+from chargpt.errors import Stopped, UserError, first_line, escape, tell
 from chargpt.jobs import Job, read_sweep
 from chargpt.run import config
 from chargpt.run.endings import cannot_write, ending
@@ -120,7 +120,7 @@ def _at_the_start(error: Exception, resumption: Resumption | None) -> UserError:
     """Before the first step is made, what is wrong is what came from outside; the whole story goes to the log alone."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream:
-            handler.stream.write(printable("".join(traceback.format_exception(error))))
+            handler.stream.write(escape("".join(traceback.format_exception(error))))
     where = f"{short(resumption.checkpoint)} cannot be gone on from" if resumption else "the run cannot begin"
     return UserError(f"{where}: {type(error).__name__}: {first_line(error)} (more in the run's log)")
 
@@ -287,7 +287,7 @@ def _ending(error: Exception, folder: Path | None = None) -> tuple[str, int, boo
 def _tell(error: Exception) -> int:
     """Log an error, with its traceback where it is a bug; returns the status to exit with."""
     said, status, is_bug = _ending(error)
-    log.error(f"error: {one_line(said)}", exc_info=is_bug)
+    log.error(f"error: {said}", exc_info=is_bug)
     if not is_first():  # whose log says nothing
         let_the_first_speak()
         tell(f"error: {said}")
@@ -298,7 +298,7 @@ def _end_of_sweep(folder: Path) -> str | None:
     """Say how the jobs of a sweep compare; returns what is wrong with it."""
     sweep = read_sweep(folder)
     if sweep.jobs or isinstance(sys.exception(), KeyboardInterrupt):  # else something is wrong with all
-        print(f"\n{printable(report(sweep))}", file=sys.stderr)
+        print(f"\n{escape(report(sweep))}", file=sys.stderr)
         try:
             save(sweep)
         except UserError as error:
@@ -333,5 +333,5 @@ if __name__ == "__main__":
         if said is None:  # before a job begins, it is about what Hydra was told
             said = f"{type(error).__name__}: {first_line(error)}", 2
         let_the_first_speak()
-        print(f"error: {one_line(said[0])}", file=sys.stderr)
+        print(f"error: {said[0]}", file=sys.stderr)
         sys.exit(said[1])

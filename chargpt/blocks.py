@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from chargpt.corpus import Ids
-from chargpt.errors import UserError, one_line
+from chargpt.errors import UserError
 from chargpt.settings import LARGEST, check_ranges, check_split
 from chargpt.sources import SOURCES
 from chargpt.tokenizer import KINDS
@@ -57,9 +57,9 @@ class DataConfig:
             if source not in SOURCES:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
         if self.path is not None and "file" not in (self.source, self.fallback):
-            raise UserError(f"data.path is for a text of your own: data=file data.path={one_line(self.path)}")
+            raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
         if self.tokenizer not in KINDS:
-            raise UserError(f"data.tokenizer must be one of {', '.join(KINDS)}; got {one_line(self.tokenizer)!r}")
+            raise UserError(f"data.tokenizer must be one of {', '.join(KINDS)}; got {self.tokenizer!r}")
         check_split("data", self.split)
         if len(self.split) == 3 and (self.val_path is not None or self.test_path is not None):
             raise UserError(

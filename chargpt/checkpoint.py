@@ -188,8 +188,7 @@ def read_shared(path: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing, damaged or not one that `chargpt.share` wrote.
     """
-    from chargpt.memory import check_memory
-
+    
     try:
         config = read_config(path.with_name(CONFIG))
         tokenizer = tokenizer_of(config.characters)

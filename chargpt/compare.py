@@ -3,21 +3,18 @@
 import argparse
 import csv
 import io
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chargpt import commands
-from chargpt.commands import Parser, file_name, open_output
-from chargpt.errors import UserError, first_line, one_line, printable
-from chargpt.files import write_whole
+from chargpt.command_line import Parser, file_name, open_output, quoted, table
+from chargpt.errors import UserError, first_line, escape
+from chargpt.files import write
 from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
 from chargpt.pictures import png
 from chargpt.run.stored import command_of_sweep
-from chargpt.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,15 +26,15 @@ MOST_PANELS, MOST_DRAWN = 8, 200
 
 def report(sweep: Sweep) -> str:
     """The tables of a sweep, and what to do next."""
-    parts = [f"{one_line(sweep.folder)}: {sweep.finished} of {sweep.size} jobs finished"]
+    parts = [f"{sweep.folder}: {sweep.finished} of {sweep.size} jobs finished"]
     if sweep.jobs:
         parts.append(_table_of_jobs(sweep))
     if seeds := _table_over_seeds(sweep):
         parts.append(seeds)
     if sweep.jobs and sweep.jobs[0].best:
-        parts.append(f"Sample the best: python sample.py --ckpt {one_line(shlex.quote(str(sweep.jobs[0].folder)))}")
+        parts.append(f"Sample the best: python sample.py --ckpt {quoted([str(sweep.jobs[0].folder)])}")
     if sweep.unfinished and (command := command_of_sweep(sweep.folder, sweep.plan.arguments)):
-        parts.append(f"To go on: {one_line(command)}")
+        parts.append(f"To go on: {command}")
     return "\n\n".join(parts)
 
 
@@ -150,7 +147,7 @@ def _draw_values(panel: Any, name: str, found: list[tuple[Any, float]]) -> None:
 
 def _in_picture(text: str) -> str:
     """A text for a picture, in which $ begins no formula."""
-    return printable(text).replace("$", r"\$")[:80]
+    return escape(text).replace("$", r"\$")[:80]
 
 
 def save(sweep: Sweep) -> None:
@@ -161,7 +158,7 @@ def save(sweep: Sweep) -> None:
     """
     for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", png(draw(sweep)))):
         try:
-            write_whole(sweep.folder / name, content)
+            write(sweep.folder / name, content)
         except OSError as error:
             raise UserError(f"cannot write {sweep.folder / name}: {error.strerror}") from error
 
@@ -182,12 +179,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Its exit status, as `chargpt.commands.run` has it.
+        Its exit status.
     """
-    return commands.run(build_parser(), compare, argv, "compare fewer runs at once")
+    return build_parser().run(compare, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="python -m chargpt.compare",
         description="Compare the runs of a sweep, finished or not: a table, table.csv and sweep.png in its folder.",
@@ -201,7 +198,7 @@ def compare(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.sweep) if arguments.sweep is not None else find_sweep()
     try:
         sweep = read_sweep(folder)
-        text = printable(report(sweep))
+        text = escape(report(sweep))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {first_line(error)}") from error
     with open_output(None) as out:

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from chargpt.cache import cache_folder, locked, replacing, tidy
-from chargpt.errors import UserError, one_line
+from chargpt.errors import UserError
 from chargpt.files import cannot_read
 from chargpt.known import recall, remember, stamps_of
 from chargpt.sources import Text
@@ -138,7 +138,7 @@ def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind, *, afre
         if not all(file.is_file() for file in files):
             return None
         stamps = stamps_of(files)
-        corpus = Corpus(one_line(name), sha256, tokenizer, _mapped(files[0], tokenizer))
+        corpus = Corpus(name, sha256, tokenizer, _mapped(files[0], tokenizer))
         if afresh or recall("encoded", stamps) != sha256:
             if not _spells(corpus):
                 return None
@@ -298,7 +298,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                 head = stream.read(len(codecs.BOM_UTF8)) if kind == CharTokenizer.kind else b""
                 if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     advice = CONVERT.format("UTF-16")
-                    raise UserError(f"{one_line(file)} is not UTF-8: it begins as UTF-16 does; {advice}")
+                    raise UserError(f"{file} is not UTF-8: it begins as UTF-16 does; {advice}")
                 offset, head = (len(head), b"") if head == codecs.BOM_UTF8 else (0, head)
                 before = 0
                 while piece := head + stream.read(PIECE):
@@ -311,7 +311,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                         continue
                     if (at := piece.find(0)) >= 0:
                         raise UserError(
-                            f"{one_line(file)} is binary, not text: a NUL byte at byte offset {offset + at}"
+                            f"{file} is binary, not text: a NUL byte at byte offset {offset + at}"
                         )
                     pending = len(decoder.getstate()[0])  # bytes of a character that the last edge cut
                     if piece.isascii() and not pending:
@@ -326,11 +326,11 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(
-                f"{one_line(file)} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
+                f"{file} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
                 f" ({error.reason}); {CONVERT.format('LATIN1')}"
             ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{one_line(file)} is damaged, or not all there: {error}") from error
+            raise UserError(f"{file} is damaged, or not all there: {error}") from error
         except OSError as error:
             raise cannot_read(file, error) from error
 

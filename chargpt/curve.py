@@ -1,4 +1,4 @@
-"""The course of a run: its losses at each validation, in a file of its folder."""
+"""The course of a run: its losses at each validation, in `losses.csv` in its folder."""
 
 import csv
 import io
@@ -8,14 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from chargpt.files import lines_of, write_whole
-from chargpt.settings import MOST_STEPS
+from chargpt.files import write
 
 Item = TypeVar("Item")
 FILE, PICTURE = "losses.csv", "loss.png"
-MOST_POINTS = 1_000_000
-LONGEST_LINE = 1_000  # bytes
-LARGEST = 1e15  # of a number in it; pictures and means have their limits
 
 
 class Point(NamedTuple):
@@ -23,7 +19,7 @@ class Point(NamedTuple):
 
     Attributes:
         step: optimizer steps taken.
-        seconds: since training began, validations included and interruptions not.
+        seconds: of training so far, validations included and interruptions not.
         train_loss: of the last step that was logged, in nats per id.
         val_loss: in nats per id.
         chars_per_second: characters trained on, of all devices together.
@@ -37,21 +33,14 @@ class Point(NamedTuple):
 
 
 def read_curve(run: Path) -> list[Point]:
-    """The points of a run's curve; none where there is no such file. A row that is damaged is left out."""
+    """The points of a run's curve, without damaged rows; none if there is no such file."""
     points: list[Point] = []
-    rows = (line.decode(errors="replace") for line in lines_of(run / FILE, MOST_POINTS, LONGEST_LINE))
-    with suppress(csv.Error):
-        for row in csv.reader(rows):
+    with suppress(OSError, csv.Error):
+        for row in csv.reader((run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()):
             with suppress(ValueError, TypeError):
                 step, *numbers = row
                 points.append(Point(int(step), *map(float, numbers)))
-    return [point for point in points if _is_sensible(point)]
-
-
-def _is_sensible(point: Point) -> bool:
-    step, seconds, train_loss, val_loss, speed = point
-    maybe_missing = all(math.isnan(each) or abs(each) < LARGEST for each in (train_loss, speed))
-    return 0 <= step < MOST_STEPS and 0 <= seconds < LARGEST and 0 <= val_loss < LARGEST and maybe_missing
+    return [point for point in points if math.isfinite(point.val_loss) and math.isfinite(point.seconds)]
 
 
 def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
@@ -71,11 +60,9 @@ def append(run: Path, point: Point) -> None:
         rows.writerow(point)
 
 
-def keep_until(run: Path, step: int) -> list[Point]:
-    """Drop the points after a step, from where a run goes on; returns those that stay."""
-    points = [point for point in read_curve(run) if point.step <= step]
+def keep_until(run: Path, step: int) -> None:
+    """Drop the points after a step, from where a run resumes."""
     if (run / FILE).exists():
         rows = io.StringIO(newline="")
-        csv.writer(rows).writerows([Point._fields, *points])
-        write_whole(run / FILE, rows.getvalue().encode())
-    return points
+        csv.writer(rows).writerows([Point._fields, *(point for point in read_curve(run) if point.step <= step)])
+        write(run / FILE, rows.getvalue().encode())

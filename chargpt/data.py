@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from chargpt.blocks import CALLED, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import Corpus, Ids, encode_text, find_encoded, ids_in, read_at_random
-from chargpt.errors import UserError, one_line
+from chargpt.errors import UserError
 from chargpt.sources import file, find_text
 from chargpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -145,7 +145,7 @@ class CharDataModule(LightningDataModule):
                 return corpus
             if prefix or config.source == "file":
                 raise UserError(
-                    f"the text of the run ({one_line(name)}) is not in the cache any more; say where it is:"
+                    f"the text of the run ({name}) is not in the cache any more; say where it is:"
                     f" data.{prefix}path=my.txt"
                 )
         if prefix:

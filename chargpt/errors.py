@@ -1,35 +1,36 @@
-"""The errors that people are told of in one line."""
+"""What a person is shown of an error, and the exit status: one route for all commands."""
 
 import contextlib
 import difflib
+import logging
+import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-# Control characters but newline and tab, line separators, what turns the direction of text, and lone surrogates
-UNPRINTABLE = re.compile(
+log = logging.getLogger(__name__)
+
+# Control characters but newline and tab, line separators, marks that reverse the direction of text, lone surrogates
+CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
 class UserError(ValueError):
-    """Something in the input is wrong; the message says what, and what would be right.
-
-    The command lines show it as one line, without a traceback, and exit with status 2.
-    """
+    """The input is wrong; the message says what, and what would be right. Shown in one line, with status 2."""
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the weights are no longer finite: going on, or saving, would be of no use."""
+    """The loss or the weights are no longer finite. Shown in one line, with status 1."""
 
 
 class Stopped(SystemExit):
-    """A run was asked to stop, and did so between two steps.
+    """A signal ended the run between two steps.
 
     Attributes:
-        code: the status that the process ends with.
+        code: the exit status of the process.
         step: optimizer steps taken.
-        saved: whether the run can go on from there.
+        saved: whether the run can resume from there.
     """
 
     def __init__(self, code: int, step: int, *, saved: bool):
@@ -38,44 +39,81 @@ class Stopped(SystemExit):
         self.saved = saved
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To another process, the one that launched a sweep's jobs, only the status goes."""
+        """Pickled (to the process that started a sweep's jobs), it is a plain exit with the status."""
         return SystemExit, (self.code,)
 
 
+def run(action: Callable[[], object]) -> int:
+    """Run a command, log what went wrong in one line, and return its exit status: 0, 1 if memory, the device or the
+    numbers failed or there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; a notebook's backend may be missing here
+    if logging.lastResort is not None:  # writes to standard error until somebody sets up logging
+        logging.lastResort.setFormatter(EscapingFormatter())
+    try:
+        action()
+        sys.stdout.flush()  # a full disk should be noticed here
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return report(error)
+    return 0
+
+
+def report(error: Exception) -> int:
+    """Log an error in one line, with a traceback if it is a bug; returns the exit status."""
+    message, status = explain(error) or (f"unexpected {type(error).__name__}: {first_line(error)}", 1)
+    log.error("error: %s", message.replace("\n", "\\n"), exc_info=None if explain(error) else error)
+    return status
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """The line to show for an error and the exit status; None for a bug."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text, 2
+    if isinstance(error, NonFiniteError):
+        return text, 1
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
+        return "out of memory: a smaller batch (data.batch_size, --num-samples), context or model needs less", 1
+    if "no kernel image is available" in text or "NVIDIA driver on your system is too old" in text:
+        advice = "install a PyTorch build that fits it (pytorch.org), or use the CPU: trainer.accelerator=cpu, --device cpu"
+        return f"this PyTorch cannot use the GPU or its driver ({first_line(error)}): {advice}", 1
+    if isinstance(error, OSError):
+        return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}", 2
+    return None
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: its first, and the next where that one ends with a colon."""
+    """The first line of an error's message, joined with the next one if it ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".:")
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: what could command it, and what UTF-8 cannot say, is escaped, as in `\\x1b`."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def one_line(value: object) -> str:
-    """A name or a message as it can stand in a line of a terminal, whatever characters a stranger gave it."""
-    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or PyTorch failed for want of memory; the latter often says so in words only."""
-    return isinstance(error, MemoryError) or bool(re.search(r"out of memory|can't allocate memory", str(error)))
 
 
 def did_you_mean(key: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown key: the nearest known one, or all of them.
 
     Args:
-        prefix: what stands before a key when it is typed, such as `trainer.`.
+        prefix: what precedes a key when it is typed, such as `trainer.`.
     """
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else f" (there are {', '.join(sorted(names))})"
 
 
+def escape(text: str) -> str:
+    """A text for a terminal or a log: control characters, and what UTF-8 cannot encode, as in `\\x1b`."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Escapes what is logged: a name or a value from a foreign file could control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape(super().format(record))
+
+
 def tell(message: str) -> None:
-    """A line on standard error, if there is one that takes it."""
+    """Print a line on standard error, if it is open."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(one_line(message), file=sys.stderr, flush=True)
+            print(escape(message), file=sys.stderr, flush=True)

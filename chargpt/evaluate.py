@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt import commands
 from chargpt.checkpoint import find_checkpoint
-from chargpt.commands import Parser, file_name, open_output, pick_device
-from chargpt.errors import UserError, one_line, printable, tell
-from chargpt.tables import table
+from chargpt.command_line import Parser, file_name, open_output, pick_device, table
+from chargpt.errors import UserError, escape, tell
 from chargpt.tokenizer import UnknownCharacterError
 
 if TYPE_CHECKING:
@@ -28,12 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Its exit status, as `chargpt.commands.run` has it.
+        Its exit status.
     """
-    return commands.run(build_parser(), evaluate, argv, "a smaller model needs less")
+    return build_parser().run(evaluate, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="python -m chargpt.evaluate", description="Score text: every character of it is predicted once."
     )
@@ -116,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             tell(f"error: {'' if str(path) in str(error) else f'{path}: '}{error}")
     with open_output(None) as out:
         text = as_json(rows, arguments.stride) if arguments.json else as_text(rows, arguments.stride)
-        out.write((printable(text) if out.isatty() else text) + "\n")
+        out.write((escape(text) if out.isatty() else text) + "\n")
     if failed:
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be scored")
 
@@ -192,7 +190,7 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
         raise UserError(f"{text.name if text else 'its text'} has {error}; --unknown skip drops them") from None
     name = trained_on.get(f"{part}_name") or trained_on.get("name")
     of = (
-        f"{path} was {'validated' if part == 'val' else 'tested'} on {one_line(name or 'a text that it does not name')}"
+        f"{path} was {'validated' if part == 'val' else 'tested'} on {name or 'a text that it does not name'}"
     )
     if text is not None:
         raise UserError(f"{of}, which is not {text.name}")
@@ -232,7 +230,7 @@ def as_text(rows: list[Row], context: int | None) -> str:
         return table(
             head,
             [
-                (*_numbers(row), f"{row.score.characters:,} {row.unit}s", one_line(row.text), one_line(row.checkpoint))
+                (*_numbers(row), f"{row.score.characters:,} {row.unit}s", row.text, row.checkpoint)
                 for row in rows
             ],
         )
@@ -240,7 +238,7 @@ def as_text(rows: list[Row], context: int | None) -> str:
     loss, bits, per_byte, perplexity, accuracy = _numbers(row)
     bits = f"{bits} bits per {row.unit}" + (f", {per_byte} bits per byte" if row.unit != "byte" else "")
     return (
-        f"{one_line(row.checkpoint)} in {row.precision}, on {row.text}\n"
+        f"{row.checkpoint} in {row.precision}, on {row.text}\n"
         f"{row.score.characters:,} {row.unit}s predicted\n"
         f"{name}: {loss} nats per {row.unit}, {bits}\n"
         f"perplexity: {perplexity}\n"

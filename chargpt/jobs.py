@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from chargpt.curve import Point, read_curve
 from chargpt.errors import UserError
-from chargpt.files import write_whole
+from chargpt.files import write
 
 SWEEP, JOB = "sweep.json", "job.json"
 LARGEST = 1 << 20  # bytes of either
@@ -43,7 +43,7 @@ class Plan:
 
     def write(self, sweep: Path) -> None:
         """Keep it in the sweep's folder."""
-        write_whole(sweep / SWEEP, json.dumps(asdict(self), indent=1).encode())
+        write(sweep / SWEEP, json.dumps(asdict(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Job:
     def write(self) -> None:
         """Keep it in its folder."""
         about = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_whole(self.folder / JOB, json.dumps(about, indent=1).encode())
+        write(self.folder / JOB, json.dumps(about, indent=1).encode())
 
     @cached_property
     def curve(self) -> list[Point]:

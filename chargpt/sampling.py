@@ -11,7 +11,6 @@ from torch import Tensor
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.kernels.capture import CapturedStep, worth_capturing
 from chargpt.kernels.linear import fixed_weights
-from chargpt.memory import check_memory
 from chargpt.model import Model
 
 WINDOWS = ("exact", "stride")
@@ -120,13 +119,6 @@ def generate(
     idx = idx[:, -block_size:]  # (1, T)
     kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # characters read anew past the window
     length = min(block_size, idx.shape[1] + sampling.max_new_tokens)
-    if idx.is_cpu:
-        cached = length * sum(layer.nbytes for layer in model.new_cache(1, 1).layers)
-        # Some 8 floats per character of choice.
-        choice = 8 * model.token_embedding_table.num_embeddings * 4
-        needed = N * cached + (N - 1) * (48 * sampling.max_new_tokens + choice)  # one text alone may go on for ever
-        what = "so many texts side by side" if N > 1 else "so many characters"
-        check_memory(needed, what, "lessen num_samples or max_new_tokens")
     cache = model.new_cache(1, length)
     logits = model.read(idx, cache)  # (1, vocab_size)
     logits = logits.expand(N, -1)  # (N, vocab_size)

@@ -11,10 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt import commands
 from chargpt.checkpoint import find_checkpoint, public_name
-from chargpt.commands import Parser, file_name
-from chargpt.errors import UserError, one_line, tell
+from chargpt.command_line import Parser, file_name
+from chargpt.errors import UserError, tell
 from chargpt.files import write_all
 from chargpt.shared import CARD, CONFIG, FILES, FORMAT, LONGEST, WEIGHTS, SharedConfig, read_config
 
@@ -27,12 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Its exit status, as `chargpt.commands.run` has it.
+        Its exit status.
     """
-    return commands.run(build_parser(), share, argv, "a smaller model needs less")
+    return build_parser().run(share, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="python -m chargpt.share",
         description="Write a trained model into a folder that people can use without this project.",
@@ -138,8 +137,8 @@ def card_of(config: SharedConfig, model: "ModelConfig", parameters: int) -> str:
         "vocabulary": "bytes"
         if config.characters is None
         else f"{len(config.characters):,} characters: {json.dumps(config.characters[:200])}",
-        "trained on": one_line(config.text["name"])[:200] if config.text else "not known",
-        "its SHA-256": one_line(config.text["sha256"])[:200] if config.text else "not known",
+        "trained on": config.text["name"][:200] if config.text else "not known",
+        "its SHA-256": config.text["sha256"][:200] if config.text else "not known",
         "steps": "not known" if config.step is None else f"{config.step:,}",
         "best loss": "not known" if config.best_loss is None else f"{config.best_loss:.4f}",
         "scored with": ", ".join(f"{key}={value}" for key, value in config.scoring.items()),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chargpt.cache import cache_folder, locked, replacing
-from chargpt.errors import UserError, first_line, one_line
+from chargpt.errors import UserError, first_line
 from chargpt.files import cannot_read, identity, matches, status
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def shakespeare(path: str | None) -> Text:
                         out.write(content)
         except Exception as error:  # a look-up, a connection, a proxy, a folder, a hash: each fails in a way of its own
             raise UnavailableError(
-                f"Tiny Shakespeare is not at {one_line(file)}, and the download failed ({type(error).__name__}:"
+                f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}:"
                 f" {first_line(error)}). To train on it, connect to the network, or set CHARGPT_DATA_DIR to a folder"
                 f" that holds {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on a text of your own:"
                 " data=file data.path=my.txt"
@@ -85,8 +85,8 @@ def shakespeare(path: str | None) -> Text:
         raise cannot_read(file, error) from error
     if digest != SHAKESPEARE_SHA256:
         raise UserError(
-            f"{one_line(file)} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
-            f" remove it, or train on it as it is with data=file data.path={one_line(file)}"
+            f"{file} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
+            f" remove it, or train on it as it is with data=file data.path={file}"
         )
     return Text("tiny Shakespeare", [file])
 
@@ -99,7 +99,7 @@ def _downloaded(folder: Path) -> bytes:
     """
     import pooch  # takes a while to import
 
-    log.info(f"Downloading tiny Shakespeare (1.1 MB) to {one_line(folder)}")
+    log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
     content = io.BytesIO()
     pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))(SHAKESPEARE_URL, content, None)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
@@ -135,7 +135,7 @@ def file(path: str | None, said: str = "data.path=") -> Text:
     """
     if not path:
         raise UserError(f"a text is missing: {said}my.txt (a file, a folder or a glob)")
-    name = one_line(path)
+    name = path
     if "\0" in path or any(0xD800 <= ord(char) < 0xE000 for char in path):
         raise UserError(f"{said}{name} is not a name that UTF-8 can write; a folder above it or a glob can be")
     root = Path(os.path.expanduser(path))

@@ -20,7 +20,6 @@ from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model
-from chargpt.memory import check_memory
 from chargpt.model import build_skeleton
 from chargpt.module import CharLM
 from chargpt.run.callbacks.averaging import averages_in
@@ -106,7 +105,6 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
         tokenizer = tokenizer_of(resumption.characters)
     data.use(tokenizer)
     callbacks = build_callbacks(settings.callbacks)
-    _check_sizes(settings, tokenizer.vocab_size, averaged=bool(averages_in(callbacks)))
     precision = settle_precision(settings.trainer, resumption)
     restoring = Restoring(resumption)
     trainer = build_trainer(_arguments(settings, resumption), [restoring, RunRecord(settings), *callbacks])
@@ -132,27 +130,6 @@ def _arguments(settings: Settings, resumption: Resumption | None) -> dict[str, A
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):  # one of the user's own reads for itself
             arguments["plugins"] = [*plugins, StateInMemory(resumption.state)]
     return arguments
-
-
-def _check_sizes(settings: Settings, vocab_size: int, averaged: bool) -> None:
-    """Refuse what could not be trained here, before any of it is made.
-
-    Raises:
-        UserError: the model or a batch needs more memory than there is.
-    """
-    if device_type(str(settings.trainer.get("accelerator", "auto"))) != "cpu":
-        return
-    data = settings.data
-    numbers = sum(parameter.numel() for parameter in build_skeleton(settings.model, vocab_size).parameters())
-    # Each parameter with its gradient, the optimizer's two moments and, where there is one, its average; each logit
-    # with its gradient; 4 bytes each.
-    check_memory(
-        (20 if averaged else 16) * numbers,
-        f"{numbers:,} parameters in training",
-        "a smaller model.n_embd or model.n_layer",
-    )
-    logits = data.batch_size * data.block_size * vocab_size
-    check_memory(8 * logits, "the outputs for one batch", "a smaller data.batch_size or model.block_size")
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:

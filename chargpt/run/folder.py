@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
 from chargpt import curve, samples
-from chargpt.errors import UserError, printable
+from chargpt.errors import UserError, escape
 
 CONFIG = ".hydra/config.yaml"
 CHOICES = ".hydra/hydra.yaml"  # Hydra's own settings, the chosen options among them
@@ -93,7 +93,7 @@ def check_name(folder: Path) -> None:
     for part in ("${", "::", "://"):
         if part in name:
             raise UserError(f"a run's folder cannot have {part} in its name, which stands for another place: {folder}")
-    if printable(name) != name:
+    if escape(name) != name:
         raise UserError(f"a run's folder cannot have control characters in its name, nor what is not UTF-8: {folder}")
 
 

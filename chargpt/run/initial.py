@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.checkpoint import find_checkpoint, read_checkpoint
-from chargpt.errors import UserError, one_line
+from chargpt.errors import UserError
 from chargpt.model import Model
 from chargpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -43,14 +43,14 @@ def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
     ours: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
     if ours.get("name") != settings["name"]:
         raise UserError(
-            f"init_from={one_line(cfg.init_from)} is a {settings['name']}: say model={settings['name']}, too"
+            f"init_from={cfg.init_from} is a {settings['name']}: say model={settings['name']}, too"
         )
     for key in (key for key in ours if f"model.{key}" in said):
         if key in FREE:
             settings[key] = ours[key]
         elif ours[key] != settings.get(key):
             raise UserError(
-                f"init_from={one_line(cfg.init_from)} has model.{key}={settings.get(key)}, on which its weights depend:"
+                f"init_from={cfg.init_from} has model.{key}={settings.get(key)}, on which its weights depend:"
                 f" leave model.{key}={ours[key]} out"
             )
     cfg = OmegaConf.create(cfg)  # the caller's stays as it is
@@ -75,11 +75,11 @@ def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
     if initial.tokenizer.characters is None or text.characters is None:
         if initial.tokenizer.characters != text.characters:
             kind = initial.tokenizer.kind
-            raise UserError(f"init_from={one_line(initial.path)} is a model of {kind}: say data.tokenizer={kind}, too")
+            raise UserError(f"init_from={initial.path} is a model of {kind}: say data.tokenizer={kind}, too")
         return text
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:
-        log.info(f"{len(new)} characters are new to the model and start untrained: {one_line(new)[:200]}")
+        log.info(f"{len(new)} characters are new to the model and start untrained: {new[:200]}")
     return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
 
 

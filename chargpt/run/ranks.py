@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
-from chargpt.errors import Stopped, UserError, printable, tell
+from chargpt.errors import Stopped, UserError, escape, tell
 from chargpt.run.folder import has_state
 from chargpt.run.launched import LATE, RANKS, is_first, launched
 from chargpt.run.stored import command_to_go_on
@@ -257,7 +257,7 @@ class Ranks:
             status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
         said = f"error: {told}" if told else ""
         if is_bug:
-            said = printable("".join(traceback.format_exception(error))) + said
+            said = escape("".join(traceback.format_exception(error))) + said
         taken = self._say({"status": status, "said": said if self.rank else ""})
         self._end_children(GRACE if self._lines else 0)  # without a line they would wait for this process
         if self.rank:

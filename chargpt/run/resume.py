@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from chargpt.checkpoint import model_in, read_archive, scoring_in, text_in
-from chargpt.errors import UserError, first_line, is_out_of_memory, one_line
+from chargpt.errors import UserError, first_line, is_out_of_memory
 from chargpt.jobs import SWEEP, read_plan
 from chargpt.model import ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
@@ -172,7 +172,7 @@ def _newest_run(rest: list[str], outputs: Path) -> Path:
                 raise UserError(f"finished, {state.step} steps; trainer.max_steps={max_steps} is no larger")
         except Exception as error:  # whatever is wrong with this one, another may be right
             why = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning(f"Passing over {one_line(run)}: {one_line(why.removeprefix(f'{run} '))}")
+            log.warning(f"Passing over {run}: {why.removeprefix(f'{run} ')}")
         else:
             return run
     raise UserError(f"resume=auto found no run to go on with in {outputs}/")
@@ -197,7 +197,7 @@ def load_state(run: Path) -> Resumption:
             if is_out_of_memory(error):
                 raise
             why = error if isinstance(error, UserError) else type(error).__name__
-            log.warning(f"Passing over {one_line(file)}: it is damaged, or not a state of training ({one_line(why)})")
+            log.warning(f"Passing over {file}: it is damaged, or not a state of training ({why})")
     if files:
         raise UserError(f"{run} has no usable checkpoint to go on from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
@@ -278,7 +278,7 @@ def _given_back(states: dict[str, Any], run: Path) -> Iterator[tuple[str, Any]]:
         if (path := next(_paths_outside(state, os.path.realpath(run)), None)) is None:
             yield name, state
         else:
-            said = f"it has the path of something outside {one_line(run)}: {one_line(path)}"
+            said = f"it has the path of something outside {run}: {path}"
             log.warning(f"The state of {name} is left out: {said}")
 
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.errors import UserError, first_line, one_line
+from chargpt.errors import UserError, first_line
 from chargpt.files import write_whole
 from chargpt.run.config import VERSION_BASE
 from chargpt.run.folder import CHOICES, CONFIG, short
@@ -154,7 +154,7 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
                 raise UserError(f"{run} has {off}=null, and what was switched off stays so: {key} has no place there")
     cfg, refused = _with_stored(cfg, values, said)
     if refused:
-        had = ", ".join(f"{key}={one_line(values[key])}" for key in refused)
+        had = ", ".join(f"{key}={values[key]}" for key in refused)
         mine = [each for each, one in zip(overrides, parsed, strict=True) if one.key_or_group in said]
         command = _command(run, [*mine, *_as_overrides(cfg, values, refused)])
         wholes = dict.fromkeys(".".join(key.split(".")[:2]) for key in refused)
@@ -170,7 +170,7 @@ def resumed_config(cfg: DictConfig, run: Path, overrides: list[str]) -> DictConf
             f" To go on with it, say it again: {command}"
         )
     for key in (key for key in said if key not in TEXTS or OmegaConf.select(cfg, key) is not None):
-        inside = [f"{name}={one_line(value)}" for name, value in values.items() if _is_below(name, [key])]
+        inside = [f"{name}={value}" for name, value in values.items() if _is_below(name, [key])]
         if key in values:
             _tell_change(key, _resolved(values, key), OmegaConf.select(cfg, key))
         elif not key.startswith("hydra.") and (not inside or OmegaConf.select(cfg, key) is None):

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.curve import PICTURE, Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, Stopped
-from chargpt.files import write_whole
+from chargpt.files import write
 from chargpt.pictures import png
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LossPicture(Callback):
 
     def _save(self) -> None:
         if points := read_curve(self.folder):
-            write_whole(self.folder / PICTURE, png(draw(points)))
+            write(self.folder / PICTURE, png(draw(points)))
 
 
 def draw(points: Sequence[Point]) -> "Figure":

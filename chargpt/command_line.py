@@ -1,0 +1,102 @@
+"""What the command lines share: arguments, outputs, tables, the device."""
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from chargpt import errors
+from chargpt.errors import UserError, escape, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows the options")
+
+    def run(self, action: Callable[[argparse.Namespace], None], argv: list[str] | None) -> int:
+        """Parse the arguments (by default the process's), run the command and return its exit status."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8")  # text is UTF-8 here, whatever the locale
+        return errors.run(lambda: action(self.parse_args(argv)))
+
+
+def utf8_text(argument: str) -> str:
+    """The argument as UTF-8, whatever encoding the locale made Python read it with."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+
+
+def file_name(argument: str) -> str:
+    """The name of a file; `~` is the home folder."""
+    if not argument or "\0" in argument:
+        raise argparse.ArgumentTypeError("not the name of a file")
+    return os.path.expanduser(argument)
+
+
+@contextlib.contextmanager
+def open_output(file: str | None) -> Iterator[TextIO]:
+    """Where text goes: a file, or standard output.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        if file is not None:
+            with open(file, "w", encoding="utf-8", newline="") as out:
+                yield out
+        elif sys.stdout is None:
+            raise UserError("standard output is closed")
+        else:
+            yield sys.stdout
+            sys.stdout.flush()
+    except OSError as error:
+        if file is None:  # Python flushes standard output when it ends, which would fail once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` has had enough
+            raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their heads: numbers to the right, the last column to the left."""
+    lines = [[escape(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [*(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False)), line[-1]] for line in lines
+    )
+    return "\n".join("  ".join(line) for line in padded)
+
+
+def quoted(arguments: Sequence[str]) -> str:
+    """A command line to paste into the shell of this system."""
+    return subprocess.list2cmdline(arguments) if sys.platform == "win32" else shlex.join(arguments)
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device of that name; `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.ones(1, device=name).device
+    except Exception as error:  # the kind depends on the device
+        raise UserError(f"cannot use the device {name}: {first_line(error)}") from error
