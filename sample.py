@@ -8,7 +8,7 @@ from dataclasses import fields
 from itertools import chain
 
 from chargpt.checkpoint import find_checkpoint
-from chargpt.command_line import Parser, check_output, file_name, open_output, pick_device, utf8_text
+from chargpt.command_line import Parser, file_name, open_output, pick_device, utf8_text
 from chargpt.errors import UserError, escape, tell
 from chargpt.tokenizer import UnknownCharacterError
 
@@ -21,7 +21,6 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Its exit status.
     """
-    less = "a smaller --num-samples or --max-new-tokens, or a shorter prompt, needs less"
     return build_parser().run(sample, argv)
 
 
@@ -69,8 +68,6 @@ def sample(arguments: argparse.Namespace) -> None:
     """
     # What can be refused without torch is refused before it loads.
     path = find_checkpoint(arguments.ckpt)
-    if arguments.out is not None:
-        check_output(arguments.out, path, 0 if arguments.prompt_file == "-" else arguments.prompt_file)
     if arguments.ckpt is None:
         tell(f"Sampling {path}")
     prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chargpt.errors import UserError, is_out_of_memory
+from chargpt.errors import UserError
 from chargpt.jobs import SWEEP
-from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, check_split, make, read_settings, shown
+from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, check_split, make, read_settings
 from chargpt.shared import CONFIG, TEXT_KEYS, WEIGHTS, is_of_texts, read_config, read_header, read_numbers
 from chargpt.tokenizer import Tokenizer, tokenizer_of
 
@@ -154,8 +154,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
-        if is_out_of_memory(error):
-            raise
         raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
     try:
         saved = checkpoint["hyper_parameters"]
@@ -174,7 +172,7 @@ def _shown_settings(settings: Any) -> dict[str, str]:
     """Some settings that nobody has looked at, as they can be shown."""
     items = islice(settings.items(), 40) if isinstance(settings, dict) else ()
     return {
-        name[:40]: value[:100] if isinstance(value, str) else shown(value)
+        name[:40]: value[:100] if isinstance(value, str) else f"{value!r:.100}"
         for name, value in items
         if isinstance(name, str)
     }
@@ -188,7 +186,7 @@ def read_shared(path: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing, damaged or not one that `chargpt.share` wrote.
     """
-    
+
     try:
         config = read_config(path.with_name(CONFIG))
         tokenizer = tokenizer_of(config.characters)
@@ -196,7 +194,6 @@ def read_shared(path: Path) -> Checkpoint:
         with open(path, "rb") as file:
             header = read_header(file)
             model = fit(config.model, tokenizer.vocab_size, header)
-            check_memory(sum(weight.nbytes for weight in header.values()), "the weights", "use another machine")
             weights = read_numbers(file, header)
         model.load_state_dict(weights, assign=True)
         check_finite(weights)
@@ -205,8 +202,6 @@ def read_shared(path: Path) -> Checkpoint:
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
     except Exception as error:  # what a damaged or foreign file raises depends on the damage
-        if is_out_of_memory(error):
-            raise
         raise UserError(f"{path} is damaged, or not a file that chargpt.share wrote") from error
     return Checkpoint(model, tokenizer, config.text, scoring, config.best_loss, config.step)
 
@@ -317,3 +312,29 @@ def check_finite(weights: "dict[str, torch.Tensor]") -> None:
         least, most = weight.aminmax()
         if not (least.isfinite() and most.isfinite()):
             raise UserError(f"the weights {name} are not finite numbers")
+
+
+def load(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        if zipfile.ZipFile(path).testzip() is not None:
+            raise UserError(f"{path} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
+
+
+def from_contents(checkpoint: dict[str, Any], path: Path) -> Checkpoint:
+    saved = checkpoint["hyper_parameters"]
+    tokenizer = tokenizer_of(saved["characters"])
+    return Checkpoint(
+        model_in(checkpoint),
+        tokenizer,
+        text_in(checkpoint),
+        scoring_in(saved.get("scoring", {})),
+        *progress_in(checkpoint),
+        {},
+    )

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
-from chargpt.errors import UserError, first_line, escape
+from chargpt.errors import UserError, escape, first_line
 from chargpt.files import write
-from chargpt.jobs import SWEEP, Job, Sweep, read_sweep, short_names, shown
+from chargpt.jobs import SWEEP, Job, Sweep, command_of_sweep, read_sweep, short_names, shown
 from chargpt.pictures import png
-from chargpt.run.stored import command_of_sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +32,7 @@ def report(sweep: Sweep) -> str:
         parts.append(seeds)
     if sweep.jobs and sweep.jobs[0].best:
         parts.append(f"Sample the best: python sample.py --ckpt {quoted([str(sweep.jobs[0].folder)])}")
-    if sweep.unfinished and (command := command_of_sweep(sweep.folder, sweep.plan.arguments)):
+    if sweep.unfinished and (command := command_of_sweep(sweep.folder)):
         parts.append(f"To go on: {command}")
     return "\n\n".join(parts)
 

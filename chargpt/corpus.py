@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from chargpt.cache import cache_folder, locked, replacing, tidy
 from chargpt.errors import UserError
-from chargpt.files import cannot_read
 from chargpt.known import recall, remember, stamps_of
+from chargpt.legacy_files import cannot_read
 from chargpt.sources import Text
 from chargpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_of
 
@@ -310,9 +310,7 @@ def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind:
                         yield piece
                         continue
                     if (at := piece.find(0)) >= 0:
-                        raise UserError(
-                            f"{file} is binary, not text: a NUL byte at byte offset {offset + at}"
-                        )
+                        raise UserError(f"{file} is binary, not text: a NUL byte at byte offset {offset + at}")
                     pending = len(decoder.getstate()[0])  # bytes of a character that the last edge cut
                     if piece.isascii() and not pending:
                         yield piece

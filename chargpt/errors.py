@@ -61,9 +61,15 @@ def run(action: Callable[[], object]) -> int:
 
 def report(error: Exception) -> int:
     """Log an error in one line, with a traceback if it is a bug; returns the exit status."""
-    message, status = explain(error) or (f"unexpected {type(error).__name__}: {first_line(error)}", 1)
-    log.error("error: %s", message.replace("\n", "\\n"), exc_info=None if explain(error) else error)
-    return status
+    known = explain(error)
+    log.error("error: %s", in_words(error).replace("\n", "\\n"), exc_info=None if known else error)
+    return known[1] if known else 1
+
+
+def in_words(error: Exception) -> str:
+    """What to say of an error."""
+    known = explain(error)
+    return known[0] if known else f"unexpected {type(error).__name__}: {first_line(error)}"
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -76,7 +82,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
         return "out of memory: a smaller batch (data.batch_size, --num-samples), context or model needs less", 1
     if "no kernel image is available" in text or "NVIDIA driver on your system is too old" in text:
-        advice = "install a PyTorch build that fits it (pytorch.org), or use the CPU: trainer.accelerator=cpu, --device cpu"
+        advice = "install a PyTorch that fits it (pytorch.org), or use trainer.accelerator=cpu (--device cpu)"
         return f"this PyTorch cannot use the GPU or its driver ({first_line(error)}): {advice}", 1
     if isinstance(error, OSError):
         return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}", 2

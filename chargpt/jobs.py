@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from chargpt.command_line import quoted
 from chargpt.curve import Point, read_curve
 from chargpt.errors import UserError
 from chargpt.files import write
@@ -178,6 +179,14 @@ def read_plan(sweep: Path) -> Plan:
     lists = {key: about.get(key) for key in ("swept", "fixed", "arguments")}
     texts = {key: [str(each) for each in value] if isinstance(value, list) else None for key, value in lists.items()}
     return Plan(str(about.get("start", "")), jobs if _is_count(jobs) else 0, **texts)
+
+
+def command_of_sweep(folder: Path) -> str:
+    """The command line that resumes a sweep; empty if its folder does not have the arguments."""
+    arguments = read_plan(folder).arguments
+    if arguments is None:
+        return ""
+    return quoted(["python", "train.py", "-m", "resume=allow", f"hydra.sweep.dir={folder}", *arguments])
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from chargpt.cache import cache_folder, locked, replacing
 from chargpt.errors import UserError, first_line
-from chargpt.files import cannot_read, identity, matches, status
+from chargpt.legacy_files import cannot_read, identity, matches, status
 
 log = logging.getLogger(__name__)
 

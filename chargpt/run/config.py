@@ -1,29 +1,36 @@
-"""The configuration of a run: Hydra's schema for it, and the dataclasses that are made of it.
+"""The configuration of a run: Hydra's schema for it, and the dataclasses that it becomes.
 
-The values stand in `conf/`. Keys and types are checked as Hydra composes them, ranges by the classes themselves.
+The values stand in `conf/`. Keys and types are checked as Hydra composes them, ranges by the dataclasses.
 """
 
 import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from chargpt.blocks import DataConfig
-from chargpt.errors import UserError, did_you_mean
+from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.model import MODEL_CONFIGS, ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.run.sweep import job_folder
 from chargpt.settings import make, read_settings
 
-HYDRA_1_3 = hydra.__version__.startswith("1.3")
-VERSION_BASE = {"version_base": "1.3"} if HYDRA_1_3 else {}  # what Hydra 1.3 wants to be told, and 1.4 no longer
-# And 1.4: which classes its own configuration may name.
-OURS = ["chargpt.run.sweep.RecordSweep", "chargpt.run.messages.Printable"]
-ALLOWED: dict[str, Any] = {} if HYDRA_1_3 else {"execution_whitelist": OURS}
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TEXTS = ("data.path", "data.val_path", "data.test_path")
+PATHS = (*TEXTS, "init_from", "resume", "hydra.run.dir", "hydra.sweep.dir")
+HYDRA_VALUE = r"null$|[\[{]|.*\$\{|(choice|range|glob|shuffle|sort|tag|extend_list|str)\("
 
 
 @dataclass
@@ -50,7 +57,7 @@ class Settings(TrainConfig):
     optimizer: OptimizerConfig
 
 
-@functools.cache  # once is enough, and Hydra 1.4 warns of a second time
+@functools.cache
 def register() -> None:
     """Make the schema known to Hydra, as the group `schema`, and the resolvers that `conf/train.yaml` uses."""
     store = ConfigStore.instance()
@@ -59,29 +66,31 @@ def register() -> None:
     for group, configs in (("model", MODEL_CONFIGS), ("optimizer", OPTIMIZER_CONFIGS)):
         for name, node in configs.items():
             store.store(group=f"schema/{group}", name=name, node=node)
-    # Any argument of the Trainer may be given, without a plus, also those that no file in conf/ names.
+    # Any argument of the Trainer may be given without a plus, also one that no file in conf/ names.
     store.store(group="schema", name="trainer", node=OmegaConf.create({}, flags={"struct": False}))
-    register_resolver = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver  # as 2.4 calls it
-    options: dict[str, Any] = {"replace": True}  # which one of the two does not declare
-    register_resolver("job_folder", job_folder, **options)
-    register_resolver("output_dir", _output_dir, **options)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True)
 
 
 def _output_dir() -> str:
-    """Where Hydra writes; while it only shows a configuration (`--cfg job --resolve`), where it would."""
+    """Where Hydra writes, or would write if it only shows the configuration (`--cfg job --resolve`)."""
     hydra: Any = HydraConfig.get()
     return OmegaConf.select(hydra, "runtime.output_dir") or hydra.run.dir
 
 
-def read_config(cfg: DictConfig) -> Settings:
-    """The settings of a composed configuration.
+def composed(overrides: list[str]) -> DictConfig:
+    """What `python train.py OVERRIDES` would run with."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides)
 
-    Raises:
-        UserError: a key is unknown (Hydra lets any key in that is given with a plus), or a value out of range.
-    """
+
+def read_config(cfg: DictConfig) -> Settings:
+    """The settings of a composed configuration."""
     known = [field.name for field in fields(TrainConfig)]
     for key in map(str, cfg):
-        if key not in known:
+        if key not in known:  # Hydra lets any key in that is given with a plus
             raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
     for key in known:
         if key not in cfg:
@@ -98,3 +107,69 @@ def read_config(cfg: DictConfig) -> Settings:
         "optimizer": read_settings("optimizer", OPTIMIZER_CONFIGS, plain["optimizer"]),
     }
     return Settings(**(plain | checked))
+
+
+def with_quoted_paths(arguments: list[str]) -> list[str]:
+    """The command line with the values of paths in quotes and `~` expanded: Hydra would read the folder `2026_01_31`
+    as a number, and refuse `~`."""
+    return [_with_quoted_path(argument) for argument in arguments]
+
+
+def _with_quoted_path(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key.lstrip("+") not in PATHS or not value:
+        return argument
+    name = value[1:-1] if in_quotes else value
+    if not in_quotes and not Path(name).exists() and (re.match(HYDRA_VALUE, name) or "," in name):
+        return argument
+    return f"{key}{equals}{in_hydras_quotes(str(Path(name).expanduser()) if name.startswith('~') else name)}"
+
+
+def in_hydras_quotes(value: str) -> str:
+    """A text as Hydra reads it on a command line: a quote is escaped, as are backslashes before it and at the end."""
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """The configuration with paths that stay right when Hydra changes the directory (`hydra.job.chdir=true`)."""
+    cfg = cfg.copy()
+    for key in (*TEXTS, "init_from"):
+        if isinstance(path := OmegaConf.select(cfg, key), str):
+            OmegaConf.update(cfg, key, to_absolute_path(str(Path(path).expanduser())))
+    return cfg
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """Inside, what Hydra and OmegaConf refuse is a `UserError` in one line, with the key that was probably meant."""
+    try:
+        yield
+    except OverrideParseException as error:
+        example = "\"data.path='my file, 2.txt'\""
+        raise UserError(
+            f"cannot read {error.override}: it takes key=value, special characters in quotes: {example}"
+        ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [first_line(each) for each in (error, error.__cause__) if each]
+        raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error
+
+
+def _hint(error: Exception) -> str:
+    """What may have been meant by a key, an option or a value that Hydra does not take."""
+    if "Ambiguous value" in str(error):
+        return "; -m trains a run for each of its values"
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group == "data" and Path(option).exists():
+            return f"; did you mean data=file data.path={option}?"
+        return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
+        key, node = str(cause.key), dict(OmegaConf.to_container(cause.parent_node))  # type: ignore[call-overload]
+        prefix = str(cause.full_key).removesuffix(key)
+        for group in (name for name, values in node.items() if isinstance(values, dict) and key in values):
+            return f"; did you mean {prefix}{group}.{key}?"
+        return did_you_mean(key, node, prefix)
+    return ""

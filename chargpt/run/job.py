@@ -1,7 +1,8 @@
 """A job of a sweep, in the process that runs it: what it differs by, and what becomes of it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.errors import Stopped, tell
+from chargpt import errors
+from chargpt.errors import tell
 from chargpt.jobs import Job, read_job, read_plan
 from chargpt.run.folder import has_state
 from chargpt.run.sweep import swept_in
@@ -26,37 +28,44 @@ def swept_values() -> dict[str, Any]:
     if not in_sweep():
         return {}
     hydra = HydraConfig.get()
-    return swept_in(Path(hydra.sweep.dir), hydra.overrides.task)
+    return swept_in(Path(hydra.runtime.cwd, hydra.sweep.dir), hydra.overrides.task)
 
 
 def this_job(cfg: DictConfig) -> Job:
     """The job of a sweep that this process runs; finished if it was so before, and no other length is asked for now."""
     hydra, asked = HydraConfig.get(), OmegaConf.select(cfg, "trainer.max_steps")
     max_steps = asked if isinstance(asked, int) else 0  # what else it is will be refused
-    folder, start = Path(hydra.runtime.output_dir), read_plan(Path(hydra.sweep.dir)).start
+    folder, start = Path(hydra.runtime.output_dir), read_plan(Path(hydra.runtime.cwd, hydra.sweep.dir)).start
     before = read_job(folder)
     finished = before is not None and before.finished and before.max_steps == max_steps and has_state(folder)
     return Job(folder, hydra.job.num, swept_values(), start, max_steps, finished)
 
 
-@contextlib.contextmanager
-def recorded(job: Job, in_words: Callable[[Exception], str]) -> Iterator[None]:
-    """Keeps in a job's folder what becomes of what is done inside; an error, in words."""
-    job.write()
-    try:
-        yield
-    except Stopped:
-        replace(job, finished=False).write()
-        raise
-    except Exception as error:
-        replace(job, error=in_words(error)).write()
-        raise
-    replace(job, finished=True).write()
+def run_job(cfg: DictConfig, run: Callable[[DictConfig], float]) -> float:
+    """A job of a sweep: its own lines go to its log, and one line on the terminal shows how it went. If it fails, the
+    others go on; its loss is then infinite, as a sweeper needs a number."""
+    job = this_job(cfg)
+    for handler in logging.getLogger().handlers[:]:
+        if not isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+    error, loss = None, job.loss
+    if not job.finished:
+        job.write()
+        try:
+            loss = run(cfg)
+            replace(job, finished=True).write()
+        except Exception as raised:
+            errors.report(raised)
+            error, loss = errors.in_words(raised), math.inf
+            replace(job, error=error).write()
+    tell_of(job, error)
+    return loss
 
 
 def tell_of(job: Job, error: str | None = None) -> None:
     """A line on the terminal: which of the jobs this is, and how it went."""
-    of = read_plan(Path(HydraConfig.get().sweep.dir)).jobs or "?"
+    hydra = HydraConfig.get()
+    of = read_plan(Path(hydra.runtime.cwd, hydra.sweep.dir)).jobs or "?"
     went = "not validated"
     if error is not None:
         went = f"failed: {error}"

@@ -1,310 +1,327 @@
-"""Going on with a run: finding it, and its newest usable state of training.
+"""Resuming a run: its stored overrides are replayed, and its last checkpoint is read.
 
-A run's folder may come from elsewhere: checkpoints are read as data, by `chargpt.pickled`, `chargpt.run.stored` says
-what is taken of its configuration, and nothing in it leads out of it.
+A run's folder may come from a stranger. Only harmless overrides are replayed from it (`may_replay`); the others have to
+be typed again.
 """
 
 import logging
-import os
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
-from chargpt.checkpoint import model_in, read_archive, scoring_in, text_in
-from chargpt.errors import UserError, first_line, is_out_of_memory
-from chargpt.jobs import SWEEP, read_plan
-from chargpt.model import ModelConfig
-from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
-from chargpt.run.config import Settings, read_config
-from chargpt.run.folder import CHECKPOINTS, CONFIG, check_contents, has_state, short
-from chargpt.run.stored import as_value, choices_of, command_of_sweep, composed, groups_of_conf, resumed_config
-from chargpt.settings import MOST_STEPS, read_settings
-from chargpt.tokenizer import tokenizer_of
+from chargpt.command_line import quoted
+from chargpt.errors import UserError, first_line
+from chargpt.files import find, write
+from chargpt.jobs import SWEEP, command_of_sweep
+from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, read_config, with_quoted_paths
+from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
+
+if TYPE_CHECKING:
+    from chargpt.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
+
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+FIXED = (  # weights, optimizer state and batches depend on these: another value is another run
+    "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split", "data.tokenizer",
+    "trainer.accumulate_grad_batches",
+)  # fmt: skip
+NOT_REPLAYED = (*TEXTS, "resume", "init_from", "run_dir")  # a run finds its texts by hash; the others are of one start
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run goes on from.
+    """What a run resumes from.
 
     Attributes:
-        checkpoint: the file with the state of training.
-        state: what was read from it.
-        step: optimizer steps taken.
-        best: the lowest validation loss so far, in nats per id.
-        model, optimizer: the configurations that it was trained with.
-        text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of its others.
-        characters: the model's vocabulary; None for bytes.
-        split: of the text; None where the state does not say.
+        path: the checkpoint file.
+        fixed: the values of `FIXED` that the run was trained with, by key.
+        stopped_early: early stopping or the like ended the run.
     """
 
-    checkpoint: Path
-    state: dict[str, Any]
-    step: int
-    best: float
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    text: dict[str, str]
-    characters: str | None
-    split: list[float] | None
+    path: Path
+    checkpoint: "Checkpoint"
+    fixed: dict[str, Any]
+    stopped_early: bool
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        assert self.checkpoint.step is not None
+        return self.checkpoint.step
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss so far, in nats per id; infinite if there was none."""
+        return math.inf if self.checkpoint.best_loss is None else self.checkpoint.best_loss
 
 
-def point_to_run(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
-    """The command line with `resume=` in full: the options that the run chose from `conf/`, what was said now, and the
-    run's folder, which is also where the output goes. `resume=allow` begins a run where there is none yet.
+def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
+    """The command line with `resume=` written out: the run's own overrides, those typed now, and its folder.
 
     Args:
-        outputs: where `resume=auto` looks.
-
-    Raises:
-        UserError: there is no such run, or the command line is that of a sweep, or chooses other options.
+        outputs: where `resume=auto` looks for the newest run.
     """
-    for argument in arguments:
-        if argument.startswith("--e"):
-            raise UserError("resume= goes on with a run; Hydra's --experimental-rerun would run whatever a file says")
-        if any("\ud800" <= char <= "\udfff" for char in argument):
-            raise UserError(f"this argument is not UTF-8: {argument!r}")
-    initial, rest = _split(arguments, "init_from")
-    if initial and "${" not in initial and initial != "null":  # the names of a sweep's runs need quotes
-        arguments = [*rest, f"init_from={as_value(initial)}"]
-    resume, rest = _split(arguments, "resume")
+    if any(argument.startswith("--exp") for argument in arguments):
+        raise UserError("Hydra's --experimental-rerun would run whatever a file contains; resume= resumes a run")
+    arguments = with_quoted_paths(arguments)
+    resume, rest = _take("resume", arguments)
     if resume in (None, "null"):
         return arguments
-    if not resume:
-        raise UserError("resume= is empty: it takes a run's folder, auto (the newest that can go on) or allow")
-    if any(argument == "-m" or argument.startswith("--m") for argument in rest):
-        return _sweep_to_go_on(arguments, resume)
-    folder, others = _split(rest, "hydra.run.dir")
+    folder, typed = _take("hydra.run.dir", rest)
+    if any(re.match("-m$|--m", argument) for argument in rest):
+        return _with_resume_of_sweep(arguments, str(resume))
+    if resume == "allow" and (folder is None or "${" in folder):
+        raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
+    if resume == "allow" and not has_state(Path(str(folder))):
+        return arguments
+    run = _newest_run(typed, Path(outputs)) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
+    check_run(run)
+    if folder is not None and Path(folder).resolve() != run.resolve():
+        raise UserError(f"a run resumes in its own folder, {run}, not in hydra.run.dir={folder}")
+    place = in_hydras_quotes(str(run.resolve()))
+    how = "allow" if resume == "allow" else place
+    return [*replayed(run, typed), *typed, f"resume={how}", f"hydra.run.dir={place}"]
+
+
+def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The last value of a key, or None, and the other arguments."""
+    given = [each for each in arguments if re.match(rf"\+{{0,2}}{re.escape(key)}=", each)]
+    if not given:
+        return None, arguments
+    value = _parsed(given[-1]).value()
+    if not isinstance(value, str | None) or value == "":
+        raise UserError(f"{key}= takes a folder; got {given[-1]}")
+    return "null" if value is None else value, [each for each in arguments if each not in given]
+
+
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def _with_resume_of_sweep(arguments: list[str], resume: str) -> list[str]:
     if resume == "auto":
-        run = _newest_run(others, Path(outputs))
-    elif resume == "allow":
-        if not folder or "${" in folder:
-            raise UserError("resume=allow needs a folder to begin a run in, or to go on with it: hydra.run.dir=...")
-        run = Path(folder)
-        if not has_state(run):
-            if run.exists():
-                check_contents(run)
-            return [*rest, "resume=null"]
-        _, others = _split(others, "init_from")  # from where it began; it goes on from its own weights
-    else:
-        run = Path(resume)
-        if not run.exists():
-            raise UserError(f"there is no folder {resume}; resume=auto takes the newest run that can go on")
-    run = Path(os.path.realpath(run))  # as Hydra would have it, too
-    if not (run / CONFIG).is_file():
-        if (run / SWEEP).is_file():
-            _sweep_to_go_on([], resume)
-        around = next((f"resume={short(parent)}" for parent in run.parents if (parent / CONFIG).is_file()), None)
-        hint = f"did you mean {around}?" if around else "resume=auto takes the newest run that can go on"
-        raise UserError(f"{short(run)} is not the folder of a run; {hint}")
-    check_contents(run)
-    if folder and Path(os.path.realpath(folder)) != run:
-        raise UserError(f"a run goes on in its own folder, {run}, not in hydra.run.dir={folder}")
-    place = as_value(str(run))
-    return [*_with_choices(run, others), f"resume={place}", f"hydra.run.dir={place}"]
-
-
-def _sweep_to_go_on(arguments: list[str], resume: str) -> list[str]:
-    """The command line of a sweep that may have begun before: each job finds out by itself whether it has.
-
-    What is swept must be said again. A sweep's folder may come from elsewhere, and its command could be anything.
-    """
-    if resume == "auto":
-        raise UserError("resume=auto looks for a run; a sweep goes on by resume=allow hydra.sweep.dir=...")
+        raise UserError("resume=auto finds a run; a sweep resumes by resume=allow hydra.sweep.dir=...")
     if resume != "allow":
-        command = command_of_sweep(Path(resume), read_plan(Path(resume)).arguments)
-        again = f": {command}" if command else ", with the rest as before"
-        raise UserError(f"a sweep goes on by resume=allow hydra.sweep.dir={resume}{again}")
-    folder, _ = _split(arguments, "hydra.sweep.dir")
-    if not folder or "${" in folder:
-        raise UserError("resume=allow needs a folder to begin a sweep in, or to go on with it: hydra.sweep.dir=...")
+        raise UserError(f"a sweep resumes by its own command: {command_of_sweep(Path(resume))}")
+    folder, _ = _take("hydra.sweep.dir", arguments)
+    if folder is None or "${" in folder:
+        raise UserError("resume=allow needs a folder to begin a sweep in, or to resume it: hydra.sweep.dir=...")
     return arguments
 
 
-def _split(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
-    """The last value that is given to a key, or None, and the other arguments."""
-    given = [each for each in arguments if re.match(rf"\+{{0,2}}{re.escape(key)}=", each)]
-    rest = [each for each in arguments if each not in given]
-    return (_unquoted(given[-1].partition("=")[2]), rest) if given else (None, rest)
+def check_run(run: Path) -> None:
+    """Refuse what is not the folder of a run, or has links that lead out of it."""
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
+    if not (run / OVERRIDES).is_file():
+        if (run / SWEEP).is_file():
+            _with_resume_of_sweep([], str(run))
+        around = next((parent for parent in run.resolve().parents if (parent / OVERRIDES).is_file()), None)
+        hint = f"did you mean resume={short(around)}?" if around else "resume=auto takes the newest run"
+        raise UserError(f"{short(run)} is not the folder of a run; {hint}")
+    check_contents(run)
 
 
-def _unquoted(value: str) -> str:
-    """The value that Hydra reads: it is quoted for the other processes of a run on several devices."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and not Path(value).exists():
-        return re.sub(rf"(\\+)({value[0]}|\Z)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
-    return value
-
-
-def _with_choices(run: Path, rest: list[str]) -> list[str]:
-    """The options that a run chose, and the other arguments, which choose no others."""
-    groups, choices = groups_of_conf(), choices_of(run)
-    for argument in rest:
-        group = re.split("[@:=]", argument.lstrip("+~"))[0]
-        if group in groups and argument != f"{group}={choices.get(group)}":
-            own = f"{group}={choices[group]}" if group in choices else group
-            raise UserError(f"resume goes on with the run's own {own}: single values can be changed, not {argument}")
-    return [*(f"{group}={option}" for group, option in choices.items()), *rest]
-
-
-def _newest_run(rest: list[str], outputs: Path) -> Path:
-    """The newest run that these arguments can go on with; says on what others it passed over.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [file for name in CHECKPOINTS for file in outputs.rglob(name)]
-    runs = dict.fromkeys(file.parents[1] for file in sorted(found, key=lambda file: -file.lstat().st_mtime))
-    overrides = [argument for argument in rest if not argument.startswith("-")]
-    for run in runs:
+def _newest_run(typed: list[str], outputs: Path) -> Path:
+    """The newest run that can resume with these arguments; logs why others cannot."""
+    files = [file for name in CHECKPOINTS for file in find(outputs, name)]
+    for run in dict.fromkeys(file.parents[1] for file in sorted(files, key=lambda file: -file.stat().st_mtime)):
+        overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
         try:
-            check_contents(run)
-            state = load_state(run)
-            said = _with_choices(run, overrides)
-            cfg = composed([each for each in said if not each.startswith("hydra.")])
-            settings = read_config(resumed_config(cfg, run, said))
-            check_resumption(state, settings)
-            if state.step >= (max_steps := settings.trainer["max_steps"]):
-                raise UserError(f"finished, {state.step} steps; trainer.max_steps={max_steps} is no larger")
-        except Exception as error:  # whatever is wrong with this one, another may be right
-            why = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning(f"Passing over {run}: {why.removeprefix(f'{run} ')}")
-        else:
+            check_run(run)
+            state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides]))
+            check_same(state, settings)
+            if state.step >= settings.trainer["max_steps"]:
+                raise UserError(f"it has finished its {state.step} steps")
             return run
-    raise UserError(f"resume=auto found no run to go on with in {outputs}/")
+        except Exception as error:  # whatever is wrong with this run, another may be right
+            log.warning(f"Passing over {run}: {str(error) if isinstance(error, UserError) else first_line(error)}")
+    raise UserError(f"resume=auto found no run to resume in {outputs}/")
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def replayed(run: Path, typed: Sequence[str]) -> list[str]:
+    """The stored overrides of a run that are replayed, without those that are typed now."""
+    harmless, others = _stored(run, typed)
+    if others:
+        raise UserError(
+            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to"
+            " another value or choose an option that is not in conf/ are not read from a run's folder. Type them again"
+            f" (after --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
+            f" - or replace them, as in +{_parsed(others[0]).key_or_group.removesuffix('._target_')}=null"
+        )
+    return harmless
+
+
+def _stored(run: Path, typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The stored overrides that are harmless and those that are not, without those that are typed now."""
+    now = tuple(_parsed(each).key_or_group for each in typed if _is_override(each))
+    stored = {each: _parsed(each) for each in read_overrides(run)}
+    stored = {
+        each: override
+        for each, override in stored.items()
+        if not any(f"{override.key_or_group}.".startswith(f"{key}.") for key in (*now, *NOT_REPLAYED))
+    }
+    base = composed([each for each, override in stored.items() if _is_option(override)])
+    harmless = [each for each, override in stored.items() if may_replay(override, base)]
+    return harmless, [each for each in stored if each not in harmless]
+
+
+def read_overrides(run: Path) -> list[str]:
+    """The overrides stored in a run's folder."""
+    try:
+        found = yaml.safe_load((run / OVERRIDES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{run / OVERRIDES} is damaged: {first_line(error)}") from error
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UserError(f"{run / OVERRIDES} is damaged: it is not a list of overrides")
+    return found
+
+
+def _is_option(override: Override) -> bool:
+    """Whether it chooses a file in a group of `conf/`, other than one of Hydra's own."""
+    group, option = override.key_or_group, override.value()
+    plain = re.fullmatch(r"[a-z]+", group) and isinstance(option, str) and re.fullmatch(r"[\w-]+", option)
+    changes = override.is_add() or override.is_force_add() or override.is_delete() or override.package
+    return bool(plain) and not changes and group != "hydra" and (CONF / group / f"{option}.yaml").is_file()
+
+
+def may_replay(override: Override, base: DictConfig) -> bool:
+    """Whether a stored override can do no harm, whoever wrote it: an option of a group in `conf/`; a callback left out;
+    a number, boolean, null, or a list of these, for a key that exists; text where `conf/` has plain text or null.
+
+    Args:
+        base: what `conf/` composes with the run's options.
+    """
+    key, value = override.key_or_group, override.value()
+    if override.is_delete():
+        return key.startswith("callbacks.") and override.value() is None
+    if override.is_add() or override.is_force_add() or override.package or override.is_sweep_override():
+        return False
+    if _is_option(override):
+        return True
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(base, parent) if parent else base
+    if not OmegaConf.is_dict(node) or (name not in node and parent != "trainer"):  # the Trainer has further arguments
+        return False
+    if isinstance(value, str):
+        before = OmegaConf.to_container(node).get(name, "${}")  # type: ignore[union-attr]  # it is a dict
+        plain = before is None or (isinstance(before, str) and "${" not in before)
+        return plain and "${" not in value and name != "_target_" and not key.startswith("trainer.logger")
+    return all(
+        each is None or isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
+    )
+
+
+def command_to_resume(run: Path) -> str:
+    """The command line that resumes a run: the overrides that are not replayed have to be typed again."""
+    return _command(run, _stored(run, [])[1])
+
+
+def _command(run: Path, overrides: Sequence[str]) -> str:
+    folder = str(short(run))
+    folder = f"./{folder}" if folder in ("auto", "allow", "null") else folder  # which mean something else
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+    return quoted(["python", "train.py", *flags, f"resume={folder}", *overrides])
 
 
 def load_state(run: Path) -> Resumption:
-    """What the run goes on from: its last checkpoint, or the one before where the last is damaged.
+    """What a run resumes from: its last checkpoint, or the one before if that is damaged."""
+    from chargpt.checkpoint import from_contents, load  # torch takes a while to import
 
-    Raises:
-        UserError: neither is usable.
-    """
     files = [file for name in CHECKPOINTS if (file := run / name).exists()]
     for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is in the way: it is no file")
-    for file in files:
         try:
-            return _read(file, run)
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
-        except Exception as error:  # what a damaged file raises depends on the damage
-            if is_out_of_memory(error):
-                raise
-            why = error if isinstance(error, UserError) else type(error).__name__
-            log.warning(f"Passing over {file}: it is damaged, or not a state of training ({why})")
+            contents = load(file)
+            checkpoint = from_contents(contents, file)
+            fixed, _, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
+            if checkpoint.step is None or not isinstance(fixed, dict):
+                raise UserError("it is not a state of training")
+            return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
+        except (UserError, KeyError) as error:
+            log.warning(f"Passing over {file}: {error if isinstance(error, UserError) else f'it has no {error}'}")
     if files:
-        raise UserError(f"{run} has no usable checkpoint to go on from ({' or '.join(CHECKPOINTS)})")
+        raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
-        f"{run} ended before its first save, or has lost it: there is nothing to go on from. The command that began it,"
-        f" with hydra.run.dir={as_value(str(run))}, begins it again in this folder, and writes over what is there"
+        f"{run} ended before its first save: there is nothing to resume from. The command that began it, with"
+        f" hydra.run.dir={run}, begins it again"
     )
 
 
-def _read(file: Path, run: Path) -> Resumption:
-    state = read_archive(file)
-    [_] = state["optimizer_states"]
-    if not _is_of_counts(state["loops"]):
-        raise TypeError("not a state of training")
-    state["lr_schedulers"] = []  # they follow from the step and the settings
-    step, saved = state["global_step"], state["hyper_parameters"]
-    if (
-        type(step) is not int
-        or not 0 <= step < MOST_STEPS
-        or not re.fullmatch(r"[\w.+-]{1,40}", state["pytorch-lightning_version"])
-    ):
-        raise TypeError("not a state of training")
-    model = model_in(state)
-    if "current_model_state" in state:
-        _check_averaging(state)
-    state["callbacks"] = dict(_given_back(state["callbacks"], run))
-    return Resumption(
-        checkpoint=file.absolute(),
-        state=state,
-        step=step,
-        best=_best_loss(state["state_dict"]["best_val_loss.min_value"]),
-        model=model.config,
-        optimizer=read_settings("optimizer", OPTIMIZER_CONFIGS, saved["optimizer"], default="adamw"),
-        text=text_in(state),
-        characters=tokenizer_of(saved["characters"]).characters,
-        split=scoring_in(saved["scoring"]).split if saved.get("scoring") else None,
-    )
+def fixed_values(settings: Settings) -> dict[str, Any]:
+    """The values of `FIXED`, by key."""
+    plain = asdict(settings)
+    found: dict[str, Any] = {}
+    for key in FIXED:
+        group, _, name = key.partition(".")
+        value = plain[group][name] if name else plain[group]
+        found |= (
+            {f"{key}.{each}": inside for each, inside in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return found
 
 
-def _check_averaging(state: dict[str, Any]) -> None:
-    """Take no more than the weights in training, the best loss and a count from a state whose `state_dict` has the
-    weights' average.
-
-    Raises:
-        Exception: they are not what `Averaging` wrote; of which kind depends on what they are.
-    """
-    weights = {name: value for name, value in state["current_model_state"].items() if name.startswith("net.")}
-    model_in(state | {"state_dict": weights})
-    count = state["averaging_state"]["n_averaged"]
-    if count.shape or count.is_floating_point() or not 0 <= count < MOST_STEPS:
-        raise TypeError("not a count")
-    best = "best_val_loss.min_value"  # which Lightning's own callbacks do not keep up to date in the average
-    state["state_dict"][best] = state["current_model_state"][best]
-    state["current_model_state"] = state["state_dict"] | weights
-    state["averaging_state"] = {"n_averaged": count}
+def check_same(resumption: Resumption, settings: Settings) -> None:
+    """Refuse settings that would not resume this run but train another one."""
+    before, now = resumption.fixed, fixed_values(settings)
+    for key in now:
+        if key in before and before[key] != now[key]:
+            raise UserError(
+                f"{key}={now[key]} cannot be changed: {short(resumption.path)} was trained with {key}={before[key]}, on"
+                " which its weights, optimizer state or batches depend; start a new run for it"
+            )
 
 
-def _best_loss(value: Any) -> float:
-    """The lowest validation loss so far, in nats per id; infinite where there was none."""
-    if not isinstance(value, Tensor) or value.shape or not value.is_floating_point() or not value >= 0:
-        raise TypeError("not a loss")
-    return float(value)
+def store(cfg: DictConfig, run: Path) -> None:
+    """Keep what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
+    (run / OVERRIDES).parent.mkdir(exist_ok=True)
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is not None:
+        task = [each for each in hydra.overrides.task if _parsed(each).key_or_group not in ("resume", "run_dir")]
+        keys = [_parsed(each).key_or_group for each in task]
+        before = read_overrides(run) if (run / OVERRIDES).is_file() else []
+        texts = [each for each in before if (key := _parsed(each).key_or_group) in TEXTS and key not in keys]
+        model = [f"model.{key}={value}" for key, value in cfg.model.items() if cfg.init_from and key != "name"]
+        write(run / OVERRIDES, yaml.safe_dump([*texts, *task, *model], allow_unicode=True).encode())
+        write(run / ".hydra/hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})).encode())
+    write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 
 
-def _is_of_counts(loops: Any) -> bool:
-    """Whether the state of Lightning's loops is made of counts, as it is."""
-    return all(map(_is_of_counts, loops.values())) if isinstance(loops, dict) else isinstance(loops, int)
+def began_with(cfg: DictConfig, run: Path) -> bool:
+    """Whether a run with this very configuration began in the folder."""
+    return (run / CONFIG).is_file() and (run / CONFIG).read_text(encoding="utf-8") == OmegaConf.to_yaml(cfg)
 
 
-def _given_back(states: dict[str, Any], run: Path) -> Iterator[tuple[str, Any]]:
-    """The states of callbacks that may be restored.
-
-    Not that of a time limit, which counts anew at each start. And none with the path of something outside the run's
-    folder, which a callback may remove as if it had made it: `ModelCheckpoint` does, of a run that was copied, say.
-    """
-    for name, state in states.items():
-        if not name.isprintable() or name.startswith("Timer"):
-            continue
-        if (path := next(_paths_outside(state, os.path.realpath(run)), None)) is None:
-            yield name, state
-        else:
-            said = f"it has the path of something outside {run}: {path}"
-            log.warning(f"The state of {name} is left out: {said}")
+def log_changes(cfg: DictConfig, run: Path) -> None:
+    """Log the settings that differ from those that the run had before, as its `config.yaml` has them."""
+    try:
+        before = _leaves(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))
+    except Exception as error:  # it is kept for people: without it the run resumes all the same
+        log.warning(f"{short(run / CONFIG)} is damaged: {first_line(error)}")
+        return
+    now = _leaves(OmegaConf.to_container(cfg))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in NOT_REPLAYED:
+            log.info(f"Changed: {key}={now.get(key)} (was {before.get(key, 'not set')})")
 
 
-def _paths_outside(state: Any, folder: str) -> Iterator[str]:
-    if isinstance(state, str):
-        leads_on = "::" in state or "://" in state or state.startswith("~")  # to libraries that may be asked
-        if leads_on or (os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder)):
-            yield state
-    elif isinstance(state, dict | list | tuple | set):
-        for each in state:
-            yield from _paths_outside(each, folder)
-            if isinstance(state, dict):
-                yield from _paths_outside(state[each], folder)
-
-
-def check_resumption(resumption: Resumption, settings: Settings) -> None:
-    """Refuse a state that is another model's, before a model is made.
-
-    Raises:
-        UserError: it is.
-    """
-    for key in ("model", "optimizer"):
-        before = getattr(resumption, key)
-        if before != getattr(settings, key):
-            raise UserError(f"{short(resumption.checkpoint)} was trained with another {key}: {before}")
-    if tokenizer_of(resumption.characters).kind != settings.data.tokenizer:
-        raise UserError(f"{short(resumption.checkpoint)} was trained with another data.tokenizer")
-    if resumption.split not in (None, settings.data.split):
-        raise UserError(f"{short(resumption.checkpoint)} was trained with another data.split: {resumption.split}")
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        key: leaf for name, value in node.items() for key, leaf in _leaves(value, f"{path}.{name}".lstrip(".")).items()
+    }

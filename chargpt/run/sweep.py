@@ -4,8 +4,10 @@ import glob
 import hashlib
 import math
 import re
+import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from chargpt import errors
+from chargpt.compare import report, save
 from chargpt.errors import UserError, tell
-from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan
+from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan, read_sweep
 from chargpt.run.folder import check_contents
 from chargpt.run.launched import launched, let_the_first_speak
-from chargpt.run.study import check_study
 
 ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
 
@@ -36,15 +39,9 @@ class RecordSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
             self._begin(config)
-        except UserError as error:
+        except (UserError, OSError) as error:
             let_the_first_speak()
-            tell(f"error: {error}")
-        except OSError as error:
-            why = f"cannot write to the output folder {config.hydra.sweep.dir}: {error.strerror}"
-            tell(f"error: {why}; hydra.sweep.dir=... names another")
-        else:
-            return
-        raise SystemExit(2)  # of an exception of a callback's Hydra would make a warning
+            raise SystemExit(errors.report(error)) from error  # Hydra would make a warning of a callback's exception
 
     def _begin(self, config: DictConfig) -> None:
         hydra, folder = config.hydra, Path(config.hydra.sweep.dir)
@@ -60,7 +57,6 @@ class RecordSweep(Callback):
         swept = {key: each for key, each in last.items() if each.is_sweep_override()}
         if "data.tokenizer" in swept:
             raise UserError("a sweep compares losses, and those per byte do not compare with those per character")
-        check_study(str(hydra.sweeper.get("storage")), swept)
         jobs = hydra.sweeper.get("n_trials") or math.prod(map(_values_of, swept.values()))
         fixed = [str(each.input_line) for each in overrides if each.key_or_group not in (*swept, "resume")]
         hydras = [each for each in hydra.overrides.hydra if not each.startswith(("hydra.sweep.dir=", "hydra.mode="))]
@@ -70,6 +66,21 @@ class RecordSweep(Callback):
         plan.write(folder)
         RecordSweep.folder = folder
         tell(f"{jobs} job{'s' * (jobs != 1)} in {folder}; the lines of each are in its train.log")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """After what is inside, which may be a sweep, compare its jobs; the status is 1 if some did not finish."""
+    RecordSweep.folder = None
+    try:
+        yield
+    finally:
+        sweep = read_sweep(RecordSweep.folder) if RecordSweep.folder else None
+        if sweep and (sweep.jobs or isinstance(sys.exception(), KeyboardInterrupt)):  # else something is wrong with all
+            tell(f"\n{report(sweep)}")
+            save(sweep)
+    if sweep and sweep.unfinished:
+        sys.exit(f"error: {sweep.unfinished} of {sweep.plan.jobs} jobs did not finish")
 
 
 def check_folder(folder: Path, *, goes_on: bool) -> None:

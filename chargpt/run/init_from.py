@@ -1,7 +1,6 @@
-"""Weights to start from: another run's, for a text of one's own."""
+"""Start from trained weights (`init_from=`), for a text of one's own."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ FREE = ("dropout", "zero_init")  # may differ: they do not change what trained w
 
 
 class Initial(NamedTuple):
-    """A trained model to start from, and the vocabulary that it knows."""
+    """A trained model to start from, and its vocabulary."""
 
     path: Path
     model: Model
@@ -30,62 +29,47 @@ class Initial(NamedTuple):
 
 
 def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
-    """The configuration with the architecture of the model that `init_from` names, and that model.
-
-    Raises:
-        UserError: there is none, it cannot be used, or the command line names another architecture.
-    """
+    """The configuration with the architecture of the model that `init_from` names, and that model."""
     path = find_checkpoint(cfg.init_from)
     checkpoint = read_checkpoint(path)
     settings = asdict(checkpoint.model.config)
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    said = list(said_in(overrides))
-    ours: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
-    if ours.get("name") != settings["name"]:
-        raise UserError(
-            f"init_from={cfg.init_from} is a {settings['name']}: say model={settings['name']}, too"
-        )
-    for key in (key for key in ours if f"model.{key}" in said):
+    typed: set[str] = set()
+    if HydraConfig.initialized():
+        for override in OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task):
+            value = override.value()
+            typed |= {f"{override.key_or_group}.{key}" for key in (value if isinstance(value, dict) else ())}
+            typed.add(override.key_or_group)
+    asked: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
+    if asked.get("name") != settings["name"]:
+        raise UserError(f"init_from={cfg.init_from} is a {settings['name']}: add model={settings['name']}")
+    for key in (key for key in asked if f"model.{key}" in typed):
         if key in FREE:
-            settings[key] = ours[key]
-        elif ours[key] != settings.get(key):
+            settings[key] = asked[key]
+        elif asked[key] != settings.get(key):
             raise UserError(
                 f"init_from={cfg.init_from} has model.{key}={settings.get(key)}, on which its weights depend:"
-                f" leave model.{key}={ours[key]} out"
+                f" leave model.{key}={asked[key]} out"
             )
-    cfg = OmegaConf.create(cfg)  # the caller's stays as it is
+    cfg = cfg.copy()
     OmegaConf.update(cfg, "model", settings, merge=False, force_add=True)
     return cfg, Initial(path, checkpoint.model, checkpoint.tokenizer)
 
 
-def said_in(overrides: list[str]) -> Iterator[str]:
-    """The keys that overrides give values to."""
-    for override in OverridesParser.create().parse_overrides(overrides):
-        value = override.value()
-        yield from (f"{override.key_or_group}.{key}" for key in (value if isinstance(value, dict) else ()))
-        yield override.key_or_group
-
-
 def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
-    """The vocabulary of a model and the characters of a text that it does not know, which are told.
-
-    Raises:
-        UserError: one is of characters, and the other of bytes.
-    """
+    """The vocabulary of a model, extended by the characters of a text that are new to it."""
     if initial.tokenizer.characters is None or text.characters is None:
         if initial.tokenizer.characters != text.characters:
             kind = initial.tokenizer.kind
-            raise UserError(f"init_from={initial.path} is a model of {kind}: say data.tokenizer={kind}, too")
+            raise UserError(f"init_from={initial.path} is a model of {kind}: add data.tokenizer={kind}")
         return text
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:
-        log.info(f"{len(new)} characters are new to the model and start untrained: {new[:200]}")
+        log.info(f"{len(new)} characters are new to the model and start untrained: {new[:200]!r}")
     return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
 
 
 def copy_weights(initial: Initial, net: Model, vocabulary: Tokenizer) -> None:
-    """Put the weights into a model of the same architecture, whose vocabulary may have more characters: what belongs to
-    those stays as it was initialized."""
+    """Copy the weights into a model of the same architecture. Rows of new characters keep their initial values."""
     rows = torch.tensor(vocabulary.encode(initial.tokenizer.characters or ""))
     before = initial.model.state_dict()
     with torch.no_grad():

@@ -1,0 +1,122 @@
+"""The state that Lightning restores when a run resumes: checked, and completed from the settings."""
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor
+
+from chargpt.errors import UserError
+from chargpt.module import CharLM
+from chargpt.optim import lr_factor
+from chargpt.run.config import Settings
+from chargpt.run.resume import Resumption, fixed_values
+
+log = logging.getLogger(__name__)
+
+
+class Resuming(Callback):
+    """Saves the settings that must not change, and makes what follows from the settings theirs again in a restored
+    state: the options of the optimizer, its learning rate, and arguments of callbacks that Lightning keeps as state.
+
+    Attributes:
+        at_first_step: is called when the first step since is done: a change that does not work is not kept.
+        stepped: it is done. An error before that comes from the settings or the checkpoint.
+    """
+
+    def __init__(self, settings: Settings, resumption: Resumption | None):
+        self.settings = settings
+        self.step = resumption.step if resumption else None
+        self.at_first_step: Callable[[], None] = lambda: None
+        self.stepped = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        # Lightning restores weights before it converts them to the precision: 64 bits would be cut to 32.
+        trainer.precision_plugin.convert_module(module)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fixed"] = fixed_values(self.settings)
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "current_model_state" in checkpoint:  # `state_dict` is the average, of which the module is no part
+            best = "best_val_loss.min_value"
+            checkpoint["state_dict"][best] = checkpoint["current_model_state"][best]
+            module.load_state_dict(checkpoint["current_model_state"])
+        checkpoint["lr_schedulers"] = []  # they follow from the step and the settings
+        states = checkpoint["callbacks"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
+            state = states.get(callback.state_key)
+            if isinstance(callback, Timer):  # a time limit is one of each start
+                states.pop(callback.state_key, None)
+            elif isinstance(state, dict):
+                if path := next(paths_outside(state, os.path.realpath(self.settings.run_dir)), None):
+                    log.warning(f"The state of {callback.state_key} is not restored: it names {path}, outside the run")
+                    del states[callback.state_key]
+                    continue
+                for name in inspect.signature(type(callback)).parameters:  # a new `patience` holds
+                    if name in state and hasattr(callback, name):
+                        state[name] = getattr(callback, name)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.step is None:
+            return
+        assert isinstance(module, CharLM)
+        if trainer.global_step != self.step:
+            raise UserError(f"the checkpoint has two counts of steps: {self.step} and {trainer.global_step}")
+        config, (optimizer,) = module.optimizer_config, trainer.optimizers
+        factor, before = lr_factor(config, self.step, trainer.max_steps), optimizer.param_groups[0]["lr"]
+        for group, fresh in zip(optimizer.param_groups, config.build(module.net).param_groups, strict=True):
+            now = {"params": group["params"], "initial_lr": fresh["lr"], "lr": fresh["lr"] * factor}
+            group.update(fresh | now)
+            check_state(group, optimizer.state)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for each in trainer.lr_scheduler_configs:
+            now = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+            each.scheduler.load_state_dict(each.scheduler.state_dict() | now)
+        if not math.isclose(before, rates[0]):
+            log.info(
+                f"The learning rate jumps from {before:.3g} to {rates[0]:.3g}: its {config.schedule} schedule is now"
+                f" that of {trainer.max_steps} steps"
+            )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self.stepped:
+            self.stepped = True
+            self.at_first_step()
+
+
+def paths_outside(state: Any, folder: str) -> Iterator[str]:
+    """Text in a callback's state that is the path of something outside the run's folder: `ModelCheckpoint` removes
+    files that its state names, and the state may be a stranger's, or that of a run that was copied."""
+    if isinstance(state, str):
+        if os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder):
+            yield state
+    elif isinstance(state, dict | list | tuple | set):
+        for each in state:
+            yield from paths_outside(each, folder)
+            if isinstance(state, dict):
+                yield from paths_outside(state[each], folder)
+
+
+def check_state(group: dict[str, Any], states: Any) -> None:
+    """Refuse an optimizer's state that does not have its parameters' shapes: fused optimizers read and write as many
+    numbers as a parameter has, without looking how many there are."""
+    for parameter in group["params"] if group.get("fused") else ():
+        state = states.get(parameter, {})
+        for name, value in state.items():
+            shape = () if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise UserError(f"the optimizer's {name} in the checkpoint does not fit its parameter")
+            if name == "step" and value.dtype != torch.float32:
+                raise UserError(f"the optimizer's step in the checkpoint is in {value.dtype}")
+            if not value.is_contiguous():
+                raise UserError(f"the optimizer's {name} in the checkpoint is not laid out as its parameter")
+        if state.keys() != states.get(group["params"][0], {}).keys():
+            raise UserError("the optimizer in the checkpoint has no state for some parameters")

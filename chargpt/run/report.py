@@ -1,0 +1,205 @@
+"""What a run says of itself: at its beginning, at its end, and what its curve shows."""
+
+import logging
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from chargpt.checkpoint import read_checkpoint
+from chargpt.command_line import quoted
+from chargpt.corpus import Corpus
+from chargpt.curve import Point, read_curve
+from chargpt.run.build import Run
+from chargpt.run.callbacks.averaging import validated_weights
+from chargpt.run.folder import short
+from chargpt.run.init_from import Initial
+from chargpt.run.resume import Resumption, command_to_resume
+
+log = logging.getLogger("train")
+log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
+
+CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text
+FEWEST = 3  # validations; fewer do not show how the loss goes on
+NOISE = 0.01  # the share of a loss by which two validations may differ without a reason
+MUCH = 0.1  # the share of the lowest loss by which that of a run that diverged is above it, at least
+
+
+def quieten() -> None:
+    """Silence messages of Lightning's that every run would show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # Hydra's handlers show these, too
+    for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # these were asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",  # one process makes the batches faster than they move between processes
+        "Experiment logs directory.*exists and is not empty",  # its rows are kept
+        "your dataloader is not resumable",  # a batch follows from the step alone
+        "callbacks used to create the checkpoint need to be provided",  # their overrides had to be typed again
+        "LeafSpec.*is deprecated",  # between Lightning 2.6 and torch 2.13
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")
+
+
+def describe(run: Run, initial: Initial | None, first_step: int) -> str:
+    """The texts, the model and how it is computed, in a line each; where the run begins."""
+    data, trainer = run.data, run.trainer
+    cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
+    sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
+    lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
+    for part, own in data.own.items():
+        new = len(set(own.tokenizer.characters or "") - set(data.corpus.tokenizer.characters or ""))
+        unseen = f", {new:,} of which the training text lacks" if new else ""
+        same = ", the same as the training text" if own.sha256 == data.corpus.sha256 else ""
+        lines.append(f"{CALLED[part].capitalize()} text: {_of(own)}{unseen}{same}")
+    parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
+    lines.append(
+        f"Model: {run.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
+        f" in {trainer.precision}{run.precision}{', compiled' if run.compiled else ''}"
+    )
+    if initial is not None:
+        lines.append(f"Weights to start from: {initial.path}")
+    lines.append(f"Run: {short(Path(run.settings.run_dir))}" + (f", from step {first_step}" if first_step else ""))
+    return "\n".join(lines)
+
+
+def is_finished(run: Run, resumption: Resumption) -> bool:
+    """Whether there is nothing left to train; logs why. A scheduler that starts the same command (`resume=allow`) again
+    and again should not add a validation interval each time to a run that early stopping ended."""
+    folder, steps = Path(run.settings.run_dir), resumption.step
+    if steps >= run.trainer.max_steps:
+        log.info(f"{short(folder)} is finished, {steps} steps; a larger trainer.max_steps resumes it")
+    elif resumption.stopped_early and run.settings.resume == "allow":
+        log.info(f"{short(folder)} stopped early, after {steps} steps; resume={short(folder)} resumes it")
+    else:
+        return False
+    if run.data.test_ids is not None:
+        log.info(f"To score the test text: {command_to_test(folder)}")
+    return True
+
+
+def _of(corpus: Corpus) -> str:
+    distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
+    return f"{corpus.name}, {len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
+
+
+def report(run: Run, seconds: float, first_step: int) -> float:
+    """Log how the run ended and what to do next; returns its best validation loss.
+
+    Args:
+        seconds: since this start, from `first_step` on.
+    """
+    path, trainer = Path(run.settings.run_dir), run.trainer
+    best, unit, folder = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit, str(short(path))
+    steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
+    steps += f", {trainer.global_step} in all" if first_step else ""
+    text = run.data.own.get("val", run.data.corpus)
+    scored = f"Best validation loss {best:.4f} (nats per {unit}, on {text.name}), {steps}"
+    constant = run.module.optimizer_config.schedule == "constant"
+    said = verdict(read_curve(path), trainer.max_steps, run.data.tokenizer.vocab_size, constant=constant)
+    lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [said])]
+    if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
+        lines.append(f"To resume:   {command_to_resume(path)}")
+    if (path / "checkpoints" / "best.ckpt").exists():
+        lines.append(f"Checkpoint:  {short(path / 'checkpoints' / 'best.ckpt')}")
+        lines.append(f"Sample it:   {quoted(['python', 'sample.py', '--ckpt', folder])}")
+        if run.data.tokenizer.characters is not None:
+            lines.append(f"Look inside: {quoted(['python', '-m', 'chargpt.page', '--ckpt', folder])}")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        lines.append(f"See curves:  {quoted(['tensorboard', '--logdir', folder])}")
+    elif trainer.logger is not None and trainer.logger.save_dir:
+        lines.append(f"Metrics:     {trainer.log_dir or trainer.logger.save_dir}")
+    log.info("\n".join(lines))
+    return best
+
+
+def test(run: Run) -> None:
+    """Score the test text with the weights of the best validation loss, and log the loss."""
+    trainer, module, folder = run.trainer, run.module, Path(run.settings.run_dir)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
+        return
+    log.info("Scoring the test text")
+    file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
+    # Rank 0 alone reads the file: Lightning gives its weights to the other ranks when the test begins.
+    best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
+    try:
+        with validated_weights(trainer, module):
+            if best is not None and best.best_loss == float(module.best_val_loss.min_value):
+                module.net.load_state_dict(best.model.state_dict())
+                of = "of the best validation loss"
+            [scores] = trainer.test(module, run.data, verbose=False)
+    except SystemExit:
+        log.warning(f"Stopped; the training is done and saved. To score the test text: {command_to_test(folder)}")
+        raise
+    loss, unit = scores["test/loss"], run.data.tokenizer.unit
+    log.info(f"Test loss {loss:.4f} ({loss / math.log(2):.4f} bits per {unit}), with the weights {of}")
+
+
+def command_to_test(folder: Path) -> str:
+    """The command line that scores a run's test text."""
+    return quoted(["python", "-m", "chargpt.evaluate", "--split", "test", "--ckpt", str(short(folder))])
+
+
+def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constant: bool = True) -> str:
+    """What the curve shows, and what may help; empty if it does not show anything.
+
+    Args:
+        points: the validations, in order.
+        max_steps: the steps that were planned.
+        vocab_size: distinct ids.
+        constant: whether the learning rate is constant. If it falls with the planned steps, the loss falls with it, and
+            more steps are another run.
+    """
+    if len(points) < FEWEST:
+        return ""
+    losses, last, guessing = [point.val_loss for point in points], points[-1], math.log(vocab_size)
+    lowest = losses.index(min(losses))
+    best = points[lowest]
+    noise = max([NOISE * best.val_loss, *(after - before for before, after in pairwise(losses[: lowest + 1][-5:]))])
+    risen = last.val_loss - best.val_loss
+    # A training loss is that of one batch: as many points are averaged before the lowest as there are after it.
+    later = len(points) - lowest - 1
+    before, after = _train_loss(points[: lowest + 1][-later:] if later else points), _train_loss(points[lowest + 1 :])
+    if risen > noise and after < before:
+        return (
+            f"Overfitting since step {best.step:,}: validation loss rose from {best.val_loss:.4f} to"
+            f" {last.val_loss:.4f} while training loss fell. More dropout, more text or a smaller model may help;"
+            " sampling takes the best checkpoint anyway"
+        )
+    lower_lr = "A lower optimizer.lr, a longer optimizer.warmup_steps or trainer.gradient_clip_val=1 may help"
+    if risen > noise + MUCH * best.val_loss and after >= before:
+        return f"Diverged: validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}. {lower_lr}"
+    falls = losses == sorted(losses, reverse=True)
+    if last.val_loss > (1 + NOISE) * guessing and not falls:
+        return f"Diverged: validation loss is {last.val_loss:.4f}, above that of guessing, {guessing:.4f}. {lower_lr}"
+    if risen > noise:
+        return ""
+    earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
+    was = min(earlier, key=lambda point: point.val_loss)
+    fallen = was.val_loss - best.val_loss
+    steady = falls and 3 * fallen >= losses[0] - best.val_loss > 0  # slow as it may be: a run that has hardly begun
+    if fallen <= NOISE * best.val_loss and not steady:
+        return (
+            f"Levelled off: the lowest validation loss is {best.val_loss:.4f}, and was {was.val_loss:.4f} at step"
+            f" {was.step:,} already. More steps alone would change little"
+        )
+    if last.step < max_steps:
+        return f"Validation loss was still falling, after {last.step:,} of {max_steps:,} steps: it is worth going on"
+    if constant:
+        return "Validation loss was still falling at the end: with a larger trainer.max_steps it should end lower"
+    return (
+        "Validation loss was still falling at the end, as a falling learning rate makes it: a new run with a larger"
+        " trainer.max_steps would probably end lower"
+    )
+
+
+def _train_loss(points: Sequence[Point]) -> float:
+    """Their mean training loss; not a number where none was logged."""
+    known = [point.train_loss for point in points if math.isfinite(point.train_loss)]
+    return statistics.mean(known) if known else math.nan
