@@ -227,7 +227,7 @@ def as_text(rows: list[Row], context: int | None) -> str:
         head = (name, "bits", "bits/byte", "perplexity", "accuracy", "predicted", "text", "checkpoint")
         return table(
             head,
-            [(*_numbers(row), f"{row.score.characters:,} {row.unit}s", row.text, row.checkpoint) for row in rows],
+            [(*_numbers(row), f"{row.score.characters:,} {row.unit}s", row.text, str(row.checkpoint)) for row in rows],
         )
     [row] = rows
     loss, bits, per_byte, perplexity, accuracy = _numbers(row)

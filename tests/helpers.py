@@ -1,21 +1,28 @@
 """What the tests share: how to compose a configuration, to run the scripts, to read what a run left; a formula."""
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
-import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from forks import AS_TESTED, forks
+import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chargpt.run.config import VERSION_BASE, register
-from chargpt.run.resume import load_state
-from chargpt.run.stored import choices_of, resumed_config
+import sample
+from chargpt import errors
+from chargpt.run.config import register
+from chargpt.run.resume import load_state, replayed
+from train import command as train_command
 from train import train
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +64,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would run with."""
-    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 
@@ -68,23 +75,20 @@ def signal_at(*steps: int, **options: object) -> list[str]:
 
 
 def start(folder: Path, *overrides: str) -> float:
-    """Train as train.py does, in this process: Hydra's record of what was chosen is there, too."""
-    chosen = dict(each.split("=", 1) for each in overrides if each.split("=")[0] in ("data", "model", "optimizer"))
+    """Train in this process, with the overrides stored as train.py does."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save({"hydra": {"runtime": {"choices": chosen}}}, folder / ".hydra" / "hydra.yaml")
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
     return train(composed(*overrides, f"run_dir={folder}"))
 
 
 def resume(folder: Path, *overrides: str) -> float:
-    """Go on with a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
+    """Resume a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
     return train(resumed(folder, *overrides), load_state(folder))
 
 
 def resumed(folder: Path, *overrides: str) -> DictConfig:
-    """The configuration that `python train.py resume=FOLDER OVERRIDES` would go on with."""
-    choices = [f"{group}={option}" for group, option in choices_of(folder).items()]
-    cfg = composed(*choices, *overrides, f"run_dir={folder}", f"resume='{folder}'")
-    return resumed_config(cfg, folder, [*choices, *overrides])
+    """The configuration with which `python train.py resume=FOLDER OVERRIDES` would resume."""
+    return composed(*replayed(folder, overrides), *overrides, f"run_dir={folder}", f"resume='{folder}'")
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -140,49 +144,63 @@ def plain_attention(
     return (wei if mask is None else wei * mask) @ v
 
 
+def run_script(
+    script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run train.py or sample.py in this process, as if it had been started in that folder; output as text.
+
+    A start of Python takes seconds. `run_fresh` is for what depends on one: streams, signals, the environment.
+    """
+    command = train_command if script == "train.py" else sample.main
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    before = os.getcwd(), list(sys.argv), dict(os.environ), torch.get_num_threads(), root.handlers[:], root.level
+    out.reconfigure = err.reconfigure = lambda **_: None  # type: ignore[attr-defined]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        GlobalHydra.instance().clear()
+        root.handlers.clear()  # pytest's: with them, logging has no last resort
+        os.chdir(cwd)
+        sys.argv[:] = [str(ROOT / script), *arguments]
+        os.environ.update(env or {})
+        try:
+            status = errors.run(command) if command is train_command else command(list(arguments))
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                err.write(f"{end.code}\n")
+            status = 1 if isinstance(end.code, str) else end.code or 0
+        finally:
+            os.chdir(before[0])
+            sys.argv[:] = before[1]
+            os.environ.clear()
+            os.environ.update(before[2])
+            torch.set_num_threads(before[3])
+            torch.use_deterministic_algorithms(False)
+            GlobalHydra.instance().clear()  # what Hydra keeps for a process
+            HydraConfig.instance().cfg = None
+            for handler in root.handlers:
+                handler.close()
+            root.handlers[:], root.level = before[4:]
+            logging.disable(logging.NOTSET)
+    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+
+
 def _as_a_person_would(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    environment = os.environ | AS_TESTED | options.pop("env", {})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | options.pop("env", {})
     file = options.pop("script_folder", ROOT) / script
     return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
 
 
-def run_script(
-    script: str,
-    *arguments: str,
-    cwd: Path = ROOT,
-    env: dict[str, str] | None = None,
-    timeout: float = 120,
-) -> subprocess.CompletedProcess:
-    """Run train.py or sample.py in a process of its own, which is forked with all imports done; output as text.
-
-    What Python and libraries read from the environment when they start has been read by then: `env` changes it for the
-    processes that the script starts, and `tests/` can be imported from.
-    """
-    if sys.platform != "linux":
-        return run_fresh(script, *arguments, cwd=cwd, env=env or {}, timeout=timeout)
-    command = [script, *arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
-        for stream in streams:
-            stream.touch()
-        environment = os.environ | AS_TESTED | (env or {})
-        answer = forks().run(*command, cwd=cwd, environment=environment, streams=streams, seconds=timeout)
-        said = [stream.read_text(encoding="utf-8") for stream in streams[1:]]
-    if answer["late"]:
-        raise subprocess.TimeoutExpired(command, timeout, *said)
-    assert not answer["left"], f"it has left processes behind: {said[1]}"
-    return subprocess.CompletedProcess(command, answer["status"], *said)
-
-
 def run_fresh(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
-    """The same in a process that Python has just started, which takes seconds: where that, its streams or the processes
-    that it starts are what is tested."""
+    """Run a script in a process that Python has just started, which takes seconds; output as text."""
     options = {"timeout": 120, "input": "", "encoding": "utf-8", "capture_output": True} | options
     return subprocess.run(**_as_a_person_would(script, arguments, options))
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:
-    """Start train.py in a process of its own; its messages are to be read from `stderr`."""
+    """Start train.py in a process; its messages are to be read from `stderr`."""
     return subprocess.Popen(
         **_as_a_person_would("train.py", arguments, {"stderr": subprocess.PIPE, "text": True} | options)
     )

@@ -275,7 +275,7 @@ def test_bad_input_in_one_line(tiny, tmp_path):
         ("model.n_layer=[", "cannot read model.n_layer=["),
     ],
 )
-def test_what_hydra_refuses_is_told_in_one_line_too(override, message, tmp_path):
+def test_what_hydra_refuses_is_one_line_too(override, message, tmp_path):
     done = run_script("train.py", override, f"hydra.run.dir={tmp_path}/run")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
@@ -289,7 +289,7 @@ def test_output_folder_that_cannot_be_written(tiny, tmp_path):
     for option in ([f"hydra.run.dir={tmp_path}/file/run"], ["-m", f"hydra.sweep.dir={tmp_path}/file/runs", "seed=1,2"]):
         done = run_script("train.py", *option, *tiny)
         assert done.returncode == 2
-        assert re.fullmatch(r"error: cannot write to the output folder .*: Not a directory; hydra.*\n", done.stderr)
+        assert re.fullmatch(rf"error: Not a directory: .*{tmp_path}/file/run.*\n", done.stderr)
 
 
 def test_the_configuration_is_shown():
@@ -298,8 +298,7 @@ def test_the_configuration_is_shown():
     assert "n_embd: 384" in done.stdout
     with open("/dev/full", "w") as full:
         done = run_fresh("train.py", "--cfg", "job", capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    message = "error: cannot write to standard output: No space left on device\n"
-    assert (done.returncode, done.stderr) == (2, message)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
     done = run_script("train.py", "--cfg", "job", "--resolve", "hydra.run.dir=x")
     assert done.returncode == 0, done.stderr
     assert "dirpath: x/checkpoints" in done.stdout

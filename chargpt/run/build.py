@@ -87,14 +87,14 @@ def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -
     """
     device = device_type(str(arguments.get("accelerator", "auto")))
     best, given = best_precision(device), arguments.get("precision")
-    before = resumption.checkpoint.scoring.precision if resumption else best.name
+    is_chosen = given == "auto" or resumption is not None
     if given == "auto":
-        arguments["precision"] = given = before
+        given = arguments["precision"] = resumption.checkpoint.scoring.precision if resumption else best.name
     if given == "16-mixed" and device == "cpu":  # Lightning would train in bf16-mixed
         raise UserError(f"a CPU has no trainer.precision=16-mixed; trainer.precision={best.name} is the fastest here")
-    if given == best.name:
-        return f" ({best.why})"
-    return f" (the fastest here is {best.name}: {best.why})"
+    if not is_chosen:
+        return ""
+    return f" ({best.why})" if given == best.name else f" (the fastest here is {best.name}: {best.why})"
 
 
 def device_type(accelerator: str) -> str:
@@ -144,6 +144,9 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     batches = config.get("limit_train_batches")
     if batches is not None and (type(batches) is not int or batches < 1):
         raise UserError(f"trainer.limit_train_batches must be a number of batches, at least 1, or null; got {batches}")
+    clip = config.get("gradient_clip_val")
+    if clip is not None and (type(clip) not in (int, float) or clip < 0):
+        raise UserError(f"trainer.gradient_clip_val must be a number, at least 0, or null; got {clip}")
     arguments = made("trainer", config)
     strategy = arguments.get("strategy")
     name = strategy if isinstance(strategy, str) else type(strategy).__name__

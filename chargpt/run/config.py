@@ -120,8 +120,10 @@ def _with_quoted_path(argument: str) -> str:
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key.lstrip("+") not in PATHS or not value:
         return argument
+    if in_quotes and value[1] != "~":
+        return argument
     name = value[1:-1] if in_quotes else value
-    if not in_quotes and not Path(name).exists() and (re.match(HYDRA_VALUE, name) or "," in name):
+    if not Path(name).exists() and (re.match(HYDRA_VALUE, name) or "," in name):
         return argument
     return f"{key}{equals}{in_hydras_quotes(str(Path(name).expanduser()) if name.startswith('~') else name)}"
 

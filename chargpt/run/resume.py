@@ -84,13 +84,16 @@ def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[s
         raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
     if resume == "allow" and not has_state(Path(str(folder))):
         return arguments
+    if resume != "allow" and _take("init_from", typed)[0] not in (None, "null"):
+        raise UserError("init_from= begins a run, and resume= resumes one: they exclude each other")
     run = _newest_run(typed, Path(outputs)) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
     check_run(run)
     if folder is not None and Path(folder).resolve() != run.resolve():
         raise UserError(f"a run resumes in its own folder, {run}, not in hydra.run.dir={folder}")
     place = in_hydras_quotes(str(run.resolve()))
-    how = "allow" if resume == "allow" else place
-    return [*replayed(run, typed), *typed, f"resume={how}", f"hydra.run.dir={place}"]
+    first = next((n for n, each in enumerate(typed) if _is_override(each)), len(typed))  # after flags
+    written_out = [*replayed(run, typed), f"resume={'allow' if resume == 'allow' else place}", f"hydra.run.dir={place}"]
+    return [*typed[:first], *written_out, *typed[first:]]
 
 
 def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -137,6 +140,7 @@ def _newest_run(typed: list[str], outputs: Path) -> Path:
     files = [file for name in CHECKPOINTS for file in find(outputs, name)]
     for run in dict.fromkeys(file.parents[1] for file in sorted(files, key=lambda file: -file.stat().st_mtime)):
         overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
+        overrides.append(f"run_dir={in_hydras_quotes(str(run))}")
         try:
             check_run(run)
             state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides]))
@@ -145,7 +149,8 @@ def _newest_run(typed: list[str], outputs: Path) -> Path:
                 raise UserError(f"it has finished its {state.step} steps")
             return run
         except Exception as error:  # whatever is wrong with this run, another may be right
-            log.warning(f"Passing over {run}: {str(error) if isinstance(error, UserError) else first_line(error)}")
+            why = str(error) if isinstance(error, UserError) else first_line(error)
+            log.warning(f"Passing over {run}: {why.removeprefix(f'{short(run)} ')}")
     raise UserError(f"resume=auto found no run to resume in {outputs}/")
 
 
@@ -217,8 +222,10 @@ def may_replay(override: Override, base: DictConfig) -> bool:
     node = OmegaConf.select(base, parent) if parent else base
     if not OmegaConf.is_dict(node) or (name not in node and parent != "trainer"):  # the Trainer has further arguments
         return False
+    before = OmegaConf.to_container(node).get(name, "${}")  # type: ignore[union-attr]  # it is a dict
+    if isinstance(before, dict):
+        return value is None and parent == "callbacks"
     if isinstance(value, str):
-        before = OmegaConf.to_container(node).get(name, "${}")  # type: ignore[union-attr]  # it is a dict
         plain = before is None or (isinstance(before, str) and "${" not in before)
         return plain and "${" not in value and name != "_target_" and not key.startswith("trainer.logger")
     return all(

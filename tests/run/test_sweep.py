@@ -1,7 +1,5 @@
 """The folders of sweeps and their jobs; sweeps themselves run in tests/test_sweeps.py."""
 
-import contextlib
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from chargpt.errors import UserError
 from chargpt.jobs import Plan
 from chargpt.run.job import in_sweep
-from chargpt.run.study import check_study
 from chargpt.run.sweep import check_folder, folder_name
 
 
@@ -48,47 +45,6 @@ def test_a_sweep_that_came_to_nothing_is_begun_again(tmp_path):
     Plan("a start", 3).write(tmp_path)
     (tmp_path / "multirun.yaml").write_text("", encoding="utf-8")
     check_folder(tmp_path, goes_on=False)
-
-
-@pytest.fixture
-def study(tmp_path):
-    """What of a study's file is looked at."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as study:
-        study.execute("create table trial_params (param_name text)")
-        study.executemany("insert into trial_params values (?)", [("optimizer.lr",), ("optimizer.lr",), ("seed",)])
-        study.commit()
-        yield study
-
-
-def test_a_study_has_no_other_parameters(study, tmp_path):
-    storage = f"sqlite:///{tmp_path}/study.db"
-    check_study(f"sqlite:///{tmp_path}/none.db", [])
-    check_study("None", [])
-    check_study(storage, ["optimizer.lr", "seed", "more"])
-    study.execute("insert into trial_params values ('+callbacks.x._target_')")
-    study.commit()
-    with pytest.raises(UserError, match=r"is a study of another search: \+callbacks\.x\._target_$"):
-        check_study(storage, ["optimizer.lr", "seed"])
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "create view v as select 1",
-        "create trigger t after insert on trial_params begin select 1; end",
-        "alter table trial_params rename to x; create view TRIAL_PARAMS as select 'a' as param_name where random() > 0",
-    ],
-)
-def test_a_study_has_tables_only(harm, study, tmp_path):
-    study.executescript(harm)
-    with pytest.raises(UserError, match="has more than tables"):
-        check_study(f"sqlite:///{tmp_path}/study.db", ["optimizer.lr", "seed"])
-
-
-def test_what_is_no_study(tmp_path):
-    (tmp_path / "study.db").write_bytes(b"x" * 5000)
-    with pytest.raises(UserError, match="is not a study of Optuna's"):
-        check_study(f"sqlite:///{tmp_path}/study.db", [])
 
 
 def test_no_sweep_without_hydra():

@@ -4,14 +4,14 @@ import shutil
 
 import pytest
 import torch
-from helpers import STEPS, assert_same, composed, resume, run_script, signal_at, start, state
+from helpers import STEPS, assert_same, composed, run_script, signal_at, start, state
 
 from chargpt import load_checkpoint
-from chargpt.errors import Stopped, UserError
+from chargpt.errors import UserError
 from chargpt.evaluate import main as evaluate
 from chargpt.run.build import build
 from chargpt.run.config import read_config
-from chargpt.run.initial import begin_from, said_in
+from chargpt.run.init_from import begin_from
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_text_with_new_characters(kind, tiny_run, tiny, other, tmp_path, caplo
         start(first, *(each for each in tiny if not each.startswith("model.n_")), *more)
     run = built(*other, *more, f"init_from={first}", f"run_dir={tmp_path}/run")
     net, tokenizer = load_checkpoint(first)
-    assert "5 characters are new to the model and start untrained: GNR\u00fc\u2603" in caplog.text
+    assert "5 characters are new to the model and start untrained: 'GNR\u00fc\u2603'" in caplog.text
     characters = run.module.hparams["characters"]
     assert characters == "".join(sorted(tokenizer.characters + "GNR\u00fc\u2603"))
     assert set(tokenizer.characters) < set(characters)
@@ -70,14 +70,15 @@ def test_a_text_with_new_characters(kind, tiny_run, tiny, other, tmp_path, caplo
     assert "".join(characters[each] for each in ids) == text.tokenizer.decode(text.ids)
 
 
-def test_trained_interrupted_and_gone_on_with(tiny_run, other, tmp_path):
+def test_interrupted_and_resumed(tiny_run, other, tmp_path):
     """Bit for bit as if it had not been, also where the weights that it began from are gone; fresh optimizer."""
     first = shutil.copytree(tiny_run, tmp_path / "first")
     start(tmp_path / "whole", *other, f"init_from={first}")
-    with pytest.raises(Stopped):
-        start(tmp_path / "run", *other, f"init_from={first}", *signal_at(5))
+    line = [*other, f"init_from={first}", f"hydra.run.dir={tmp_path}/run"]
+    assert run_script("train.py", *line, *signal_at(5)).returncode == 143
     shutil.rmtree(first)
-    resume(tmp_path / "run", "+callbacks.stop=null")
+    done = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
+    assert done.returncode == 0, done.stderr
     whole, run = state(tmp_path / "whole"), state(tmp_path / "run")
     for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
         assert_same(whole[key], run[key], key)
@@ -101,27 +102,17 @@ def test_what_is_said_beside_it(tiny_run, other, tmp_path):
     assert done.stderr == (
         f"error: init_from={tiny_run} has model.n_layer=2, on which its weights depend: leave model.n_layer=3 out\n"
     )
+    done = run_script("train.py", *run, "model={n_layer:3}")
+    assert done.returncode == 2
     done = run_script("train.py", *run, "model.n_layer=2", "model.dropout=0.5")
     assert done.returncode == 0, done.stderr
     assert f"Weights to start from: {tiny_run}/checkpoints/best.ckpt" in done.stderr
     assert state(tmp_path / "run")["hyper_parameters"]["model"]["dropout"] == 0.5
     done = run_script("train.py", f"resume={tmp_path}/run", f"init_from={tiny_run}")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: init_from= begins a run, and resume= goes on with one")
+    assert done.stderr.startswith("error: init_from= begins a run, and resume= resumes one")
     done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=14")
     assert done.returncode == 0, done.stderr
-
-
-def test_whatever_way_it_is_said():
-    said = [
-        "model.n_layer=3",
-        "+model.n_layer=3",
-        "++model.n_layer=3",
-        "model={n_layer:3}",
-        "model={n_layer:3,n_head:2}",
-    ]
-    assert all("model.n_layer" in said_in([each]) for each in said)
-    assert list(said_in(["model=gpt", "seed=1"])) == ["model", "seed"]
 
 
 def test_what_cannot_be_started_from(tiny_run, tiny, tmp_path):
@@ -129,5 +120,5 @@ def test_what_cannot_be_started_from(tiny_run, tiny, tmp_path):
         with pytest.raises(UserError, match=message):
             begin_from(composed(*tiny, f"init_from={name}"))
     options = [each for each in tiny if not each.startswith("model.n_")]
-    with pytest.raises(UserError, match=r"is a gpt: say model=gpt, too"):
+    with pytest.raises(UserError, match=r"is a gpt: add model=gpt"):
         begin_from(composed(*options, "model=bigram", f"init_from={tiny_run}"))

@@ -6,7 +6,7 @@ import pytest
 from helpers import ROOT, STEPS, start
 
 from chargpt.curve import Point, read_curve
-from chargpt.run.verdict import verdict
+from chargpt.run.report import verdict
 
 FALLS = [1.6, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8]  # of a training loss
 
