@@ -189,9 +189,7 @@ def text_to_score(path: Path, checkpoint: "Checkpoint", arguments: argparse.Name
     except UnknownCharacterError as error:
         raise UserError(f"{text.name if text else 'its text'} has {error}; --unknown skip drops them") from None
     name = trained_on.get(f"{part}_name") or trained_on.get("name")
-    of = (
-        f"{path} was {'validated' if part == 'val' else 'tested'} on {name or 'a text that it does not name'}"
-    )
+    of = f"{path} was {'validated' if part == 'val' else 'tested'} on {name or 'a text that it does not name'}"
     if text is not None:
         raise UserError(f"{of}, which is not {text.name}")
     raise UserError(f"{of}, which is not in your cache; say where: --text FILE")
@@ -229,10 +227,7 @@ def as_text(rows: list[Row], context: int | None) -> str:
         head = (name, "bits", "bits/byte", "perplexity", "accuracy", "predicted", "text", "checkpoint")
         return table(
             head,
-            [
-                (*_numbers(row), f"{row.score.characters:,} {row.unit}s", row.text, row.checkpoint)
-                for row in rows
-            ],
+            [(*_numbers(row), f"{row.score.characters:,} {row.unit}s", row.text, row.checkpoint) for row in rows],
         )
     [row] = rows
     loss, bits, per_byte, perplexity, accuracy = _numbers(row)
