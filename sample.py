@@ -1,26 +1,21 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
-from itertools import chain
+from itertools import chain, tee
+from operator import itemgetter
+from pathlib import Path
 
-from chargpt.checkpoint import find_checkpoint
+from chargpt.checkpoint import find_checkpoint, load_checkpoint
 from chargpt.command_line import Parser, file_name, open_output, pick_device, utf8_text
 from chargpt.errors import UserError, escape, tell
 from chargpt.tokenizer import UnknownCharacterError
 
-LONGEST_PROMPT = 16_000_000  # bytes
-
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        Its exit status.
-    """
+    """Run the command line and return its exit status."""
     return build_parser().run(sample, argv)
 
 
@@ -61,12 +56,7 @@ def build_parser() -> Parser:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Write the samples that the arguments ask for.
-
-    Raises:
-        UserError: an argument cannot be used.
-    """
-    # What can be refused without torch is refused before it loads.
+    """Write the samples."""
     path = find_checkpoint(arguments.ckpt)
     if arguments.ckpt is None:
         tell(f"Sampling {path}")
@@ -74,9 +64,8 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed must be at least 0 and below 2**63; got {arguments.seed}")
 
-    import torch
+    import torch  # takes a while, and what is refused above does not need it
 
-    from chargpt.checkpoint import load_checkpoint
     from chargpt.sampling import Sampling, generate
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
@@ -99,10 +88,10 @@ def sample(arguments: argparse.Namespace) -> None:
         generator.manual_seed(arguments.seed)
 
     tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
-    tokens = chain([next(tokens)], tokens)  # what fails so far leaves the output as it was
+    tokens = chain([next(tokens)], tokens)  # an error up to here leaves the output file as it was
     samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
     with open_output(arguments.out) as out:
-        show = escape if out.isatty() else str  # a vocabulary may hold what a terminal would obey
+        show = escape if out.isatty() else str
         for n, ids in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
@@ -116,13 +105,7 @@ def sample(arguments: argparse.Namespace) -> None:
 def read_prompt(file: str) -> str:
     """The text of a UTF-8 file, or of standard input for `-`."""
     try:
-        if file == "-" and sys.stdin is None:
-            raise UserError("cannot read the prompt: standard input is closed")
-        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as source:
-            content = source.read(LONGEST_PROMPT + 1)
-        if len(content) > LONGEST_PROMPT:
-            raise UserError(f"the prompt in {file} is longer than {LONGEST_PROMPT:,} bytes")
-        return content.decode()
+        return (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode()
     except OSError as error:
         raise UserError(f"cannot read the prompt from {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -130,38 +113,21 @@ def read_prompt(file: str) -> str:
 
 
 def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[list[int]]]:
-    """The columns of rows one after the other, the first while the rows still come: texts are written all at once, and
-    the first is shown as it grows."""
-    seen: list[list[int]] = []
-
-    def first() -> Iterator[list[int]]:
-        for row in rows:
-            if columns > 1:
-                seen.append(row)
-            yield row[:1]
-
-    yield first()
-    if columns > 1:
-        seen.extend(rows)  # where the first text was stopped before its end
-    for column in range(1, columns):
-        yield iter([row[column : column + 1] for row in seen])
+    """The columns of rows, one after the other; the first one grows while rows still come."""
+    for column, copy in enumerate(tee(rows, columns)):
+        yield map(itemgetter(slice(column, column + 1)), copy)
 
 
 def until(stop: str | None, parts: Iterator[str]) -> Iterator[str]:
-    """A text that comes in parts, up to `stop`, itself left out: what may be its beginning is held back until that is
-    sure."""
-    if not stop:
-        yield from parts
-        return
+    """A text that comes in parts, up to and without `stop`; what may be the beginning of `stop` is held back."""
     held = ""
     for character in chain.from_iterable(parts):
         held += character
-        if held.endswith(stop):
-            yield held[: -len(stop)]
+        while held and not (stop or "").startswith(held):
+            yield held[0]
+            held = held[1:]
+        if held and held == stop:
             return
-        keep = next((n for n in range(min(len(stop), len(held)), 0, -1) if stop.startswith(held[-n:])), 0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
     yield held
 
 

@@ -1,51 +1,53 @@
-"""From a checkpoint file to a model and its tokenizer, without Lightning."""
+"""From a file to the model, its tokenizer, and the facts that the file states about them.
 
+Files may come from strangers. Lightning's checkpoints are read with `weights_only`, which runs no code; a shared folder
+holds JSON and numbers. What they describe must be a valid configuration, and the weights must fit it.
+"""
+
+import contextlib
+import json
 import math
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chargpt.errors import UserError
-from chargpt.jobs import SWEEP
-from chargpt.settings import LARGEST, MOST_STEPS, check_ranges, check_split, make, read_settings
-from chargpt.shared import CONFIG, TEXT_KEYS, WEIGHTS, is_of_texts, read_config, read_header, read_numbers
+from chargpt.errors import UserError, explain
+from chargpt.files import find
+from chargpt.settings import check_ranges, check_split, make, read_settings
 from chargpt.tokenizer import Tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
 
     from chargpt.model import Model
+else:
+    Model = Any  # its import would load torch
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a shared folder
+FORMAT = 1  # of its config.json
 
 
 def public_name(name: str) -> str:
-    """What a text is called among strangers: which folders somebody has is nobody's business, and a name is short."""
+    """The name of a text without the folders that it lay in: these are private."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1][:200] or "an unnamed text"
 
 
-def find_checkpoint(run_or_file: str | os.PathLike | None = None, outputs: str | os.PathLike = "outputs") -> Path:
-    """The checkpoint to sample from.
+def find_checkpoint(
+    run_or_file: str | os.PathLike[str] | None = None, outputs: str | os.PathLike[str] = "outputs"
+) -> Path:
+    """The file to read.
 
     Args:
-        run_or_file: a checkpoint, or a run's folder: its best checkpoint, or its last where none was scored yet; or
-            a folder that `chargpt.share` wrote: its weights. None stands for the newest run.
+        run_or_file: a checkpoint; a run's folder (its best checkpoint, or its last if it was not validated yet); or a
+            folder that `chargpt.share` wrote. None is the newest run.
         outputs: where to look for the newest run.
-
-    Raises:
-        UserError: there is none, or it may not be looked for.
     """
-    try:
-        return _find_checkpoint(run_or_file, Path(outputs))
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-
-
-def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Path:
     if run_or_file is None:
-        found = [*outputs.rglob("checkpoints/best.ckpt"), *outputs.rglob("checkpoints/last.ckpt")]
+        found = [*find(outputs, "checkpoints/best.ckpt"), *find(outputs, "checkpoints/last.ckpt")]
         if not found:
             raise UserError(f"no run in {outputs}/: train one with python train.py, or name it: --ckpt")
         run_or_file = max(found, key=lambda file: file.stat().st_mtime).parent.parent
@@ -57,26 +59,19 @@ def _find_checkpoint(run_or_file: str | os.PathLike | None, outputs: Path) -> Pa
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS):
         if (path / name).is_file():
             return path / name
-    if not path.is_dir():
-        raise UserError(f"{path} is neither a checkpoint nor the folder of a run")
-    if (path / SWEEP).is_file():
-        raise UserError(f"{path} is the folder of a sweep: name one of its runs, {path}/...")
-    raise UserError(
-        f"the folder {path} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or {WEIGHTS})"
-    )
+    if runs := find(path, "checkpoints/*.ckpt"):
+        raise UserError(f"{path} holds several runs: name one of them, such as {runs[0].parent.parent}")
+    raise UserError(f"{path} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or {WEIGHTS})")
 
 
 @dataclass
 class Scoring:
-    """How a run scores its text, kept in its checkpoints: by the same settings a machine comes to the same numbers.
+    """How a run scores its text. It is kept in the checkpoint, so that the same numbers can be computed again.
 
     Attributes:
-        split: the shares of the text that train, validate and, if there are three, test.
-        batch_size: blocks side by side.
-        precision: as Lightning calls it.
-
-    Raises:
-        UserError: a value is out of range.
+        split: the shares of the text for training, validation and, if there are three, test.
+        batch_size: blocks per batch.
+        precision: Lightning's name for it.
     """
 
     split: list[float] = field(default_factory=lambda: [0.9, 0.1])
@@ -85,35 +80,20 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check_split("scoring", self.split)
-        check_ranges("scoring", self, batch_size=(1, LARGEST))
-        if not re.fullmatch(r"[a-z0-9-]{1,40}", self.precision):
-            raise UserError(f"scoring.precision must be one of Lightning's names; got {self.precision[:40]!r}")
-
-
-def scoring_in(settings: Any) -> Scoring:
-    """How a run scored its text, as a file says it; older files lack it, or have the share that validates alone.
-
-    Raises:
-        UserError: it is no such settings.
-    """
-    if isinstance(settings, dict) and type(share := settings.get("val_fraction")) is float:
-        settings = {name: value for name, value in settings.items() if name != "val_fraction"}
-        settings |= {"split": [1 - share, share]}
-    return make("scoring", Scoring, settings)
+        check_ranges("scoring", self, batch_size=(1, 100_000_000))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says about its model.
+    """A trained model and what its file states about it.
 
     Attributes:
         model: on the CPU.
-        text: the `name` and the `sha256` of the text that it was trained on, and `val_name` and so on of texts of their
-            own that it was validated or tested on; empty where the file does not say.
-        scoring: how it was validated.
-        best_loss: the lowest validation loss of its run so far, in nats per id; None where it is not known.
-        step: optimizer steps taken; None where they are not known.
-        optimizer: its settings, as the file says them: to be told, not to be used.
+        text: `name` and `sha256` of the training text; `val_name`, `test_sha256` and so on if there are separate texts
+            for validation or test; empty if the file does not name them.
+        best_loss: the lowest validation loss of the run so far, in nats per id; None if unknown.
+        step: optimizer steps taken; None if unknown.
+        optimizer: its settings, to be displayed.
     """
 
     model: "Model"
@@ -122,16 +102,14 @@ class Checkpoint:
     scoring: Scoring
     best_loss: float | None = None
     step: int | None = None
-    optimizer: dict[str, str] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" = "cpu") -> "tuple[Model, Tokenizer]":
-    """The model in eval mode, and the tokenizer that it was trained with.
-
-    What is read is data, whoever wrote it: it cannot run code.
+    """The model in eval mode, and its tokenizer. Reading a file runs no code from it.
 
     Args:
-        path: a checkpoint that `train.py` wrote, a run's folder, or a folder that `chargpt.share` wrote.
+        path: a checkpoint of `train.py`, a run's folder, or a folder that `chargpt.share` wrote.
         device: where the model goes.
 
     Raises:
@@ -142,199 +120,85 @@ def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" =
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The model of a checkpoint, and what it says about it.
+    """The model in a checkpoint or in a shared folder's weights, and the facts about it."""
+    if path.suffix != ".safetensors":
+        return from_contents(load(path), path)
 
-    Raises:
-        UserError: the file is missing, damaged or not a checkpoint of chargpt.
-    """
-    if path.suffix == Path(WEIGHTS).suffix:
-        return read_shared(path)
-    try:
-        checkpoint = read_archive(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # what a damaged or foreign file raises depends on the damage
-        raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
-    try:
-        saved = checkpoint["hyper_parameters"]
-        tokenizer = tokenizer_of(saved["characters"])
-        text = text_in(checkpoint) if saved.get("corpus") else {}
-        scoring = scoring_in(saved.get("scoring", {}))
-        optimizer = _shown_settings(saved.get("optimizer"))
-        return Checkpoint(model_in(checkpoint), tokenizer, text, scoring, *progress_in(checkpoint), optimizer)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a checkpoint that train.py wrote: settings or weights are missing") from error
-    except UserError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
+    from safetensors.torch import load_file
 
-
-def _shown_settings(settings: Any) -> dict[str, str]:
-    """Some settings that nobody has looked at, as they can be shown."""
-    items = islice(settings.items(), 40) if isinstance(settings, dict) else ()
-    return {
-        name[:40]: value[:100] if isinstance(value, str) else f"{value!r:.100}"
-        for name, value in items
-        if isinstance(name, str)
-    }
-
-
-def read_shared(path: Path) -> Checkpoint:
-    """The model whose weights `chargpt.share` wrote, with what the file beside them says about it.
-
-    Nothing of the weights is read before their names, shapes and places in the file are what the settings imply.
-
-    Raises:
-        UserError: a file is missing, damaged or not one that `chargpt.share` wrote.
-    """
-
-    try:
-        config = read_config(path.with_name(CONFIG))
-        tokenizer = tokenizer_of(config.characters)
-        scoring = scoring_in(config.scoring)
-        with open(path, "rb") as file:
-            header = read_header(file)
-            model = fit(config.model, tokenizer.vocab_size, header)
-            weights = read_numbers(file, header)
-        model.load_state_dict(weights, assign=True)
-        check_finite(weights)
-    except UserError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    except Exception as error:  # what a damaged or foreign file raises depends on the damage
-        raise UserError(f"{path} is damaged, or not a file that chargpt.share wrote") from error
-    return Checkpoint(model, tokenizer, config.text, scoring, config.best_loss, config.step)
-
-
-def read_archive(path: Path) -> dict[str, Any]:
-    """What a file holds that `torch.save` wrote, as data, on the CPU.
-
-    The memory that it takes is in proportion to the file, whatever the file says, and every byte read matches its
-    checksum. `torch.load` notices neither.
-
-    Raises:
-        OSError: the file cannot be read.
-        Exception: it is damaged or no such archive; of which kind depends on the damage.
-    """
-    import numpy as np
-    import torch
-
-    from chargpt.pickled import Reader
-
-    size = path.stat().st_size
-    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if sum(max(record.file_size, record.compress_size) for record in records) > size:
-            raise ValueError("larger than its file")
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):  # torch.save compresses nothing
-            raise ValueError("compressed")
-        [pickle] = [record.filename for record in records if record.filename.endswith("data.pkl")]
-
-        def read_storage(key: str, dtype: torch.dtype, length: int) -> torch.Tensor:
-            record = archive.getinfo(f"{pickle.removesuffix('data.pkl')}data/{key}")
-            if record.file_size != length * dtype.itemsize:
-                raise ValueError(f"{record.filename} is of another size")
-            numbers = torch.empty(record.file_size, dtype=torch.uint8)  # where kernels are quickest
-            numbers.numpy()[:] = np.frombuffer(archive.read(record), np.uint8)
-            return numbers.view(dtype)
-
-        return Reader(read_storage, size).read(archive.read(pickle))
-
-
-def text_in(checkpoint: dict[str, Any]) -> dict[str, str]:
-    """What a checkpoint says of its texts: the keys are some of `TEXT_KEYS`.
-
-    Raises:
-        LookupError, TypeError: it does not name the one that its model was trained on, or what it says is no name.
-    """
-    said = checkpoint["hyper_parameters"]["corpus"]
-    text = {key: said[key] for key in TEXT_KEYS if key in TEXT_KEYS[:2] or key in said}
-    if not all(isinstance(value, str) for value in text.values()) or not is_of_texts(text):
-        raise TypeError("not a name")
-    return text
-
-
-def progress_in(checkpoint: dict[str, Any]) -> tuple[float | None, int | None]:
-    """The lowest validation loss so far and the steps taken, each None where the checkpoint does not know it."""
-    best, step = checkpoint["state_dict"].get("best_val_loss.min_value"), checkpoint.get("global_step")
-    loss = float(best) if getattr(best, "shape", None) == () else math.inf
-    return loss if 0 <= loss < math.inf else None, step if type(step) is int and 0 <= step < MOST_STEPS else None
-
-
-def model_in(checkpoint: dict[str, Any]) -> "Model":
-    """The model in a checkpoint, around its very tensors.
-
-    Raises:
-        LookupError, TypeError, AttributeError: settings or weights are missing.
-        UserError: the settings are wrong, or the weights do not fit them or are not finite.
-    """
-    settings = checkpoint["hyper_parameters"]
-    weights = {name[4:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-    model = fit(settings["model"], tokenizer_of(settings["characters"]).vocab_size, weights)
-    check_finite(weights)
-    return model
-
-
-def fit(settings: Any, vocab_size: int, weights: "dict[str, torch.Tensor]") -> "Model":
-    """The model of these settings around these very tensors, which may be on the meta device: none is looked into.
-
-    Raises:
-        TypeError, AttributeError: one is no tensor.
-        UserError: the settings are wrong, or the weights do not fit them.
-    """
-    from chargpt.model import MODEL_CONFIGS, build_skeleton
-
-    config = read_settings("model", MODEL_CONFIGS, settings)
-    for name, weight in weights.items():
-        if not weight.is_contiguous():
-            raise UserError(f"the weights {name} are not laid out as a model's")
-    kinds = {weight.dtype for weight in weights.values()}
-    if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
-        raise UserError(f"its weights are not numbers of one kind: {', '.join(sorted(map(str, kinds)))}")
-    misfit = f"the weights do not fit its settings: {config}"
-    if getattr(config, "n_layer", 0) > len(weights):  # each layer has some, so a skeleton need not be made to tell
-        raise UserError(misfit)
-    model = build_skeleton(config, vocab_size)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(misfit) from error
-    return model
-
-
-def check_finite(weights: "dict[str, torch.Tensor]") -> None:
-    """Refuse weights that are not finite numbers.
-
-    Raises:
-        UserError: some are not.
-    """
-    for name, weight in weights.items():
-        least, most = weight.aminmax()
-        if not (least.isfinite() and most.isfinite()):
-            raise UserError(f"the weights {name} are not finite numbers")
+    with _reading(path.with_name(CONFIG)):
+        facts = json.loads(path.with_name(CONFIG).read_bytes())
+        if facts.pop("format_version") != FORMAT:
+            raise ValueError("another version, or another program's")
+    with _reading(path):
+        weights = load_file(path)
+    return _fit(facts, weights, path)
 
 
 def load(path: Path) -> dict[str, Any]:
+    """What Lightning saved in a file."""
     import torch
 
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:  # torch.load does not compare checksums
+            raise ValueError("damaged")
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(contents, dict):
+            raise TypeError("not a mapping")
+        return contents
+
+
+def from_contents(contents: dict[str, Any], path: Path) -> Checkpoint:
+    """The checkpoint that `load` found in a file."""
+    with _reading(path):
+        saved, state = contents["hyper_parameters"], contents["state_dict"]
+        best = float(state.get("best_val_loss.min_value", math.inf))
+        facts = {**saved, "text": saved.get("corpus"), "step": contents.get("global_step")}
+        facts["best_loss"] = best if best < math.inf else None
+        weights = {name.removeprefix("net."): each for name, each in state.items() if name.startswith("net.")}
+    return _fit(facts, weights, path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Report a file that is missing, damaged or foreign, in one line."""
     try:
-        if zipfile.ZipFile(path).testzip() is not None:
-            raise UserError(f"{path} is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is damaged, or not a checkpoint that train.py wrote") from error
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # the kind depends on the damage
+        if explain(error):  # out of memory
+            raise
+        raise UserError(f"{path} is damaged, or not a file that chargpt wrote") from error
 
 
-def from_contents(checkpoint: dict[str, Any], path: Path) -> Checkpoint:
-    saved = checkpoint["hyper_parameters"]
-    tokenizer = tokenizer_of(saved["characters"])
-    return Checkpoint(
-        model_in(checkpoint),
-        tokenizer,
-        text_in(checkpoint),
-        scoring_in(saved.get("scoring", {})),
-        *progress_in(checkpoint),
-        {},
-    )
+def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) -> Checkpoint:
+    """The model that the facts describe, with these weights."""
+    import torch
+
+    from chargpt.model import MODEL_CONFIGS, GPTConfig, build_model
+
+    floats = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    try:
+        config = read_settings("model", MODEL_CONFIGS, facts.get("model"))
+        tokenizer = tokenizer_of(facts.get("characters", ""))
+        kind, *others = {getattr(weight, "dtype", None) for weight in weights.values()} or {None}
+        if kind not in floats or others:
+            raise UserError("its weights are not floating-point numbers of one type")
+        size = sum(weight.numel() for weight in weights.values())
+        if isinstance(config, GPTConfig) and 12 * config.n_layer * config.n_embd**2 > size:
+            raise UserError(f"it has too few weights for {config}")  # and need not fill the memory to find out
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the same
+            model = build_model(config, tokenizer.vocab_size).to(kind)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"its weights do not fit {config}") from error
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise UserError("its weights are not finite")
+        values = {"model": model, "tokenizer": tokenizer, "text": facts.get("text") or {}}
+        values["scoring"] = make("scoring", Scoring, facts.get("scoring") or {})
+        values |= {key: facts[key] for key in ("best_loss", "step", "optimizer") if facts.get(key) is not None}
+        return make("checkpoint", Checkpoint, values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error

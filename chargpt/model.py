@@ -4,14 +4,12 @@ From "Let's build GPT: from scratch, in code, spelled out" (Karpathy, 2023), wit
 comments: B sequences per batch, T characters of context, C = n_embd channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from chargpt.attention import KVCache, LayerCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
@@ -326,25 +324,3 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": Bigra
 def build_model(config: ModelConfig, vocab_size: int) -> Model:
     """The model that a configuration is for."""
     return GPT(config, vocab_size) if isinstance(config, GPTConfig) else Bigram(config, vocab_size)
-
-
-def build_skeleton(config: ModelConfig, vocab_size: int) -> Model:
-    """The same model without numbers: its parameters have names and shapes only, take no memory, and none is drawn.
-
-    It becomes a model by `load_state_dict(weights, assign=True)`, which refuses weights of other names or shapes.
-    """
-    with _Skeletons():
-        return build_model(config, vocab_size)
-
-
-class _Skeletons(TorchFunctionMode):
-    """Inside, `torch.empty` gives tensors on the meta device, and nothing is filled in; in `torch.device("meta")` the
-    filling in would be done, too, for which PyTorch imports for more than a second."""
-
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:
-            return func(*args, **kwargs | {"device": "meta"})
-        if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)

@@ -1,42 +1,95 @@
+"""Checkpoints: read back as saved, found, and refused in one line if damaged or foreign."""
+
+import functools
 import os
-import re
-import time
-import zipfile
+import pickle
 from dataclasses import asdict
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
-from chargpt.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
+from chargpt.checkpoint import Scoring, find_checkpoint, load, load_checkpoint, public_name, read_checkpoint
 from chargpt.errors import UserError
-from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
+from chargpt.model import GPT, BigramConfig, GPTConfig
+from chargpt.module import CharLM
+from chargpt.optim import AdamWConfig
+
+CHARACTERS = "\n abc"
+CONFIG = GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4)
+TEXT = {"name": "/home/me/verse.txt", "sha256": "0" * 64}
+NAME = "net.lm_head.bias"
 
 
-def test_load(tiny_run, text_file):
-    model, tokenizer = load_checkpoint(tiny_run / "checkpoints" / "best.ckpt")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint that Lightning wrote after two steps and a validation, and its module."""
+    scoring = {"split": [0.8, 0.1, 0.1], "batch_size": 2, "precision": "32-true"}
+    module = CharLM(CONFIG, AdamWConfig(), CHARACTERS, TEXT, scoring)
+    blocks = DataLoader([(torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 3, 4]))] * 8, batch_size=2)
+    folder = tmp_path_factory.mktemp("saved")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_steps=2, default_root_dir=folder, val_check_interval=2, log_every_n_steps=1, **quiet)
+    trainer.fit(module, blocks, blocks)
+    trainer.save_checkpoint(folder / "saved.ckpt")
+    return folder / "saved.ckpt", module
+
+
+@pytest.fixture
+def contents(saved):
+    return torch.load(saved[0], weights_only=True)
+
+
+def test_what_lightning_saved(saved):
+    path, module = saved
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.model.config == CONFIG
+    assert checkpoint.tokenizer.characters == CHARACTERS
+    assert checkpoint.text == TEXT
+    assert checkpoint.scoring == Scoring([0.8, 0.1, 0.1], 2)
+    assert checkpoint.best_loss == pytest.approx(module.best_val_loss.compute().item())
+    assert checkpoint.step == 2
+    assert checkpoint.optimizer == asdict(AdamWConfig())
+    for name, weight in checkpoint.model.state_dict().items():
+        assert torch.equal(weight, module.net.state_dict()[name])
+
+
+def test_load_checkpoint_is_ready_to_use(saved):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    model, tokenizer = load_checkpoint(saved[0])
+    assert torch.equal(torch.rand(3), expected)
     assert isinstance(model, GPT)
     assert not model.training
-    assert tokenizer.characters == "".join(sorted(set(text_file.read_text())))
-    assert model(torch.tensor([tokenizer.encode("bottles")])).shape == (1, 7, tokenizer.vocab_size)
+    assert model(torch.tensor([tokenizer.encode("abc")])).shape == (1, 3, 5)
 
 
-@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
-def test_a_checkpoint_is_plain_data_and_complete(tiny_run, name, text_file):
-    checkpoint = torch.load(tiny_run / "checkpoints" / name, weights_only=True)
-    settings = checkpoint["hyper_parameters"]
-    assert settings["corpus"]["name"] == str(text_file)
-    assert settings["model"] == asdict(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16))
-    assert type(settings["model"]) is dict
-    assert ("optimizer_states" in checkpoint) == (name == "last.ckpt")
-    assert not any("_orig_mod" in key for key in checkpoint["state_dict"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_keep_their_type(kind, contents, tmp_path):
+    contents["state_dict"] = {name: weight.to(kind) for name, weight in contents["state_dict"].items()}
+    torch.save(contents, tmp_path / "small.ckpt")
+    model, _ = load_checkpoint(tmp_path / "small.ckpt")
+    assert {weight.dtype for weight in model.parameters()} == {kind}
+    assert torch.equal(model.lm_head.bias, contents["state_dict"][NAME])
 
 
-def test_weights_are_those_that_were_saved(tiny_run):
-    path = tiny_run / "checkpoints" / "last.ckpt"
-    model, _ = load_checkpoint(path)
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, saved[f"net.{name}"])
+def test_the_lectures_keys_and_as_little_as_is_needed(contents, tmp_path):
+    """An option that a file lacks has its default; a run that was not validated has no best loss."""
+    weights = contents["state_dict"]
+    qkv = weights.pop("net.blocks.0.sa.qkv.weight")
+    for part, weight in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
+        weights[f"net.blocks.0.sa.heads.0.{part}.weight"] = weight.clone()
+    del weights["best_val_loss.min_value"]
+    settings = {"name": "gpt", "block_size": 4, "n_layer": 1, "n_head": 1, "n_embd": 4}
+    little = {"hyper_parameters": {"model": settings, "characters": CHARACTERS}, "state_dict": weights}
+    torch.save(little, tmp_path / "lecture.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "lecture.ckpt")
+    assert torch.equal(checkpoint.model.blocks[0].sa.qkv.weight, qkv)
+    assert (checkpoint.model.config, checkpoint.text, checkpoint.scoring) == (CONFIG, {}, Scoring())
+    assert (checkpoint.best_loss, checkpoint.step, checkpoint.optimizer) == (None, None, {})
 
 
 def touch(path, when):
@@ -46,237 +99,214 @@ def touch(path, when):
     return path
 
 
-def test_newest_run_and_its_best(tmp_path):
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "sweep.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="is the folder of a sweep: name one of its runs"):
-        find_checkpoint(tmp_path / "sweep")
+def test_find_the_newest_run(tmp_path):
+    outputs = tmp_path / "outputs"
     with pytest.raises(UserError, match="no run in"):
-        find_checkpoint(outputs=tmp_path)
-    touch(tmp_path / "2026-01-01" / "10-00-00" / "checkpoints" / "best.ckpt", 100)
-    best = touch(tmp_path / "sweeps" / "a" / "0_x=1" / "checkpoints" / "best.ckpt", 200)
+        find_checkpoint(outputs=outputs)
+    touch(outputs / "2026-01-01" / "10-00-00" / "checkpoints" / "best.ckpt", 100)
+    best = touch(outputs / "sweeps" / "a" / "0_x=1" / "checkpoints" / "best.ckpt", 200)
     touch(best.with_name("last.ckpt"), 300)
-    touch(tmp_path / "2026-01-02" / "train.log", 400)
-    assert find_checkpoint(outputs=tmp_path) == best
-    assert find_checkpoint(best.parent.parent) == best
-    assert find_checkpoint(best.with_name("last.ckpt")) == best.with_name("last.ckpt")
-    only_last = touch(tmp_path / "2026-01-03" / "checkpoints" / "last.ckpt", 500)
-    assert find_checkpoint(outputs=tmp_path) == only_last
+    touch(outputs / "2026-01-02" / "train.log", 400)
+    assert find_checkpoint(outputs=outputs) == best
+    only_last = touch(outputs / "2026-01-03" / "checkpoints" / "last.ckpt", 500)
+    assert find_checkpoint(outputs=outputs) == only_last
+    touch(tmp_path / "disk" / "10-00-00" / "checkpoints" / "best.ckpt", 600)
+    (outputs / "2026-11-30").symlink_to(tmp_path / "disk")
+    linked = outputs / "2026-11-30" / "10-00-00" / "checkpoints" / "best.ckpt"
+    assert find_checkpoint(outputs=outputs) == linked
 
 
-def test_missing(tmp_path):
-    with pytest.raises(UserError, match="no such checkpoint or run"):
-        load_checkpoint(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        load_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
-def test_truncated(tiny_run, tmp_path, keep):
-    content = (tiny_run / "checkpoints" / "best.ckpt").read_bytes()
-    path = tmp_path / "cut.ckpt"
-    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(UserError, match=r"cut\.ckpt is damaged"):
-        load_checkpoint(path)
-
-
-def test_a_changed_byte(tiny_run, tmp_path):
-    """Anywhere among the weights, where PyTorch itself would not notice."""
-    source = tiny_run / "checkpoints" / "best.ckpt"
-    content = bytearray(source.read_bytes())
-    with zipfile.ZipFile(source) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-    content[largest.header_offset + largest.file_size] ^= 1
-    path = tmp_path / "changed.ckpt"
-    path.write_bytes(content)
-    torch.load(path, weights_only=True)
-    with pytest.raises(UserError, match=r"changed\.ckpt is damaged"):
-        load_checkpoint(path)
-
-
-def test_an_archive_that_grows_when_it_is_read(tiny_run, tmp_path):
-    path = tmp_path / "packed.ckpt"
-    with (
-        zipfile.ZipFile(tiny_run / "checkpoints" / "last.ckpt") as source,
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
-    ):
-        for entry in source.infolist():
-            target.writestr(entry.filename, source.read(entry))
-        target.writestr("archive/zeros", bytes(10_000_000))
-    with pytest.raises(UserError, match=r"packed\.ckpt is damaged, or not a checkpoint") as error:
-        load_checkpoint(path)
-    assert "larger than its file" in str(error.value.__cause__)
-
-
-class Stranger:
-    def __reduce__(self):
-        return os.mkdir, ("was_here",)
-
-
-def saved(model, weights, characters="ab"):
-    """As much of a checkpoint as is needed."""
-    return {
-        "hyper_parameters": {"characters": characters, "model": model},
-        "state_dict": {f"net.{name}": value for name, value in weights.items()},
-    }
-
-
-SMALL = GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4), 2).state_dict()
-NAME = "token_embedding_table.weight"
-TABLE = {NAME: torch.eye(2)}
-DOUBLED: list = []  # a few bytes in a file, and any number in a message
-for _ in range(50):
-    DOUBLED = [DOUBLED, DOUBLED]
-SIZES = {"name": "gpt", "block_size": 4, "n_layer": 1, "n_head": 1, "n_embd": 4}
-
-
-def test_as_much_as_is_needed(tmp_path):
-    """What the refused ones below are changed from; options that a file does not have yet have their defaults."""
-    torch.save(saved(SIZES, SMALL), tmp_path / "small.ckpt")
-    model, tokenizer = load_checkpoint(tmp_path / "small.ckpt")
-    assert model.config == GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4)
-    assert tokenizer.characters == "ab"
-    torch.save(saved({"name": "bigram"}, {"token_embedding_table.weight": torch.eye(2)}), tmp_path / "bigram.ckpt")
-    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
-    assert isinstance(model, Bigram)
-    assert model.config == BigramConfig()
-    assert torch.equal(model.token_embedding_table.weight, torch.eye(2))
+def test_find_by_name(tmp_path):
+    best = touch(tmp_path / "sweep" / "0_x=1" / "checkpoints" / "best.ckpt", 200)
+    last = touch(best.with_name("last.ckpt"), 300)
+    for name in (best, best.parent, best.parent.parent):
+        assert find_checkpoint(name) == best
+    assert find_checkpoint(last) == last
+    with pytest.raises(UserError, match=r"several runs.*0_x=1"):
+        find_checkpoint(tmp_path / "sweep")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_checkpoint(tmp_path / "empty")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        find_checkpoint(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"model": Stranger()}, "is damaged, or not a checkpoint"),
-        ({"model": torch.zeros(3), "iter_num": 5}, "settings or weights are missing"),
-        ([1, 2], "settings or weights are missing"),
-        (torch.zeros(2), "settings or weights are missing"),
-        (saved({"name": "gpt"}, {}), "weights do not fit"),
-        (saved({"name": "bigram", "block_size": 4}, {}, "ba"), "vocabulary"),
-        (saved({"name": "bigram", "block_size": 4}, {}), "weights do not fit"),
-        (saved("bigram", {}), "model must be a mapping"),
-        (saved({}, {}, 5), "vocabulary"),
-        (saved(SIZES | {"name": "os.system"}, SMALL), "got 'os.system'"),
-        (saved(SIZES | {"_target_": "os.system"}, SMALL), "unknown key model._target_"),
-        (saved(SIZES | {"n_head": "1"}, SMALL), "model.n_head must be a whole number"),
-        (saved(SIZES | {"n_head": 3}, SMALL), "n_embd must be divisible"),
-        (saved(SIZES, SMALL, "abc"), "weights do not fit"),
-        (saved(SIZES | {"n_layer": 2}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"n_layer": 1000}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"n_embd": 10**8}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"block_size": 10**8}, SMALL), "weights do not fit"),
-        (saved(SIZES | {"n_layer": 10**30}, SMALL), "model.n_layer must be a number of at most 64 bits"),
-        (saved({"name": "bigram", "block_size": 10**15}, TABLE), "model.block_size must be at least 1 and at most"),
-        (saved({"name": "bigram"}, TABLE, "a\ud800"), "a vocabulary has no surrogates"),
-        (saved({"name": "bigram"}, TABLE, ["a", "b"]), "a vocabulary is"),
-        (saved({"name": "bigram"}, {NAME: torch.eye(2) / 0}), f"the weights {NAME} are not finite numbers"),
-        (saved({"name": "bigram"}, {NAME: torch.tensor([[0, 1], [0, torch.nan]])}), "are not finite numbers"),
-        (saved({"name": "bigram"}, {NAME: torch.eye(2).int()}), "not numbers of one kind: torch.int32"),
-        (
-            saved({"name": "bigram"}, {NAME: torch.zeros(1).expand(2, 2)}),
-            "is damaged, or not a checkpoint",
-        ),
-        (saved({"name": "bigram"}, {NAME: torch.tensor([[0.0, 1], [2, 3]]).t()}), "are not laid out as a model's"),
-        (saved({"name": "bigram"}, {NAME: torch.empty(2, 2, device="meta")}), "is damaged, or not a checkpoint"),
-        (saved({"name": "bigram"}, {NAME: torch.eye(2).to_sparse()}), "is damaged, or not a checkpoint"),
-        (saved({"name": "bigram"}, {NAME: torch.eye(2).to(torch.complex64)}), "is damaged, or not a checkpoint"),
-        (saved(SIZES, SMALL | {"lm_head.bias": torch.zeros(2).double()}), "one kind: torch.float32, torch.float64"),
-        (saved({"name": DOUBLED}, TABLE), "is damaged, or not a checkpoint"),
-        (saved({"name": "bigram", "a" * 10**6: 1}, TABLE), f"unknown key model.{'a' * 100} (there are"),
-        (saved(SIZES, {k: v for k, v in SMALL.items() if k != "lm_head.bias"}), "do not fit its settings"),
-        (saved(SIZES, SMALL | {"blocks.0.ln1.weight": torch.zeros(5)}), "do not fit its settings"),
-        (saved(SIZES, SMALL | {"another": torch.zeros(5)}), "do not fit its settings"),
-        (saved(SIZES, SMALL | {"lm_head.bias": "text"}), "settings or weights are missing"),
-    ],
+    ("name", "public"),
+    [("/home/me/verse.txt", "verse.txt"), (r"C:\me\verse.txt", "verse.txt"), ("a/b/", "b"), ("/", "an unnamed text")],
 )
-def test_foreign(content, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(content, "foreign.ckpt")
-    with pytest.raises(UserError, match=re.escape(message)):
-        load_checkpoint("foreign.ckpt")
-    assert not (tmp_path / "was_here").exists()
+def test_public_name(name, public):
+    assert public_name(name) == public
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_kinds_of_numbers(kind, tmp_path):
-    torch.save(saved(SIZES, {name: weight.to(kind) for name, weight in SMALL.items()}), tmp_path / "small.ckpt")
-    model, _ = load_checkpoint(tmp_path / "small.ckpt")
-    assert {weight.dtype for weight in model.parameters()} == {kind}
-    assert torch.equal(model.ln_f.weight, SMALL["ln_f.weight"].to(kind))
+def refused(path, message=""):
+    """The one line in which a file is refused."""
+    with pytest.raises(UserError, match=message) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_lectures_keys(tmp_path):
-    weights = dict(SMALL)
-    qkv = weights.pop("blocks.0.sa.qkv.weight")
-    for part, weight in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
-        weights[f"blocks.0.sa.heads.0.{part}.weight"] = weight.clone()
-    torch.save(saved(SIZES, weights), tmp_path / "lecture.ckpt")
-    model, _ = load_checkpoint(tmp_path / "lecture.ckpt")
-    assert torch.equal(model.blocks[0].sa.qkv.weight, qkv)
+# From a file's bytes to the bytes of a damaged or foreign one
+FILES = {
+    "empty": lambda content: b"",
+    "one byte": lambda content: content[:1],
+    "half": lambda content: content[: len(content) // 2],
+    "cut at the end": lambda content: content[:-1],
+    "text": lambda content: b"green bottles",
+    "plain pickle": lambda content: pickle.dumps({"state_dict": {}}),
+}
 
 
-def test_layers_that_are_only_claimed_are_not_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("chargpt.model.build_skeleton", None)
-    torch.save(saved(SIZES | {"n_layer": 1000}, SMALL), tmp_path / "claims.ckpt")
-    with pytest.raises(UserError, match="weights do not fit"):
-        load_checkpoint(tmp_path / "claims.ckpt")
+@pytest.mark.parametrize("name", FILES)
+def test_damaged(name, saved, tmp_path):
+    (tmp_path / "bad.ckpt").write_bytes(FILES[name](saved[0].read_bytes()))
+    refused(tmp_path / "bad.ckpt", "is damaged, or not a file that chargpt wrote")
 
 
-def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied", "small.ckpt")
-
-    torch.save(saved(SIZES, SMALL), tmp_path / "small.ckpt")
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(UserError, match=r"^cannot read .*small\.ckpt: Permission denied$"):
-        load_checkpoint(tmp_path / "small.ckpt")
-    monkeypatch.setattr("pathlib.Path.is_file", refuse)
-    with pytest.raises(UserError, match=r"^cannot read small\.ckpt: Permission denied$"):
-        find_checkpoint(tmp_path / "small.ckpt")
-
-
-def test_neither_a_file_nor_a_folder():
-    with pytest.raises(UserError, match=f"{os.devnull} is neither a checkpoint nor the folder of a run"):
-        find_checkpoint(os.devnull)
-
-
-@pytest.mark.parametrize("name", [["a"], 1, None])
-def test_the_name_of_a_text_is_a_text(name, tiny_run, tmp_path):
-    """A list could be deeper than Python can write down."""
-    saved = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
-    saved["hyper_parameters"]["corpus"]["name"] = name
-    torch.save(saved, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match=r"is not a checkpoint that train\.py wrote"):
-        load_checkpoint(tmp_path / "odd.ckpt")
+def test_flipped_bits(saved, tmp_path):
+    """One among the weights, which torch.load does not notice; and elsewhere, which may be padding."""
+    content, path = saved[0].read_bytes(), tmp_path / "bad.ckpt"
+    state = torch.load(saved[0], weights_only=True)["state_dict"]
+    at = content.index(state["net.blocks.0.ffwd.net.0.weight"].numpy().tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    torch.load(path, weights_only=True)
+    refused(path, "damaged")
+    weights, noticed = read_checkpoint(saved[0]).model.state_dict(), 0
+    for at in range(0, len(content), len(content) // 300):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        try:
+            found = read_checkpoint(path).model.state_dict()
+        except UserError:
+            noticed += 1
+        else:
+            assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert noticed > 50
 
 
-@pytest.mark.parametrize("key", ["model", "scoring", "optimizer"])
-def test_settings_that_take_long_to_be_shown(key, tiny_run, tmp_path):
-    """PyTorch would write out a tensor of many dimensions, number by number."""
-    content = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
-    tensor = torch.zeros((2,) * 20, dtype=torch.bool)
-    content["hyper_parameters"][key] = {"x": tensor} if key == "optimizer" else tensor
-    torch.save(content, tmp_path / "odd.ckpt")
-    started = time.perf_counter()
-    if key == "optimizer":
-        assert read_checkpoint(tmp_path / "odd.ckpt").optimizer == {"x": "a Tensor"}
-    else:
-        with pytest.raises(UserError):
-            read_checkpoint(tmp_path / "odd.ckpt")
-    assert time.perf_counter() - started < 5
+def test_not_there_or_not_readable(tmp_path, monkeypatch):
+    refused(tmp_path / "none.ckpt", "cannot read .*none.ckpt: No such file")
+    refused(tmp_path, "cannot read .*: Is a directory")
 
-
-def test_no_memory_is_not_damage(tiny_run, monkeypatch):
-    def refuse(*_):
+    def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("chargpt.checkpoint.read_archive", refuse)
+    torch.save({}, tmp_path / "large.ckpt")
+    monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(MemoryError):
-        load_checkpoint(tiny_run)
+        load(tmp_path / "large.ckpt")
 
 
-def test_randomness_is_left_alone(tiny_run):
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    load_checkpoint(tiny_run)
-    assert torch.equal(torch.rand(3), expected)
+def changed(group, **values):
+    """A change of some entries; None removes one."""
+
+    def change(contents):
+        group_of = functools.reduce(dict.__getitem__, group.split("."), contents) if group else contents
+        group_of |= values
+        for key in [key for key, value in values.items() if value is None]:
+            del group_of[key]
+        return contents
+
+    return change
+
+
+def weight(name, value):
+    return lambda contents: contents | {"state_dict": contents["state_dict"] | {name: value}}
+
+
+SETTINGS, MODEL = "hyper_parameters", "hyper_parameters.model"
+CHANGES = [
+    (lambda contents: [1, 2], "not a file that chargpt wrote"),
+    (lambda contents: torch.zeros(2), "not a file that chargpt wrote"),
+    (lambda contents: {"model": torch.zeros(3), "iter_num": 5}, "not a file that chargpt wrote"),  # nanoGPT's
+    (changed("", state_dict=None), "not a file that chargpt wrote"),
+    (changed("", state_dict=[1]), "not a file that chargpt wrote"),
+    (changed("", state_dict={}), "weights are not floating-point"),
+    (changed("", hyper_parameters=5), "not a file that chargpt wrote"),
+    (changed("", global_step="two"), "step"),
+    (changed(SETTINGS, characters=None), "vocabulary"),
+    (changed(SETTINGS, characters="ba"), "vocabulary"),
+    (changed(SETTINGS, characters=["a", "b"]), "vocabulary"),
+    (changed(SETTINGS, characters="abcdefg"), "weights do not fit"),
+    (changed(SETTINGS, model="bigram"), "model"),
+    (changed(SETTINGS, corpus={"name": ["a"]}), "text"),
+    (changed(SETTINGS, scoring={"split": [0.5, 0.6]}), "scoring.split"),
+    (changed(SETTINGS, scoring={"batch_size": 0}), "scoring.batch_size"),
+    (changed(SETTINGS, scoring=[1]), "scoring|a file that"),
+    (changed(MODEL, name="os.system"), "os.system"),
+    (changed(MODEL, _target_="os.system"), "unknown key model._target_"),
+    (changed(MODEL, n_head="1"), "model.n_head"),
+    (changed(MODEL, n_head=3), "n_embd must be divisible"),
+    (changed(MODEL, n_layer=2), "too few weights"),
+    (changed(MODEL, n_embd=10**7), "too few weights"),
+    (changed(MODEL, block_size=5), "weights do not fit"),
+    (weight(NAME, torch.zeros(6)), "weights do not fit"),
+    (weight("net.another", torch.zeros(5)), "weights do not fit"),
+    (weight(NAME, "text"), "weights are not floating-point"),
+    (weight(NAME, torch.zeros(5, dtype=torch.int32)), "weights are not floating-point"),
+    (weight(NAME, torch.zeros(5).double()), "weights are not floating-point"),
+    (weight(NAME, torch.full((5,), torch.nan)), "weights are not finite"),
+    (weight(NAME, torch.full((5,), -torch.inf)), "weights are not finite"),
+    (weight(NAME, torch.empty(5, device="meta")), "weights do not fit"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=range(len(CHANGES)))
+def test_foreign(change, message, contents, tmp_path):
+    torch.save(change(contents), tmp_path / "foreign.ckpt")
+    refused(tmp_path / "foreign.ckpt", message)
+
+
+class Calls:
+    """Unpickled as the result of a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class Builds:
+    """Runs code when its state is set."""
+
+    def __setstate__(self, state):
+        os.mkdir("was_here")
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+ATTACKS = {
+    "system": Calls(os.system, "mkdir was_here"),
+    "eval": Calls(eval, "__import__('os').mkdir('was_here')"),
+    "build": Builds(),
+    "inside": {"state_dict": {"net.a": [({"b": Calls(os.mkdir, "was_here")},)]}, "hyper_parameters": {}},
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_code_is_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(ATTACKS[name], "evil.ckpt")
+    refused(tmp_path / "evil.ckpt", "damaged, or not a file that chargpt wrote")
+    assert not (tmp_path / "was_here").exists()
+    torch.load("evil.ckpt", weights_only=False)
+    assert (tmp_path / "was_here").exists()
+
+
+def test_another_programs_folder(tmp_path):
+    """As Hugging Face's libraries write them."""
+    save_file({"wte": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json is damaged, or not a file that chargpt wrote"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_bigram(tmp_path):
+    module = CharLM(BigramConfig(), AdamWConfig(), CHARACTERS)
+    contents = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save(contents, tmp_path / "bigram.ckpt")
+    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
+    assert model.config == BigramConfig()
+    assert torch.equal(model.token_embedding_table.weight, module.net.token_embedding_table.weight)

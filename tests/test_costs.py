@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import costs
 from benchmarks.costs import Machine, Step
 from chargpt.kernels import choice
-from chargpt.model import BigramConfig, GPTConfig, build_model, build_skeleton
+from chargpt.model import BigramConfig, GPTConfig, build_model
 from chargpt.module import CharLM
 from chargpt.optim import OPTIMIZER_CONFIGS
 
@@ -19,7 +19,7 @@ MODELS = [BigramConfig(8), GPTConfig(), *(GPTConfig(**SIZES, **options) for opti
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_parameters_are_those_of_the_model(model):
-    net = build_skeleton(model, 65)
+    net = build_model(model, 65)
     assert costs.parameters(model) == sum(weight.numel() for weight in net.parameters())
     assert costs.matrices(model) == sum(
         weight.numel() for name, weight in net.named_parameters() if weight.dim() == 2 and "embedding" not in name

@@ -1,18 +1,15 @@
 import itertools
 import math
-import subprocess
-import sys
-import tracemalloc
 
 import pytest
 import torch
-from helpers import OPTIONS, ROOT
+from helpers import OPTIONS
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model, build_skeleton
+from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model
 
 SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
 VOCAB = 11
@@ -245,49 +242,6 @@ def test_built_from_its_configuration(name, kind):
         model = build_model(config, 5)
     assert type(model) is kind
     assert model.config is config
-
-
-@pytest.mark.parametrize("config", [*(GPTConfig(**SIZES, **each) for each in OPTIONS), BigramConfig()])
-def test_a_skeleton_says_what_a_model_would_and_holds_nothing(config):
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    skeleton = build_skeleton(config, VOCAB)
-    assert torch.equal(torch.rand(3), expected)  # nothing was drawn
-    model = build_model(config, VOCAB)
-    assert {tensor.device.type for tensor in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
-    assert {n: t.shape for n, t in skeleton.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
-    skeleton.load_state_dict(model.state_dict(), assign=True)
-    idx = torch.randint(VOCAB, (2, 12))
-    assert torch.equal(skeleton.eval()(idx), model.eval()(idx))
-    assert all(parameter.requires_grad for parameter in skeleton.parameters())
-
-
-def test_a_skeleton_is_quick():
-    """For sampling to start at once: PyTorch's meta device alone would first import for a second."""
-    code = (
-        "import sys, torch, chargpt.model as m\n"
-        "before = set(sys.modules)\n"
-        "m.build_skeleton(m.GPTConfig(), 65)\n"
-        "print(len(set(sys.modules) - before))\n"
-        "with torch.device('meta'): m.build_model(m.GPTConfig(), 65)\n"
-        "print(len(set(sys.modules) - before))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    ours, plain = map(int, done.stdout.split())
-    assert ours <= 2
-    assert plain > 100
-
-
-def test_heads_that_are_only_claimed_are_not_listed():
-    """One key of the lecture's and a huge number of heads would otherwise become as many names."""
-    skeleton = build_skeleton(GPTConfig(n_layer=1, n_embd=10**7, n_head=10**7), 2)
-    tracemalloc.start()
-    with pytest.raises(RuntimeError, match="Missing key"):
-        skeleton.load_state_dict({"blocks.0.sa.heads.0.query.weight": torch.zeros(1)}, assign=True)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
 
 
 def test_a_cache_has_the_room_that_is_asked_for(gpt, idx):

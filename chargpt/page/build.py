@@ -96,7 +96,7 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
     settings = [
         *((f"scoring.{key}", str(value)) for key, value in asdict(scoring).items()),
         *((f"model.{key}", str(value)) for key, value in asdict(model.config).items()),
-        *((f"optimizer.{key}", value) for key, value in checkpoint.optimizer.items()),
+        *((f"optimizer.{key}", str(value)) for key, value in checkpoint.optimizer.items()),
     ]
     return {
         "name": name,
