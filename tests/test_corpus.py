@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
-from chargpt.blocks import RandomBlocks
+from chargpt.batches import RandomBlocks
 from chargpt.cache import locked
 from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError

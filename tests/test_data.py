@@ -12,7 +12,7 @@ from helpers import ROOT, STEPS, assert_same, curves, resume, signal_at, start, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.blocks import DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.batches import DataConfig, RandomBlocks, SequentialBlocks
 from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from chargpt import evaluate
-from chargpt.blocks import DataConfig, SequentialBlocks, parts_of
+from chargpt.batches import DataConfig, SequentialBlocks, parts_of
 from chargpt.checkpoint import load_checkpoint, read_checkpoint
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError

@@ -13,7 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
-from chargpt.blocks import CALLED
+from chargpt.batches import CALLED
 from chargpt.checkpoint import Scoring
 from chargpt.corpus import Corpus
 from chargpt.data import CharDataModule

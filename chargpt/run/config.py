@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.blocks import DataConfig
+from chargpt.batches import DataConfig
 from chargpt.errors import UserError, did_you_mean
 from chargpt.model import MODEL_CONFIGS, ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
