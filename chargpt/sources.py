@@ -69,11 +69,10 @@ def shakespeare(path: object) -> Text:
 
         log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
         pooch.get_logger().setLevel(logging.WARNING)
-        download = pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))
+        expected = f"sha256:{SHAKESPEARE_SHA256}"
         try:
-            pooch.retrieve(
-                SHAKESPEARE_URL, f"sha256:{SHAKESPEARE_SHA256}", SHAKESPEARE_FILE, folder, downloader=download
-            )
+            http = pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))
+            pooch.retrieve(SHAKESPEARE_URL, expected, SHAKESPEARE_FILE, folder, downloader=http)
         except Exception as error:  # of name resolution, a connection, a proxy, a folder, a hash
             raise UnavailableError(
                 f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}:"
