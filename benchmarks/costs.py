@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measure import Measured, hardware, interleaved, matrix_peak, parser, seconds, spread, table
 from benchmarks.peers import VOCABULARY
 from benchmarks.training import autocast, chosen, our_step
-from chargpt.blocks import RandomBlocks
+from chargpt.batches import RandomBlocks
 from chargpt.kernels.attention import ROWS
 from chargpt.model import BigramConfig, GPTConfig, ModelConfig
 from chargpt.module import CPU_PART, CharLM

@@ -63,7 +63,7 @@ def prepare(path: Path) -> tuple[float, float]:
 
 def draw(path: str) -> tuple[float, float, float]:
     """Seconds for a batch, and MB of the process's own memory (what is mapped from files left out) before and after."""
-    from chargpt.blocks import RandomBlocks
+    from chargpt.batches import RandomBlocks
 
     data = _module(path)
     data.setup()

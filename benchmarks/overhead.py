@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
-from chargpt.blocks import RandomBlocks
+from chargpt.batches import RandomBlocks
 from chargpt.data import CharDataModule
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model

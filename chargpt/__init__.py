@@ -13,7 +13,7 @@ _ROOMS = {
     "CharDataModule": "data",
     "CharLM": "module",
     "CharTokenizer": "tokenizer",
-    "DataConfig": "blocks",
+    "DataConfig": "batches",
     "GPT": "model",
     "GPTConfig": "model",
     "Sampling": "sampling",

@@ -1,13 +1,12 @@
-"""A text in its encoded form on disk.
+"""A text, encoded once on disk.
 
-A text is one or more UTF-8 files read in order, each plain or compressed by gzip. It is encoded once, into a file of
-ids in the smallest unsigned integer type that fits the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`); a small
-JSON file beside it (`SHA256.json`) describes them. Both are named by the text's SHA-256 and follow from the text alone,
-so that a run finds its text again by the hash. Each is put in place by one rename: a reader sees a whole file or none.
-A text of bytes has no vocabulary to describe, and lies in one file (`SHA256.bytes`).
+A text is one or more UTF-8 files in order, each plain or compressed by gzip. Its ids lie in the user's cache, in the
+smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`; `.bytes` for a text of
+bytes), beside a description in JSON. Both are named by the text's SHA-256, so that a resumed run finds its text by the
+hash. An index there keeps the hashes of files by path, size and time of change, so that they are not read again.
 
-A byte order mark at the beginning of a file says how the file is written, and is no part of a text of characters.
-Everything else is kept as it stands: line ends of Windows (each is two characters), and a last line without an end.
+A byte order mark at the beginning of a file is no part of a text of characters. Everything else is: `\\r\\n` is two
+characters, and nothing is added between files.
 """
 
 import codecs
@@ -16,30 +15,27 @@ import hashlib
 import json
 import logging
 import mmap
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from chargpt.cache import cache_folder, locked, replacing, tidy
 from chargpt.errors import UserError
-from chargpt.known import recall, remember, stamps_of
-from chargpt.legacy_files import cannot_read
-from chargpt.sources import Text
+from chargpt.files import locked, replacing, write
+from chargpt.sources import Text, cache_folder
 from chargpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_of
 
 log = logging.getLogger(__name__)
 
-PIECE = 1 << 22  # bytes read at a time: the memory that encoding takes is a small multiple of this
-UNICODE = 0x110000  # how many code points there are
-CONVERT = "convert it first, for example with iconv -f {} -t UTF-8, or train on it as it is: data.tokenizer=bytes"
-GZIP = b"\x1f\x8b"  # what such a file begins with, and no UTF-8 does
+PIECE = 1 << 22  # bytes to read at a time
+UNICODE = 0x110000  # the number of code points
+GZIP = b"\x1f\x8b"  # the first bytes of a compressed file; no UTF-8 text begins with them
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,18 @@ class Corpus:
     """An encoded text.
 
     Attributes:
-        name: what the text is, for people.
+        name: what to call the text.
         sha256: of the text's bytes.
-        tokenizer: of bytes, or of characters: its vocabulary is then the text's sorted distinct characters.
+        tokenizer: its vocabulary is the text's sorted distinct characters, or bytes.
         ids: memory-mapped, read-only, shape (ids,), uint8, uint16 or uint32.
+        files: the number of files that it was read from; 1 if it was found by its hash.
     """
 
     name: str
     sha256: str
     tokenizer: Tokenizer
-    ids: np.ndarray
+    ids: np.memmap
+    files: int = 1
 
 
 class Translated:
@@ -64,7 +62,7 @@ class Translated:
 
     Args:
         ids: shape (ids,).
-        table: the new id of each, shape (old vocabulary,).
+        table: the new id of each old one, shape (old vocabulary,).
     """
 
     def __init__(self, ids: np.ndarray, table: np.ndarray):
@@ -78,78 +76,54 @@ class Translated:
         return self.table[self.ids[where]]
 
 
-Ids = np.ndarray | Translated  # what can be indexed by a slice or by an array of places
+Ids = np.ndarray | Translated  # indexed by a slice or by an array of places
 
 
 def encode_text(
-    text: Text, expected: str | None = None, kind: str = CharTokenizer.kind, *, afresh: bool = False
+    text: Text, expected: str | None = None, kind: str = CharTokenizer.kind, *, verify: bool = False
 ) -> Corpus:
-    """Encode a text, unless that was done before, and open it.
+    """Encode a text, or open it if the cache has it.
 
     Args:
         expected: the SHA-256 that the text must have.
         kind: one of `chargpt.tokenizer.KINDS`.
-        afresh: read the text, and what is there of it, even where both are known from before.
-
-    Raises:
-        UserError: it is empty, binary or not UTF-8 (unless it is read as bytes), or another than expected, or cannot be
-            read, or the cache cannot be written.
+        verify: read and encode the text even if the cache has it.
     """
-    name, files, _ = text
-    try:
-        stamps = stamps_of(files)
-    except OSError as error:
-        raise cannot_read(Path(error.filename), error) from error
-    known = None if afresh else recall(kind, stamps)
-    corpus = find_encoded(known, name, kind) if known and expected in (None, known) else None
-    if corpus is not None:
-        tidy(_folder())
-        return corpus
-    with _bar("Reading", files) as bar:
-        sha256, characters, size = _survey(files, bar, kind)
-    if not size:
-        raise UserError(f"{name} is empty: there is no text")
+    folder, stamp = _folder(), _stamp(text.files, kind)
+    corpus = None if verify else find_encoded(_index().get(stamp, ""), text.name, kind)
+    sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind)
     if expected not in (None, sha256):
-        raise UserError(f"{name} is not the text that the run began with, or has changed; start a new run for it")
-    remember(kind, files, stamps, sha256)
-    corpus = find_encoded(sha256, name, kind, afresh=afresh)
-    if corpus is not None:
-        tidy(_folder())
-        return corpus
-    with locked(_folder()):
-        # Another process may have encoded it while this one waited.
-        return find_encoded(sha256, name, kind, afresh=afresh) or _encode(text, sha256, tokenizer_of(characters))
+        raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
+    if corpus is None:
+        try:
+            with locked(folder):
+                # Another process may have encoded it while this one waited.
+                corpus = None if verify else find_encoded(sha256, text.name, kind)
+                corpus = corpus or _encode(text, sha256, tokenizer)
+                write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
+        except OSError as error:
+            corpus = find_encoded(sha256, text.name, kind)  # a cache that is read-only may have it
+            if corpus is None:
+                elsewhere = "on Linux, XDG_CACHE_HOME names another folder for the cache"
+                raise UserError(f"cannot write to {folder}: {error.strerror or error}; {elsewhere}") from error
+    return replace(corpus, files=len(text.files))
 
 
-def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind, *, afresh: bool = False) -> Corpus | None:
-    """What the cache holds of the text with this SHA-256: it is all there, and spells the text. Otherwise None.
-
-    Args:
-        sha256: may come from a stranger's file, as may the name.
-        name: what the text is called.
-        kind: one of `chargpt.tokenizer.KINDS`.
-        afresh: read it even where it was read before and has not changed since.
-    """
+def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind) -> Corpus | None:
+    """The text with this SHA-256, called `name`, if the cache has it. The hash may come from a foreign file."""
     if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
         return None
     try:
-        tokenizer = ByteTokenizer() if kind == ByteTokenizer.kind else _described(sha256)
-        files = _files(sha256, tokenizer)
-        if not all(file.is_file() for file in files):
-            return None
-        stamps = stamps_of(files)
-        corpus = Corpus(name, sha256, tokenizer, _mapped(files[0], tokenizer))
-        if afresh or recall("encoded", stamps) != sha256:
-            if not _spells(corpus):
-                return None
-            remember("encoded", files, stamps, sha256)
-        return corpus
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        description = json.loads((_folder() / f"{sha256}.{kind}.json").read_bytes())
+        tokenizer = tokenizer_of(description["characters"])
+        ids = np.memmap(_ids_file(sha256, tokenizer), _dtype(tokenizer), mode="r")
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return Corpus(name, sha256, tokenizer, ids) if len(ids) == description.get("length") else None
 
 
 def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknown: bool = False) -> Ids:
-    """Ids in another vocabulary than their own: they are looked up when they are read, unless some are left out.
+    """Ids in another vocabulary than their own, translated as they are read unless some are left out.
 
     Args:
         own: the tokenizer of these ids, of the same kind.
@@ -159,206 +133,135 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknow
     """
     if own.characters is None or tokenizer.characters is None or own.characters == tokenizer.characters:
         return ids
-    tokenizer.encode(own.characters, skip_unknown=skip_unknown)
     known = np.array([character in tokenizer for character in own.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
-    table[known] = tokenizer.encode(own.characters, skip_unknown=True)
+    table[known] = tokenizer.encode(own.characters, skip_unknown=skip_unknown)
     return Translated(ids, table) if known.all() else table[ids[known[ids]]]
 
 
-def read_at_random(ids: np.ndarray) -> None:
-    """Tell the system that memory-mapped ids will be read at places that it cannot foresee. It then takes from the disk
-    the pages that are read, and none around them."""
-    root = ids
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    mapped: object = root.base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):  # Windows has none
-        begin = (ids.ctypes.data - root.ctypes.data) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = ids.ctypes.data - root.ctypes.data + ids.nbytes
-        mapped.madvise(mmap.MADV_RANDOM, begin, end - begin)
+def read_at_random(ids: np.memmap) -> np.memmap:
+    """A second map of a whole file of ids. Linux reads single pages of it, not 32 at a time as of the first."""
+    again: Any = np.memmap(ids.filename, ids.dtype, mode="r")  # type: ignore[call-overload]
+    if hasattr(mmap, "MADV_RANDOM"):  # Windows lacks it
+        again.base.madvise(mmap.MADV_RANDOM)
+    return again
 
 
 def _folder() -> Path:
     return cache_folder() / "encoded"
 
 
-def _files(sha256: str, tokenizer: Tokenizer) -> list[Path]:
-    """Where an encoded text lies: its ids, and what describes them."""
-    folder = _folder()
-    if tokenizer.characters is None:
-        return [folder / f"{sha256}.bytes"]
-    return [folder / f"{sha256}.{_dtype(tokenizer)}", folder / f"{sha256}.json"]
-
-
-def _described(sha256: str) -> CharTokenizer:
-    """The vocabulary of an encoded text.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, RecursionError: there is no description, or another's.
-    """
-    file = _folder() / f"{sha256}.json"
-    if not file.is_file():  # to open a pipe would take for ever
-        raise FileNotFoundError(file)
-    found = json.loads(file.read_bytes())
-    if found["text_sha256"] != sha256:
-        raise ValueError("another text's")
-    return CharTokenizer(found["characters"])
-
-
-def _mapped(file: Path, tokenizer: Tokenizer) -> np.ndarray:
-    return np.memmap(file, _dtype(tokenizer), mode="r")
-
-
-def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
-    """A second pass over a text, once its characters are known, and the files that this gives.
-
-    Raises:
-        UserError: it is no longer the text of the first pass, or the cache cannot be written.
-    """
-    name, files, _ = text
-    ids_file, *description_files = encoded = _files(sha256, tokenizer)
-    several = f", {len(files):,} files" if len(files) > 1 else ""
-    log.info(f"Encoding {name}{several}: {_what_of(tokenizer)}")
-    read = hashlib.sha256()
-    with replacing(ids_file) as out, _bar("Encoding", files) as bar:
-        for piece in map(_encoder(tokenizer), _pieces(files, bar, read.update, tokenizer.kind)):
-            out.write(piece)
-        if read.hexdigest() != sha256:
-            raise UserError(f"{name} changed while it was read; run again once it is complete")
-    for file in description_files:
-        with replacing(file) as out:
-            description = {"text_sha256": sha256, "characters": tokenizer.characters}
-            out.write(json.dumps(description, ensure_ascii=False).encode())
-    try:
-        remember("encoded", encoded, stamps_of(encoded), sha256, ours=True)
-        return Corpus(name, sha256, tokenizer, _mapped(ids_file, tokenizer))
-    except OSError as error:  # a file system may lack the means
-        raise cannot_read(ids_file, error) from error
-
-
-def _what_of(tokenizer: Tokenizer) -> str:
-    return "as bytes" if tokenizer.characters is None else f"{tokenizer.vocab_size:,} distinct characters"
-
-
-def _encoder(tokenizer: Tokenizer) -> Callable[[bytes | str], bytes | memoryview]:
-    """From a piece of a text to its ids."""
-    if tokenizer.characters is None:
-        return cast("Callable[[bytes | str], bytes]", bytes)
-    table = np.zeros(UNICODE, _dtype(tokenizer))
-    table[[ord(char) for char in tokenizer.characters]] = np.arange(tokenizer.vocab_size)
-    ascii_table = bytes(table[:256]) if table.itemsize == 1 else None
-
-    def encode(piece: bytes | str) -> bytes | memoryview:
-        if isinstance(piece, bytes) and ascii_table is not None:
-            return piece.translate(ascii_table)  # several times as quick
-        return table[_code_points(piece)].data
-
-    return encode
+def _ids_file(sha256: str, tokenizer: Tokenizer) -> Path:
+    return _folder() / f"{sha256}.{'bytes' if tokenizer.characters is None else _dtype(tokenizer)}"
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest type for its ids."""
     return np.min_scalar_type(tokenizer.vocab_size - 1)
 
 
-def _spells(corpus: Corpus) -> bool:
-    """Whether the ids and the vocabulary give back the text that the corpus is named by."""
-    digest, characters = hashlib.sha256(), corpus.tokenizer.characters
-    table = None if characters is None else _code_points(characters)
-    ids_file = _files(corpus.sha256, corpus.tokenizer)[0]
+def _stamp(files: list[Path], kind: str) -> str:
+    """What the index knows files by: their paths, sizes and times of change."""
+    found = [(os.path.realpath(file), file.stat()) for file in files]
+    stamps = [(path, status.st_size, status.st_mtime_ns) for path, status in found]
+    return hashlib.sha256(json.dumps([kind, stamps]).encode()).hexdigest()
+
+
+def _index() -> dict[str, str]:
+    """The SHA-256 of each text that was read before, by its stamp."""
     try:
-        with ids_file.open("rb") as stream:  # what is read by the map would count as memory of this process
-            while len(piece := np.fromfile(stream, corpus.ids.dtype, PIECE)):
-                digest.update(piece.data if table is None else table[piece].tobytes().decode("utf-32-le").encode())
-    except (ValueError, IndexError):  # what is no character, and what is not in the vocabulary
-        return False
-    return digest.hexdigest() == corpus.sha256
+        index = json.loads((_folder() / "known.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
-def _pieces(files: list[Path], bar: tqdm, told: Callable[[bytes], object], kind: str) -> Iterator[bytes | str]:
-    """The text in pieces of at most `PIECE` bytes: as bytes where a piece is plain ASCII, or the text is one of bytes;
-    otherwise decoded.
-
-    Args:
-        told: is called with all bytes of the text as they are read, a hash's `update`.
-        kind: one of `chargpt.tokenizer.KINDS`.
-
-    Raises:
-        UserError: a file cannot be read or, in a text of characters, is binary (has a NUL byte) or is not UTF-8; the
-            byte's offset is given, in a compressed file that of the decompressed text.
-    """
-    for file in files:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            with file.open("rb") as raw:
-                compressed = raw.read(len(GZIP)) == GZIP
-                raw.seek(0)
-                stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if compressed else raw
-                head = stream.read(len(codecs.BOM_UTF8)) if kind == CharTokenizer.kind else b""
-                if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    advice = CONVERT.format("UTF-16")
-                    raise UserError(f"{file} is not UTF-8: it begins as UTF-16 does; {advice}")
-                offset, head = (len(head), b"") if head == codecs.BOM_UTF8 else (0, head)
-                before = 0
-                while piece := head + stream.read(PIECE):
-                    head = b""
-                    bar.update(raw.tell() - before)
-                    before = raw.tell()
-                    told(piece)
-                    if kind == ByteTokenizer.kind:
-                        yield piece
-                        continue
-                    if (at := piece.find(0)) >= 0:
-                        raise UserError(f"{file} is binary, not text: a NUL byte at byte offset {offset + at}")
-                    pending = len(decoder.getstate()[0])  # bytes of a character that the last edge cut
-                    if piece.isascii() and not pending:
-                        yield piece
-                    else:
-                        offset -= pending
-                        yield decoder.decode(piece)
-                        offset += pending
-                    offset += len(piece)
-                offset -= len(decoder.getstate()[0])
-                decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UserError(
-                f"{file} is not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start}"
-                f" ({error.reason}); {CONVERT.format('LATIN1')}"
-            ) from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{file} is damaged, or not all there: {error}") from error
-        except OSError as error:
-            raise cannot_read(file, error) from error
+def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
+    """The first pass over a text: its SHA-256 and its vocabulary."""
+    digest, seen, seen_ascii = hashlib.sha256(), np.zeros(UNICODE, bool), b""
+    for raw, piece in _pieces(text.files, kind, "Reading"):
+        digest.update(raw)
+        if isinstance(piece, str):
+            seen[_code_points(piece)] = True
+        elif new := piece.translate(None, seen_ascii):  # several times as fast
+            seen_ascii = bytes({*seen_ascii, *new})
+    seen[list(seen_ascii)] = True
+    if not seen.any():
+        raise UserError(f"{text.name} is empty: there is no text")
+    characters = "".join(map(chr, np.flatnonzero(seen)))
+    return digest.hexdigest(), ByteTokenizer() if kind == ByteTokenizer.kind else CharTokenizer(characters)
 
 
-def _bar(what: str, files: list[Path]) -> tqdm:
-    """A bar of the bytes read, on a terminal, from the first second on."""
-    size = 0
-    with suppress(OSError):  # told of when it is read
-        size = sum(file.stat().st_size for file in files)
-    return tqdm(desc=what, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False)
+def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
+    """The second pass over a text: write its ids, then their description."""
+    several = f", {len(text.files):,} files" if len(text.files) > 1 else ""
+    what = "as bytes" if tokenizer.characters is None else f"{tokenizer.vocab_size:,} distinct characters"
+    log.info(f"Encoding {text.name}{several}: {what}")
+    dtype, file, digest = _dtype(tokenizer), _ids_file(sha256, tokenizer), hashlib.sha256()
+    table = np.zeros(UNICODE, dtype)
+    table[_code_points(tokenizer.characters or bytes(range(256)))] = np.arange(tokenizer.vocab_size)
+    with replacing(file) as out:
+        for raw, piece in _pieces(text.files, tokenizer.kind, "Encoding"):
+            digest.update(raw)
+            if isinstance(piece, bytes) and dtype == np.uint8:
+                out.write(piece.translate(table[:256].data))
+            else:
+                out.write(table[_code_points(piece)])
+        length = out.tell() // dtype.itemsize
+        if digest.hexdigest() != sha256:
+            raise UserError(f"{text.name} changed while it was read; run again once it is complete")
+    description = {"characters": tokenizer.characters, "length": length}
+    write(file.with_name(f"{sha256}.{tokenizer.kind}.json"), json.dumps(description).encode())
+    return Corpus(text.name, sha256, tokenizer, np.memmap(file, dtype, mode="r"))
 
 
 def _code_points(piece: bytes | str) -> np.ndarray:
-    """The piece's code points, shape (characters,)."""
+    """Shape (characters,)."""
     if isinstance(piece, bytes):
         return np.frombuffer(piece, np.uint8)
     return np.frombuffer(piece.encode("utf-32-le"), np.uint32)
 
 
-def _survey(files: list[Path], bar: tqdm, kind: str) -> tuple[str, str | None, int]:
-    """One pass over the text: its SHA-256, its sorted distinct characters (None for bytes), and its length."""
-    digest, size = hashlib.sha256(), 0
-    seen, seen_ascii = np.zeros(UNICODE, bool), b""
-    for piece in _pieces(files, bar, digest.update, kind):
-        size += len(piece)
-        if kind == ByteTokenizer.kind:
-            continue
-        if isinstance(piece, str):
-            seen[_code_points(piece)] = True
-        elif new := piece.translate(None, seen_ascii):  # mostly nothing
-            seen_ascii = bytes({*seen_ascii, *new})
-    seen[list(seen_ascii)] = True
-    return digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))) if kind == CharTokenizer.kind else None, size
+def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, bytes | str]]:
+    """A text in pieces: their bytes, and the same decoded unless they are ASCII or the text is one of bytes."""
+    size = sum(file.stat().st_size for file in files)
+    with tqdm(desc=doing, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+        for file in files:
+            begin, offset, rest = bar.n, 0, b""  # of the bar; of the next piece; of a character that a piece's end cuts
+            try:
+                with file.open("rb") as raw:
+                    stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw
+                    while piece := rest + (new := stream.read(PIECE)):
+                        bar.update(begin + raw.tell() - bar.n)
+                        if offset == 0 and kind == CharTokenizer.kind and piece.startswith(codecs.BOM_UTF8):
+                            piece, offset = piece.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
+                        decoded, used = (piece, len(piece)) if kind == ByteTokenizer.kind else _decoded(piece, not new)
+                        yield piece[:used], decoded
+                        offset, rest = offset + used, piece[used:]
+            except UnicodeDecodeError as error:
+                raise _not_text(file, offset + error.start, error) from error
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise UserError(f"{file} is damaged, or not complete: {error}") from error
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _decoded(piece: bytes, is_last: bool) -> tuple[bytes | str, int]:
+    """A piece of UTF-8, decoded unless it is ASCII, and how many bytes of it: its end may cut a character."""
+    if (at := piece.find(0)) >= 0:
+        raise UnicodeDecodeError("utf-8", piece, at, at + 1, "NUL")
+    return (piece, len(piece)) if piece.isascii() else codecs.utf_8_decode(piece, "strict", is_last)
+
+
+def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
+    """What to say of a file that is not UTF-8 at this byte, with the encoding that it is probably in."""
+    byte, where = error.object[error.start], f"at byte offset {offset}"
+    if offset == error.start and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
+    elif byte == 0:
+        return UserError(f"{file} is binary, not text: a NUL byte {where}")
+    elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
+        advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"
+    else:
+        advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
+    reason = f"byte 0x{byte:02x} {where} ({error.reason})"
+    return UserError(f"{file} is not UTF-8: {reason}; {advice}, or train on its bytes: data.tokenizer=bytes")

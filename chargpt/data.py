@@ -1,26 +1,27 @@
 """The LightningDataModule: a text, and the blocks of it that a step needs."""
 
+import atexit
 import itertools
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from ctypes import c_bool
-from multiprocessing.util import Finalize
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.blocks import CALLED, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
+from chargpt.batches import CALLED, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import Corpus, Ids, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
-from chargpt.sources import file, find_text
+from chargpt.sources import find_files, find_text
 from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 
 class StepsFrom(Sampler[int]):
-    """first(), first() + 1, ... without end; `first` is asked each time that an iteration begins."""
+    """first(), first() + 1, ... without end; each iteration calls `first` at its beginning."""
 
     def __init__(self, first: Callable[[], int]):
         self.first = first
@@ -30,18 +31,14 @@ class StepsFrom(Sampler[int]):
 
 
 class OutliveSignals:
-    """What a loader's worker does with signals: nothing, before the main process has come to its end.
+    """A loader worker's answer to signals: nothing, until the main process ends and sends SIGTERM to its children.
 
-    What is sent to the whole process group is for the main process alone, which then saves its state, and may need
-    another batch before. At its own end that one sends SIGTERM, too, and waits for the worker.
+    `timeout` and SLURM send a signal to all processes. The main one then saves, and may need another batch before.
     """
 
     def __init__(self) -> None:
-        self.ending = multiprocessing.RawValue(c_bool, False)  # seen by the workers
-        Finalize(None, self._end, exitpriority=100)  # before the workers are waited for
-
-    def _end(self) -> None:
-        self.ending.value = True
+        self.ending = multiprocessing.RawValue(c_bool, False)  # in memory that the workers share
+        atexit.register(setattr, self.ending, "value", True)  # runs before multiprocessing ends its children
 
     def __call__(self, worker: int) -> None:
         for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
@@ -51,21 +48,20 @@ class OutliveSignals:
 
 
 class CharDataModule(LightningDataModule):
-    """Random blocks of a text for training, the rest of it in order for validation and, if there is a third part, for a
-    test.
+    """Random blocks of a text for training, the rest of it in order for validation and, with a third part, for a test.
 
     Args:
         config: which text, in which blocks.
-        expected: of a run that goes on, the `name` and the `sha256` of the text that it was trained on, and those of
-            its other texts (`val_name` and so on). They are taken from the cache, unless their path is given.
+        expected: `identities` of the run that is resumed. These texts are taken from the cache unless their path is
+            given.
 
     Attributes:
         config: which text, in which blocks.
-        corpus: the encoded text that trains, once `setup` has run, as are the next four.
-        source: where it came from: `config.source`, or its fallback.
-        own: texts of their own that validate or test, by `val` and `test`.
+        corpus: the encoded text that trains; like all below, there once `setup` has run.
+        own: separate texts to validate or test on, by `val` and `test`.
+        source: where the text came from: `config.source` or its fallback.
         tokenizer: its vocabulary is that of all texts together, as the lecture takes it from all of a text.
-        train_ids, val_ids, test_ids: the parts; the last is None where there is none.
+        train_ids, val_ids, test_ids: the parts; the last is None without a test part.
     """
 
     def __init__(self, config: DataConfig, expected: dict[str, str] | None = None):
@@ -74,86 +70,68 @@ class CharDataModule(LightningDataModule):
         self._expected = expected or {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the texts. Every process may do so at the same time, and training does so before there is a Trainer,
-        since the model's size depends on the vocabulary; later calls do nothing.
-
-        Raises:
-            UserError: a text cannot be used.
-        """
+        """Load the texts, once. Called before there is a Trainer, since the model's size depends on the vocabulary;
+        every process may do so at the same time."""
         if hasattr(self, "corpus"):
             return
-        config = self.config
-        self.source = config.source
-        text = self._load("train")
-        own = {part: self._load(part) for part in ("val", "test") if self._has_own(part)}
-        cut = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
-        parts = {part: (text, ids) for part, ids in cut.items()}
-        parts |= {part: (each, each.ids) for part, each in own.items()}
-        for part, (corpus, ids) in parts.items():
+        config, self.source = self.config, self.config.source
+        text, own = self._load(""), {}
+        for part in ("val", "test"):
+            is_given, is_expected = getattr(config, f"{part}_path") is not None, f"{part}_sha256" in self._expected
+            if is_given and self._expected and not is_expected:
+                raise UserError(f"the run began without data.{part}_path; start a new run for it")
+            if is_given or is_expected:
+                own[part] = self._load(f"{part}_")
+        cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
+        parts = cut | {part: corpus.ids for part, corpus in own.items()}
+        for part, ids in parts.items():
             if len(ids) < config.block_size + 1:
-                is_cut = len(ids) < len(corpus.ids)
+                corpus = own.get(part, text)
+                whose = "" if len(ids) == len(corpus.ids) else f"the {CALLED[part]} split of "
                 raise UserError(
-                    f"{f'the {CALLED[part]} split of ' if is_cut else ''}{corpus.name} has {len(ids):,}"
-                    f" {corpus.tokenizer.unit}s, but model.block_size={config.block_size} needs"
-                    f" {config.block_size + 1:,}: use a longer text or a smaller block_size"
+                    f"{whose}{corpus.name} has {len(ids):,} {corpus.tokenizer.unit}s, but"
+                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}:"
+                    " use a longer text or a smaller block_size"
                 )
-        vocabularies = {corpus.tokenizer.characters for corpus in (text, *own.values())}
-        together = "".join(sorted({char for characters in vocabularies for char in characters or ()}))
-        tokenizer = CharTokenizer(together) if len(vocabularies) > 1 else text.tokenizer
-        if tokenizer.vocab_size == 1:
+        vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
+        if len(vocabulary) == 1:
             raise UserError(f"{text.name} has a single distinct character: there is nothing to learn")
-        read_at_random(cut["train"])
-        self._parts, self.corpus, self.own = parts, text, own
-        self.use(tokenizer)
+        self.corpus, self.own = text, own
+        self._parts = parts | {"train": read_at_random(text.ids)[: len(parts["train"])]}
+        self.use(CharTokenizer("".join(sorted(vocabulary))) if vocabulary else text.tokenizer)
 
     def use(self, tokenizer: Tokenizer) -> None:
-        """Give the ids of a vocabulary that has all characters of the texts, instead of the texts' own.
-
-        Raises:
-            UserError: it lacks some.
-        """
-        found = {part: ids_in(tokenizer, corpus.tokenizer, ids) for part, (corpus, ids) in self._parts.items()}
+        """Take the ids of this vocabulary, which must have all characters of the texts, instead of the texts' own."""
+        found = {
+            part: ids_in(tokenizer, self.own.get(part, self.corpus).tokenizer, ids) for part, ids in self._parts.items()
+        }
         self.tokenizer, self.train_ids, self.val_ids = tokenizer, found["train"], found["val"]
         self.test_ids: Ids | None = found.get("test")
 
     @property
     def identities(self) -> dict[str, str]:
-        """What the texts are called, and their hashes, by the names that `expected` has."""
-        found = {"name": self.corpus.name, "sha256": self.corpus.sha256}
-        for part, corpus in self.own.items():
-            found |= {f"{part}_name": corpus.name, f"{part}_sha256": corpus.sha256}
-        return found
+        """`name` and `sha256` of the text, and `val_name` and so on of separate texts."""
+        texts = {"": self.corpus, **{f"{part}_": corpus for part, corpus in self.own.items()}}
+        names = {f"{prefix}name": corpus.name for prefix, corpus in texts.items()}
+        return names | {f"{prefix}sha256": corpus.sha256 for prefix, corpus in texts.items()}
 
-    def _has_own(self, part: str) -> bool:
-        """Whether there is a text of its own to validate or to test on.
-
-        Raises:
-            UserError: there is one now, and the run that goes on had none.
-        """
-        given = getattr(self.config, f"{part}_path") is not None
-        if self._expected and given and f"{part}_sha256" not in self._expected:
-            raise UserError(f"the run began without data.{part}_path; start a new run for it")
-        return given or f"{part}_sha256" in self._expected
-
-    def _load(self, part: str) -> Corpus:
-        config, prefix = self.config, "" if part == "train" else f"{part}_"
+    def _load(self, prefix: str) -> Corpus:
+        """The text of `config.path`, or with the prefix `val_` or `test_` that of `config.val_path` and so on."""
+        config = self.config
         path, sha256 = getattr(config, f"{prefix}path"), self._expected.get(f"{prefix}sha256")
         if sha256 is not None and path is None:
             name = self._expected[f"{prefix}name"]
-            corpus = find_encoded(sha256, name, config.tokenizer, afresh=config.verify)
+            corpus = find_encoded(sha256, name, config.tokenizer)
             if corpus is not None:
                 return corpus
             if prefix or config.source == "file":
-                raise UserError(
-                    f"the text of the run ({name}) is not in the cache any more; say where it is:"
-                    f" data.{prefix}path=my.txt"
-                )
+                raise UserError(f"the text of the run ({name}) is no longer in the cache: add data.{prefix}path=my.txt")
         if prefix:
-            text = file(path, f"data.{prefix}path=")
-        else:  # a run that goes on does so with its own text or not at all
+            text = find_files(path, f"data.{prefix}path=")
+        else:  # a resumed run takes no fallback
             text = find_text(config.source, path, config.fallback if sha256 is None else None)
             self.source = text.source
-        return encode_text(text, sha256, config.tokenizer, afresh=config.verify)
+        return encode_text(text, sha256, config.tokenizer, verify=config.verify)
 
     def train_dataloader(self) -> DataLoader:
         config, place = self.config, self._place()
@@ -175,7 +153,7 @@ class CharDataModule(LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _batches_seen(self) -> int:
-        """Batches whose step is done, or whose share of one: an epoch may end before a step has all of its own."""
+        """The number of batches that training has used; an epoch may end within an accumulated step."""
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 

@@ -141,10 +141,10 @@ def read_text(path: str, kind: str) -> "Corpus":
         UnusableTextError: it cannot be.
     """
     from chargpt.corpus import encode_text
-    from chargpt.sources import file
+    from chargpt.sources import find_files
 
     try:
-        return encode_text(file(path, "--text "), kind=kind)
+        return encode_text(find_files(path, "--text "), kind=kind)
     except UserError as error:
         raise UnusableTextError(str(error)) from error
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from chargpt.blocks import Batch
+from chargpt.batches import Batch
 from chargpt.model import MODEL_CONFIGS, ModelConfig, build_model
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig, lr_factor
 from chargpt.settings import read_settings

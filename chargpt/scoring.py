@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.blocks import CALLED, Batch, SequentialBlocks, parts_of
+from chargpt.batches import CALLED, Batch, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, Scoring
 from chargpt.corpus import PIECE, Corpus, Ids, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError

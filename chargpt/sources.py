@@ -1,17 +1,16 @@
 """Where text comes from: a table of sources, each of which gives UTF-8 files to read in order."""
 
+import glob
 import hashlib
-import io
 import logging
 import os
-import stat
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from chargpt.cache import cache_folder, locked, replacing
 from chargpt.errors import UserError, first_line
-from chargpt.legacy_files import cannot_read, identity, matches, status
+from chargpt.files import find, locked, write
 
 log = logging.getLogger(__name__)
 
@@ -21,29 +20,31 @@ SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
 
 class Text(NamedTuple):
-    """A text that has not been read yet: its name, for people, its files in order, and the source that it is from."""
+    """A text that has not been read yet: its name, its files in order, and the source that it is from."""
 
     name: str
     files: list[Path]
-    source: str = ""  # `find_text` says it
+    source: str = ""  # set by `find_text`
 
 
 class UnavailableError(UserError):
-    """The text is not on this machine and cannot be brought here now; another source may do instead."""
+    """The text is not on this machine and cannot be downloaded now; another source may do instead."""
 
 
-def find_text(source: str, path: str | None = None, fallback: str | None = None) -> Text:
+def cache_folder() -> Path:
+    """Where this project caches: on Linux `~/.cache/chargpt`, or below `XDG_CACHE_HOME`."""
+    import pooch  # takes a while to import, and only training needs it
+
+    return Path(pooch.os_cache("chargpt"))
+
+
+def find_text(source: str, path: str | list[str] | None = None, fallback: str | None = None) -> Text:
     """The text of a source.
 
     Args:
         source: a name in `SOURCES`.
-        path: for `file`, a file, a folder (all its `.txt` and `.txt.gz` files, at any depth, sorted by name; of two
-            that differ in `.gz` only, the plain one) or a glob; a file that has several names counts once. Any may be
-            compressed by gzip.
-        fallback: the source to use, with a warning, where the first one is unavailable.
-
-    Raises:
-        UserError: there is no such text.
+        path: for `file`, see `find_files`.
+        fallback: the source to use, with a warning, if the first one is unavailable.
     """
     try:
         return SOURCES[source](path)._replace(source=source)
@@ -54,35 +55,32 @@ def find_text(source: str, path: str | None = None, fallback: str | None = None)
         rule = "!" * 100
         log.warning(
             f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
-            f"To insist on it, say data.fallback=null: then this is an error.\n{rule}"
+            f"With data.fallback=null this is an error.\n{rule}"
         )
         return text
 
 
-def shakespeare(path: str | None) -> Text:
-    """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it when it is not there."""
+def shakespeare(path: object) -> Text:
+    """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it if it is not there."""
     folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder())
     file = folder / SHAKESPEARE_FILE
-    if not os.path.lexists(file):
+    if not file.exists():
+        import pooch
+
+        log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
+        pooch.get_logger().setLevel(logging.WARNING)
+        expected = f"sha256:{SHAKESPEARE_SHA256}"
         try:
-            with locked(folder, leftovers=f"{SHAKESPEARE_FILE}.*.tmp"):  # the folder may be the user's own
-                if not os.path.lexists(file):  # another process may have brought it meanwhile
-                    content = _downloaded(folder)
-                    with replacing(file) as out:
-                        out.write(content)
-        except Exception as error:  # a look-up, a connection, a proxy, a folder, a hash: each fails in a way of its own
+            http = pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))
+            pooch.retrieve(SHAKESPEARE_URL, expected, SHAKESPEARE_FILE, folder, downloader=http)
+        except Exception as error:  # of name resolution, a connection, a proxy, a folder, a hash
             raise UnavailableError(
                 f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}:"
                 f" {first_line(error)}). To train on it, connect to the network, or set CHARGPT_DATA_DIR to a folder"
                 f" that holds {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on a text of your own:"
                 " data=file data.path=my.txt"
             ) from error
-    identity(file)
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise cannot_read(file, error) from error
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHAKESPEARE_SHA256:
         raise UserError(
             f"{file} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
@@ -91,72 +89,54 @@ def shakespeare(path: str | None) -> Text:
     return Text("tiny Shakespeare", [file])
 
 
-def _downloaded(folder: Path) -> bytes:
-    """Tiny Shakespeare from the network, in memory: nothing of it is on disk before its hash is known to be right.
-
-    Args:
-        folder: where it will go, to be told.
-    """
-    import pooch  # takes a while to import
-
-    log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
-    content = io.BytesIO()
-    pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))(SHAKESPEARE_URL, content, None)
-    digest = hashlib.sha256(content.getvalue()).hexdigest()
-    if digest != SHAKESPEARE_SHA256:
-        raise UserError(f"the SHA-256 hash of what came is {digest}, not {SHAKESPEARE_SHA256}")
-    return content.getvalue()
-
-
-def pydocs(path: str | None) -> Text:
+def pydocs(path: object) -> Text:
     """The language reference that ships inside CPython, as a file: its topics in order of name."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name] for name in sorted(topics)).encode()
     file = cache_folder() / "pydocs.txt"
-    try:
-        there = file.is_file() and file.read_bytes() == text  # another Python has another text
-    except OSError:
-        there = False
-    if not there:
-        with locked(file.parent), replacing(file) as out:
-            out.write(text)
+    if not file.is_file() or file.read_bytes() != text:  # another Python has another text
+        with locked(file.parent):
+            write(file, text)
     return Text("the Python language reference (pydoc_data.topics)", [file])
 
 
-def file(path: str | None, said: str = "data.path=") -> Text:
-    """A file, a folder's texts, or what a glob matches.
+def find_files(path: str | list[str] | None, option: str = "data.path=") -> Text:
+    """A text of files.
 
     Args:
-        said: by what the path was given, for messages.
-
-    Raises:
-        UserError: there is no such text.
+        path: a file, a folder (its `.txt` and `.txt.gz` files at any depth, sorted; the plain one if both are there), a
+            glob, or a list of these. Any file may be compressed. Hidden files are left out unless named, and a file
+            with several names counts once.
+        option: what the path was given by, for messages.
     """
-    if not path:
-        raise UserError(f"a text is missing: {said}my.txt (a file, a folder or a glob)")
-    name = path
-    if "\0" in path or any(0xD800 <= ord(char) < 0xE000 for char in path):
-        raise UserError(f"{said}{name} is not a name that UTF-8 can write; a folder above it or a glob can be")
-    root = Path(os.path.expanduser(path))
-    found = status(root)
-    if found is None:
-        files = matches(Path(root.anchor), root.parts[bool(root.anchor) :], hidden=False)
-        if not files:
-            raise UserError(f"no text at {said}{name}: no such file, folder or match of a glob")
-    elif stat.S_ISDIR(found.st_mode):
-        files = matches(root, ("**", "*.txt"), hidden=True)
-        plain = {os.fspath(file) for file in files}
-        compressed = matches(root, ("**", "*.txt.gz"), hidden=True)
-        files += [file for file in compressed if os.fspath(file).removesuffix(".gz") not in plain]
-        if not files:
-            raise UserError(
-                f"the folder {name} holds no .txt or .txt.gz file; a glob names others: {said}'{name}/**/*.md'"
-            )
-    else:
-        files = [root]
-    once = {identity(file): file for file in sorted(files, reverse=True)}  # of several names, the first
-    return Text(name, sorted(once.values()), "file")
+    paths = [path] if isinstance(path, str) else path or []
+    if not all(paths) or not paths:
+        raise UserError(f"a text is missing: {option}my.txt (a file, a folder, a glob or a list of these)")
+    files: dict[str, Path] = {}
+    for file in (file for each in paths for file in _files_at(each, option)):
+        files.setdefault(os.path.realpath(file), file)
+    return Text(", ".join(paths), list(files.values()))
 
 
-SOURCES: dict[str, Callable[[str | None], Text]] = {each.__name__: each for each in (shakespeare, pydocs, file)}
+def _files_at(path: str, option: str) -> list[Path]:
+    # An accented letter may be one character or two: some systems store names in the other form than is typed.
+    forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
+    for name in map(os.path.expanduser, forms):
+        if os.path.isdir(name):
+            plain = set(find(name, "*.txt"))
+            files = [*plain, *(file for file in find(name, "*.txt.gz") if file.with_suffix("") not in plain)]
+            if not files:
+                raise UserError(f"{path} has no .txt or .txt.gz file; a glob names others: {option}'{path}/**/*.md'")
+        elif os.path.exists(name):
+            if not os.path.isfile(name):
+                raise UserError(f"{path} is not a file or a folder: save the text to a file first")
+            return [Path(name)]
+        else:
+            files = [Path(found) for found in glob.glob(name, recursive=True) if os.path.isfile(found)]
+        if files:
+            return sorted(file for file in files if "__MACOSX" not in file.parts)
+    raise UserError(f"no text at {option}{path}: no such file, folder or match of a glob")
+
+
+SOURCES: dict[str, Callable[..., Text]] = {"shakespeare": shakespeare, "pydocs": pydocs, "file": find_files}

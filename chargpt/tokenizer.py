@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from chargpt.errors import UserError
@@ -11,11 +12,11 @@ from chargpt.errors import UserError
 class UnknownCharacterError(UserError):
     """A text has characters that the vocabulary lacks; `characters` holds them, each once, in order of appearance."""
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, hint: str = ""):
         self.characters = characters
         shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in characters[:8])
         more = f" and {len(characters) - 8} more" if len(characters) > 8 else ""
-        super().__init__(f"characters outside the vocabulary: {shown}{more}")
+        super().__init__(f"characters outside the vocabulary: {shown}{more}{hint}")
 
 
 class CharTokenizer:
@@ -59,7 +60,12 @@ class CharTokenizer:
         """
         unknown = "".join(char for char in dict.fromkeys(text) if char not in self._ids)
         if unknown and not skip_unknown:
-            raise UnknownCharacterError(unknown)
+            hint = ""
+            if not set(unicodedata.normalize("NFC", text)) - set(self.characters):
+                hint = "; the training text writes an accented letter as one character (NFC)"
+            elif not set(unicodedata.normalize("NFD", text)) - set(self.characters):
+                hint = "; the training text writes an accent as a character after its letter (NFD)"
+            raise UnknownCharacterError(unknown, hint)
         return [self._ids[char] for char in text if char in self._ids]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -12,7 +12,7 @@ from helpers import ROOT, STEPS, assert_same, curves, resume, signal_at, start, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.blocks import DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.batches import DataConfig, RandomBlocks, SequentialBlocks
 from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError
@@ -42,10 +42,10 @@ def test_a_batch_follows_from_seed_rank_and_step_alone():
 
 
 def test_one_device_sees_what_it_always_saw():
-    """Where blocks start follows from (seed, 0, step): were that to change, runs could not be made again."""
+    """Where blocks start follows from (seed, step): were that to change, runs could not be repeated."""
     blocks = RandomBlocks(IDS, 8, 32, seed=5)
     for step in (0, 1, 1000):
-        starts = np.random.default_rng((5, 0, step)).integers(0, len(IDS) - 8, size=(32, 1))
+        starts = np.random.default_rng((5, step)).integers(0, len(IDS) - 8, size=(32, 1))
         assert np.array_equal(blocks[step][0], starts + np.arange(8))
 
 
@@ -207,6 +207,34 @@ def test_split_too_short(tmp_path):
         data.setup()
 
 
+def test_texts_of_their_own(tmp_path):
+    """All of the first text trains, and the vocabulary is that of all."""
+    texts = {name: f"one of many {word} lines\n" * 9 for name, word in (("a", "zebra"), ("v", "quiver"), ("t", "5"))}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    data = data_of(tmp_path / "a", val_path=str(tmp_path / "v"), test_path=[str(tmp_path / "t")])
+    data.setup()
+    ids = (data.train_ids, data.val_ids, data.test_ids)
+    assert [data.tokenizer.decode(each[:]) for each in ids] == list(texts.values())
+    assert data.tokenizer.characters == "".join(sorted(set("".join(texts.values()))))
+    assert set(data.identities) == {f"{part}{key}" for part in ("", "val_", "test_") for key in ("name", "sha256")}
+    resumed = CharDataModule(DataConfig(source="file", block_size=16), data.identities)
+    resumed.setup()
+    assert resumed.identities == data.identities
+    assert np.array_equal(resumed.test_ids[:], data.test_ids[:])
+    only = {key: data.identities[key] for key in ("name", "sha256")}
+    with pytest.raises(UserError, match=r"the run began without data\.val_path; start a new run for it"):
+        CharDataModule(DataConfig(source="file", val_path=str(tmp_path / "v")), only).setup()
+
+
+def test_several_files(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name * 40)
+    data = CharDataModule(DataConfig(source="file", path=[f"{tmp_path}/b.txt", f"{tmp_path}/a.txt"], block_size=16))
+    data.setup()
+    assert (data.corpus.files, data.tokenizer.decode(data.train_ids[:5])) == (2, "b.txt")
+
+
 def test_one_character_over_and_over(tmp_path):
     (tmp_path / "same.txt").write_text("x" * 1000)
     with pytest.raises(UserError, match="has a single distinct character: there is nothing to learn"):
@@ -236,8 +264,8 @@ def test_a_run_goes_on_with_the_text_in_the_cache(source, known, monkeypatch):
 
 
 def test_a_run_whose_text_is_gone():
-    data = CharDataModule(DataConfig(source="file", block_size=16), {"sha256": "0" * 64, "name": "a\ntext"})
-    with pytest.raises(UserError, match=r"the text of the run \(a\\ntext\) is not in the cache .*: data\.path="):
+    data = CharDataModule(DataConfig(source="file", block_size=16), {"sha256": "0" * 64, "name": "a text"})
+    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
         data.setup()
 
 
@@ -277,7 +305,7 @@ NO_SPLITS = [[], [1.0], [0.0, 1.0], [0.9, 0.2], [0.9, float("nan")], [1.5, -0.5]
             for bad in NO_SPLITS
         ),
         ({"split": [0.8, 0.1, 0.1], "val_path": "a"}, r"data\.split=\[0\.8, 0\.1, 0\.1\] cuts a test part"),
-        ({"split": [0.8, 0.1, 0.1], "test_path": "a"}, r"a split of two goes with these"),
+        ({"split": [0.8, 0.1, 0.1], "test_path": "a"}, r"it takes two shares"),
         ({"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
         ({"block_size": 0}, r"data\.block_size must be at least 1"),
         ({"batch_size": 0}, r"data\.batch_size must be at least 1"),
@@ -289,7 +317,9 @@ NO_SPLITS = [[], [1.0], [0.0, 1.0], [0.9, 0.2], [0.9, float("nan")], [1.5, -0.5]
         ({"block_size": 2**60}, r"data\.block_size must be at least 1 and at most 100,000,000"),
         ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
         ({"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
-        ({"path": "my\n.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\\n\.txt"),
+        ({"path": 1.1}, r"data\.path must be a text or a list .*; got 1\.1 .*\"data\.path='1\.10'\""),
+        ({"source": "file", "path": ["a", 5]}, r"data\.path must be a text or a list of texts; got \['a', 5\]"),
+        ({"val_path": {"a": "b"}}, r"data\.val_path must be a text or a list"),
         ({"fallback": "moby"}, r"data\.fallback must be one of shakespeare, .*; got 'moby'"),
     ],
 )

@@ -32,7 +32,7 @@ from helpers import (
 )
 from lightning.fabric.plugins.environments import LightningEnvironment
 
-from chargpt.blocks import SequentialBlocks
+from chargpt.batches import SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
 from chargpt.curve import read_curve
 from chargpt.errors import UserError

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from chargpt.blocks import DataConfig
+from chargpt.batches import DataConfig
 from chargpt.errors import UserError
 from chargpt.model import MODEL_CONFIGS, BigramConfig, GPTConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, AdamWConfig

@@ -39,6 +39,14 @@ def test_unknown_characters_are_named_once():
     assert CharTokenizer("ab").encode("aéb€é", skip_unknown=True) == [0, 1]
 
 
+def test_accents_in_the_other_form():
+    """One character, or a letter and an accent after it, which look the same."""
+    with pytest.raises(UnknownCharacterError, match="an accent as a character after its letter"):
+        CharTokenizer("acef\u0301").encode("caf\u00e9")
+    with pytest.raises(UnknownCharacterError, match="an accented letter as one character"):
+        CharTokenizer("acf\u00e9").encode("cafe\u0301")
+
+
 class Text(str):
     pass
 

@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT, assert_same, composed, curves, events, run_fresh, run_script, start, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from chargpt.blocks import SequentialBlocks
+from chargpt.batches import SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
 from chargpt.errors import UserError
 from train import train

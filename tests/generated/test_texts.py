@@ -1,21 +1,13 @@
-"""Texts: bytes, encodings, odd files, folders and globs; where texts are kept; and the cache of encoded ones."""
+"""Texts: bytes, encodings, odd files, folders and globs."""
 
 import gzip
-import hashlib
-import json
 import os
-import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from generated.world import NEW, TINY, Case, chance, every, leave, name_of
 
-from chargpt.known import stamps_of
-
-# The text as a case says it; TINY without it.
-BASE = tuple(each for each in TINY if not each.startswith("data."))
+BASE = tuple(each for each in TINY if not each.startswith("data."))  # without a text
 VERSE = "".join(f"{n} green bottles hanging on the wall\n" for n in range(20))
 
 
@@ -25,9 +17,9 @@ def case(name: str, prepare: Callable[[Path], object], *overrides: str, **option
     return Case(name, [("train.py", *BASE, "data.batch_size=2", NEW, *given)], prepare, **options)
 
 
-def puts(content: bytes, name: str = "text.txt") -> Callable[[Path], object]:
+def puts(content: bytes) -> Callable[[Path], object]:
     def prepare(box: Path) -> None:
-        (box / "work" / name).write_bytes(content)
+        (box / "work" / "text.txt").write_bytes(content)
 
     return prepare
 
@@ -74,21 +66,16 @@ GOOD_BYTES = (
 
 
 def contents() -> list[Case]:
-    return [case(f"bytes-{name}", puts(content), succeeds=name in GOOD_BYTES) for name, content in BYTES.items()]
-
-
-def parts() -> list[Case]:
-    """As bytes, and as texts of their own to validate and to test on."""
+    """As characters, as bytes, and as a text of their own to validate or to test on."""
     found = []
     for name, content in BYTES.items():
-        good = len(content) > 100 and not name.startswith("gzip")
-        said = ("data=file", "data.path=text.txt", "data.tokenizer=bytes")
-        found.append(case(f"as-bytes-{name}", puts(content), *said, succeeds=good or name in GOOD_BYTES))
+        good = name in GOOD_BYTES
+        found.append(case(f"bytes-{name}", puts(content), succeeds=good))
+        good_bytes = good or (len(content) > 100 and not name.startswith("gzip"))
+        as_bytes = ("data=file", "data.path=text.txt", "data.tokenizer=bytes")
+        found.append(case(f"as-bytes-{name}", puts(content), *as_bytes, succeeds=good_bytes))
         own = ("data=file", "data.path=verse.txt", f"data.{'val' if len(name) % 2 else 'test'}_path=text.txt")
-        found.append(case(f"own-{name}", puts(content), *own, succeeds=name in (*GOOD_BYTES, "same")))
-    for n, path in enumerate(PATHS):
-        own = f"data.{'val' if n % 2 else 'test'}_path={path}"
-        found.append(case(name_of(f"own-{own}"), a_library, "data=file", "data.path=verse.txt", own))
+        found.append(case(f"own-{name}", puts(content), *own, succeeds=good or name == "same"))
     return found
 
 
@@ -116,295 +103,62 @@ def drawn(count: int = 60) -> list[Case]:
 
 
 def a_library(box: Path) -> None:
-    """A folder with all that one may find in one."""
-    books = box / "work/books"
-    (books / "deep/er").mkdir(parents=True)
-    for name in (
-        "a.txt",
-        "b.TXT",
-        "c.md",
-        ".hidden.txt",
-        "deep/d.txt",
-        "deep/er/e.txt",
-        "[x].txt",
-        "*.txt",
-        "é\u202e.txt",
-        "a b,c=d'e.txt",
-    ):
-        (books / name).write_text(VERSE, encoding="utf-8")
-    (books / "folder.txt").mkdir()
-    os.symlink("nowhere", books / "dangling.txt")
-    os.symlink("loop.txt", books / "loop.txt")
-    os.symlink("..", books / "deep/up")
-    os.mkfifo(books / "fifo.txt")
+    """A folder with all that one may find in one, and one of texts that can all be read."""
+    names = {
+        "books": ["a.txt", "b.TXT", "c.md", ".hidden.txt", "deep/er/e.txt", "[x].txt", "é\u202e.txt", "a b,c=d'e.txt"],
+        "good ones": ["a.txt", "b c.txt", "deep/a=b,c.txt", "deep/er/é.txt", ".ipynb_checkpoints/a.txt"],
+        "only": ["a.md"],
+    }
+    for folder, files in names.items():
+        for name in files:
+            file = box / "work" / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(VERSE, encoding="utf-8")
+    books, good = box / "work/books", box / "work/good ones"
     (box / "work/empty").mkdir()
-    (box / "work/only").mkdir()
-    (box / "work/only/a.md").write_text(VERSE, encoding="utf-8")
-    good = box / "work/good ones"
-    (good / "deep/er").mkdir(parents=True)
-    for name in ("a.txt", "b c.txt", "deep/a=b,c.txt", "deep/er/é.txt"):
-        (good / name).write_text(VERSE, encoding="utf-8")
+    (books / "folder.txt").mkdir()
+    (books / "binary.txt").write_bytes(b"\0")
+    os.mkfifo(books / "fifo.txt")
+    for link, target in {"dangling.txt": "nowhere", "loop.txt": "loop.txt", "deep/up": ".."}.items():
+        (books / link).symlink_to(target)
     (good / "empty.txt").touch()
     (good / "windows.txt").write_bytes(b"\xef\xbb\xbf" + VERSE.replace("\n", "\r\n").encode())
-    for name in ("again.txt", "and-again.txt", "deep/too.txt"):
-        (good / name).symlink_to(good / "a.txt")
-    os.link(good / "a.txt", good / "hard.txt")
+    (good / "again.txt").symlink_to(good / "a.txt")
     (good / "up").symlink_to("deep")
 
 
 PATHS = [
-    "books", "books/", "./books", "books/..", "empty", "only", "books/a.txt", "books/b.TXT", "books/*.txt", "books/*",
-    "books/**", "books/**/*.txt", "**", "**/*.txt", "books/[x].txt", "books/[[]x].txt", "books/?.txt", "books/[",
-    "books/[!", "books/{a,b}.txt", "books/folder.txt", "*", "books/dangling.txt", "books/loop.txt", "books/deep/up",
-    "books/.hidden.txt", "books/nowhere.txt", "books/*.nowhere", "nowhere/*.txt", "books/a.txt/b", "/dev/null",
-    "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/maps", "/proc/version", "/sys/kernel", "~", "~/diary.txt",
-    "$HOME/diary.txt", "http://127.0.0.1:9/a.txt", "file:///etc/hostname", "-", ".", "..", "null", "1", "true", "[]",
-    "{}", "books/a.txt,only", "[books/a.txt,only/a.md]", "a" * 300, "a/" * 3000, "\udcff", "'a\x01b'", "'a\nb'", "' '",
-    "''", "\u202e", "books/fifo.txt", "/dev/stdin", "'books/a b,c=d\\'e.txt'", "books/*/*/*/*/*", "work/*",
-    "../home/diary.txt", "outputs", "outputs/run/checkpoints/last.ckpt", "${run_dir}",
+    "books", "books/..", "empty", "only", "books/*.txt", "books/*", "books/**", "**", "books/[", "books/[!",
+    "books/{a,b}.txt", "books/folder.txt", "*", "books/dangling.txt", "books/loop.txt", "books/nowhere.txt",
+    "books/*.nowhere", "books/a.txt/b", "/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/version", "~",
+    "$HOME/diary.txt", "http://127.0.0.1:9/a.txt", "-", ".", "..", "null", "1", "1.10", "true", "[]", "[1]", "{}",
+    "books/a.txt,only", "a" * 300, "a/" * 3000, "\udcff", "'a\x01b'", "'a\nb'", "' '", "''", "\u202e",
+    "books/fifo.txt", "outputs", "outputs/run/checkpoints/last.ckpt", "${run_dir}", "[books/a.txt,nowhere]",
 ]  # fmt: skip
-
-
 GOOD_PATHS = [
-    "good ones", "good ones/", "./good ones//", "good ones/*", "good ones/*.txt", "good ones/**/*.txt",
-    "good ones/b c.txt", "good ones/again.txt", "good ones/up", "good ones/up/../deep/er", "good ones/deep/a=b,c.txt",
-    "BOX/work/good ones", "books/a.txt", "books/b.TXT", "books/.hidden.txt", "books/é\u202e.txt", "only/*.md", "*.txt",
-    "good ones/[ab]*.txt", "good ones/deep/er/é.txt", "good ones/**/too.txt",
+    "good ones", "./good ones//", "good ones/*", "good ones/**/*.txt", "good ones/b c.txt", "good ones/again.txt",
+    "good ones/up", "good ones/up/../deep/er", "good ones/deep/a=b,c.txt", "BOX/work/good ones", "books/a.txt",
+    "books/b.TXT", "books/[x].txt", "books/.hidden.txt", "books/é\u202e.txt", "only/*.md", "*.txt",
+    "good ones/[ab]*.txt", "books/deep/up/a.txt",
 ]  # fmt: skip
 
 
-def files() -> list[Case]:
-    found = [
-        case(name_of(f"path-{path}"), a_library, "data=file", f"data.path={path}", stdin=VERSE.encode())
-        for path in PATHS
-        if path not in GOOD_PATHS
-    ]
+def paths() -> list[Case]:
+    found = [case(name_of(f"path-{path}"), a_library, "data=file", f"data.path={path}") for path in PATHS]
     for path in GOOD_PATHS:
-        said = path.replace("BOX", "${oc.env:HOME}/..")
-        found.append(case(name_of(f"good-path-{path}"), a_library, "data=file", f"data.path='{said}'", succeeds=True))
+        given = path.replace("BOX", "${oc.env:HOME}/..")
+        found.append(case(name_of(f"good-path-{path}"), a_library, "data=file", f"data.path='{given}'", succeeds=True))
+    several = "data.path=[good ones/a.txt,only/*.md]"
+    found.append(case("several", a_library, "data=file", several, succeeds=True))
+    for folder in (".", "nowhere", "BOX/work/verse.txt", "/dev/null", "/proc/a", "\udcff"):
+        cache = {"environment": {"XDG_CACHE_HOME": folder}, "writes": ("work", "home/.cache")}
+        found.append(case(name_of(f"cache-{folder}"), puts(VERSE.encode()), **cache))
+    for fallback in ("null", "pydocs", "file"):
+        found.append(case(f"no-network-{fallback}", leave, "data=shakespeare", f"data.fallback={fallback}"))
     return found
 
 
-def a_socket(box: Path) -> None:
-    here = os.getcwd()
-    os.chdir(box / "work")  # a socket's address is short
-    try:
-        with socket.socket(socket.AF_UNIX) as each:
-            each.bind("text.txt")
-    finally:
-        os.chdir(here)
-
-
-def a_name_of_bytes(box: Path) -> None:
-    (box / "work/text.txt").mkdir()
-    shutil.copy(box / "work/verse.txt", os.fsencode(box / "work/text.txt") + b"/\xff.txt")
-
-
-def many_files(box: Path) -> None:
-    (box / "work/text.txt").mkdir()
-    for n in range(2000):
-        (box / f"work/text.txt/{n}.txt").write_text("green ", encoding="utf-8")
-
-
-def a_sparse_file(box: Path) -> None:
-    (box / "work/text.txt").write_text(VERSE, encoding="utf-8")
-    os.truncate(box / "work/text.txt", 20 << 20)
-
-
-PLACES: dict[str, Callable[[Path], object]] = {
-    "socket": a_socket,
-    "fifo": lambda box: os.mkfifo(box / "work/text.txt"),
-    "folder": lambda box: (box / "work/text.txt").mkdir(),
-    "link": lambda box: (box / "work/text.txt").symlink_to("verse.txt"),
-    "link-to-the-home": lambda box: (box / "work/text.txt").symlink_to(box / "home"),
-    "link-to-itself": lambda box: (box / "work/text.txt").symlink_to("text.txt"),
-    "hard-link": lambda box: os.link(box / "home/diary.txt", box / "work/text.txt"),
-    "name-of-bytes": a_name_of_bytes,
-    "many": many_files,
-    "deep": lambda box: (box / "work/text.txt" / "/".join(["a"] * 300)).mkdir(parents=True),
-    "sparse": a_sparse_file,
-}
-
-
-# Where texts come from, and where they are kept
-
-SHAKESPEARE = "data=shakespeare"
-KEPT: dict[str, Callable[[Path], object]] = {
-    "nothing": leave,
-    "empty": lambda box: (box / "data/tinyshakespeare.txt").touch(),
-    "other": lambda box: (box / "data/tinyshakespeare.txt").write_text(VERSE),
-    "folder": lambda box: (box / "data/tinyshakespeare.txt").mkdir(),
-    "fifo": lambda box: os.mkfifo(box / "data/tinyshakespeare.txt"),
-    "link": lambda box: (box / "data/tinyshakespeare.txt").symlink_to(box / "home/diary.txt"),
-    "link-to-nothing": lambda box: (box / "data/tinyshakespeare.txt").symlink_to(box / "home/made"),
-    "link-to-itself": lambda box: (box / "data/tinyshakespeare.txt").symlink_to("tinyshakespeare.txt"),
-    "zeros": lambda box: (box / "data/tinyshakespeare.txt").symlink_to("/dev/zero"),
-    "lock-is-a-folder": lambda box: (box / "data/.lock").mkdir(),
-    "lock-is-a-pipe": lambda box: os.mkfifo(box / "data/.lock"),
-    "lock-is-a-link": lambda box: (box / "data/.lock").symlink_to(box / "home/diary.txt"),
-}
-FOLDERS = [
-    "", " ", ".", "nowhere", "BOX/nowhere/at/all", "BOX/work/verse.txt", "/dev/null", "/proc/a", "~", "\udcff", "a\nb",
-    "$HOME", "a" * 300, "BOX/a::b", "file://BOX/a",
-]  # fmt: skip
-
-
-def sources() -> list[Case]:
-    found = []
-    for name, make in KEPT.items():
-
-        def prepare(box: Path, make: Callable[[Path], object] = make) -> None:
-            (box / "data").mkdir()
-            make(box)
-
-        for more in ("data.fallback=null", "data.fallback=pydocs"):
-            options = {"environment": {"CHARGPT_DATA_DIR": "BOX/data"}, "writes": ("work/outputs", "data/.lock")}
-            found.append(case(f"data-folder-{name}-{more}", prepare, SHAKESPEARE, more, seconds=15.0, **options))
-    for folder in FOLDERS:
-        shown = name_of(folder)
-        options = {"writes": ("work", "nowhere", "a::b"), "environment": {"CHARGPT_DATA_DIR": folder}}
-        found.append(case(f"data-folder-{shown}", leave, SHAKESPEARE, "data.fallback=null", **options))
-        if folder not in ("", "~"):  # with these the cache would be another's
-            # One that is not absolute does not count, as the standard says.
-            options = {"writes": ("work", "nowhere", "a::b", "home/.cache"), "environment": {"XDG_CACHE_HOME": folder}}
-            found.append(case(f"cache-folder-{shown}", puts(VERSE.encode()), **options))
-    for name in ("pydocs", "shakespeare"):
-        for more in ("data.path=text.txt", "data.path=''", "data.fallback=file", "data.fallback=shakespeare"):
-            found.append(case(f"source-{name}-{name_of(more)}", puts(VERSE.encode()), f"data={name}", more))
-    for environment in (
-        {"http_proxy": "abc", "https_proxy": "abc"},
-        {"https_proxy": "\udcff"},
-        {"https_proxy": "http://a:b@[::1"},
-    ):
-        found.append(case(name_of(f"network-{environment}"), leave, SHAKESPEARE, environment=environment))
-    return found
-
-
-# The cache of encoded texts
-
-
-def cached(harm: Callable[[Path, Path], object], which: str) -> Callable[[Path], object]:
-    """A cache as a run leaves it, of which something is changed."""
-
-    def prepare(box: Path) -> None:
-        (box / "work/text.txt").write_text(VERSE, encoding="utf-8")
-        folder, sha = box / "cache/chargpt/encoded", hashlib.sha256(VERSE.encode()).hexdigest()
-        shutil.rmtree(box / "cache")
-        folder.mkdir(parents=True)
-        characters = "".join(sorted(set(VERSE)))
-        ids = np.array([characters.index(each) for each in VERSE], np.uint8).tobytes()
-        (folder / f"{sha}.uint8").write_bytes(ids)
-        about = {
-            "text_sha256": sha,
-            "characters": characters,
-        }
-        (folder / f"{sha}.json").write_text(json.dumps(about), encoding="utf-8")
-        harm({"folder": folder, "above": folder.parent}.get(which, folder / f"{sha}.{which}"), box)
-
-    return prepare
-
-
-def _instead(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], None]:
-    def harm(place: Path, box: Path) -> None:
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
-        make(place, box)
-
-    return harm
-
-
-def _lock(harm: Callable[[Path, Path], object]) -> Callable[[Path, Path], object]:
-    """The same, at the place of the lock."""
-
-    def harm_lock(folder: Path, box: Path) -> None:
-        (folder / ".lock").touch()
-        next(folder.glob("*.uint8")).unlink()  # so that there is something to write
-        harm(folder / ".lock", box)
-
-    return harm_lock
-
-
-HARMS: dict[str, Callable[[Path, Path], object]] = {
-    "none": lambda place, box: None,
-    "missing": _instead(lambda place, box: None),
-    "empty": _instead(lambda place, box: place.touch()),
-    "folder": _instead(lambda place, box: place.mkdir()),
-    "fifo": _instead(lambda place, box: os.mkfifo(place)),
-    "link": _instead(lambda place, box: place.symlink_to(box / "home/diary.txt")),
-    "link-to-nothing": _instead(lambda place, box: place.symlink_to(box / "home/made")),
-    "link-to-itself": _instead(lambda place, box: place.symlink_to(place.name)),
-    "link-to-zeros": _instead(lambda place, box: place.symlink_to("/dev/zero")),
-    "hard-link": _instead(lambda place, box: os.link(box / "home/diary.txt", place)),
-}
-FILE_HARMS: dict[str, Callable[[Path, Path], object]] = {
-    "half": lambda place, box: os.truncate(place, place.stat().st_size // 2),
-    "longer": lambda place, box: place.write_bytes(place.read_bytes() + b"\0"),
-    "flipped": lambda place, box: place.write_bytes(bytes([place.read_bytes()[0] ^ 1]) + place.read_bytes()[1:]),
-    "nonsense": lambda place, box: place.write_bytes(b"\xff" * place.stat().st_size),
-    "deep": lambda place, box: place.write_bytes(b"[" * 100_000),
-    "list": lambda place, box: place.write_bytes(b"[]"),
-    "number": lambda place, box: place.write_bytes(b"1" * 10_000),
-}
-
-
-def caches() -> list[Case]:
-    found = []
-    for name in ("folder", "fifo", "link", "link-to-nothing"):
-        found.append(case(f"cache-lock-{name}", cached(_lock(HARMS[name]), "folder"), seconds=15.0))
-    for which in ("uint8", "json", "folder", "above"):
-        for name, harm in (HARMS | (FILE_HARMS if which in ("uint8", "json") else {})).items():
-            if not (name == "hard-link" and which in ("folder", "above")):
-                spoilt = which in ("uint8", "json") and name in {"none", "missing", "empty", *FILE_HARMS}
-                found.append(case(f"cache-{which}-{name}", cached(harm, which), seconds=15.0, succeeds=spoilt))
-    return found
-
-
-# What is remembered of texts
-
-ANSWERS: dict[str, object] = {
-    "none": None, "number": 5, "empty": "", "path": "../../../home/diary", "pipe": "/dev/zero", "other": "0" * 64,
-    "upper": "A" * 64, "deep": [[[[]]]], "long": "0" * 10_000_000, "end": "0" * 64 + "\n",
-}  # fmt: skip
-
-
-def remembered() -> list[Case]:
-    """A record of the text with a wrong answer, or something else in its place."""
-    found = []
-
-    def add(name: str, harm: Callable[[Path, Path], object]) -> None:
-        def prepare(box: Path) -> None:
-            text = box / "work/text.txt"
-            text.write_text(VERSE, encoding="utf-8")
-            key = hashlib.sha256(os.fsencode("\0".join(["characters", os.path.realpath(text)]))).hexdigest()
-            (box / "cache/chargpt/known").mkdir(parents=True, exist_ok=True)
-            record = box / f"cache/chargpt/known/{key}.json"
-            record.write_text(json.dumps({"files": stamps_of([text]).files, "answer": "0" * 64}), encoding="utf-8")
-            harm(record, box)
-
-        found.append(case(f"known-{name}", prepare, succeeds=True))
-
-    for name, answer in ANSWERS.items():
-        add(
-            f"answer-{name}",
-            lambda record, box, answer=answer: record.write_text(
-                json.dumps(json.loads(record.read_text()) | {"answer": answer})
-            ),
-        )
-    for name, harm in (HARMS | FILE_HARMS).items():
-        if name != "folder":  # it cannot be written anew
-            add(name, harm)
-    return found
-
-
-CASES = [
-    *contents(),
-    *parts(),
-    *remembered(),
-    *drawn(),
-    *files(),
-    *(case(f"file-{name}", make, succeeds=name in ("link", "name-of-bytes", "many")) for name, make in PLACES.items()),
-    *sources(),
-    *caches(),
-]
+CASES = [*contents(), *drawn(), *paths()]
 
 
 @every(CASES)

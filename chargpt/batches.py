@@ -1,7 +1,12 @@
-"""Blocks of characters: at random places for training, one after the other for validation."""
+"""Which text, and the blocks of it: at random places for training, one after the other for validation.
+
+`DataConfig` is here, and not beside the LightningDataModule, since Lightning takes seconds to import: `train.py` needs
+the configuration for `--help`, and scoring does without Lightning.
+"""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +28,23 @@ class DataConfig:
 
     Attributes:
         source, path, fallback: see `chargpt.sources.find_text`.
-        val_path, test_path: texts of their own to validate on, or to test on; what `path` may be.
-        split: the shares of the text that train, validate and, if there are three, test, in this order. With `val_path`
-            all of the text trains.
+        val_path, test_path: separate texts to validate on, or to test on; like `path`.
+        split: the training, validation and, if there are three, test shares of the text. With `val_path` all of the
+            text trains.
         tokenizer: what an id stands for: one of `chargpt.tokenizer.KINDS`.
-        verify: read texts, and what is there of them in the cache, even where they are known from before and have not
-            changed.
+        verify: read and encode texts even if the cache has them.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
-        num_workers: processes that prepare training batches; 0 prepares them in the training process, which is
-            quicker than moving them between processes unless the text lies on a slow disk.
+        num_workers: processes that prepare training batches. 0 prepares them in the training process, which is faster
+            than moving them between processes unless the disk is slow.
         seed: of the random blocks.
-
-    Raises:
-        UserError: a value is out of range.
     """
 
     source: str = "shakespeare"
-    path: str | None = None
+    path: Any = None  # str | list[str] | None, which Hydra's schemas cannot express
     fallback: str | None = None
-    val_path: str | None = None
-    test_path: str | None = None
+    val_path: Any = None
+    test_path: Any = None
     split: list[float] = field(default_factory=lambda: [0.9, 0.1])
     tokenizer: str = "characters"
     verify: bool = False
@@ -53,6 +54,11 @@ class DataConfig:
     seed: int = 1337
 
     def __post_init__(self) -> None:
+        for name in ("path", "val_path", "test_path"):
+            value = getattr(self, name)
+            if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value or ""])):
+                quoted = f"a name that looks like a number needs quotes: \"data.{name}='1.10'\""
+                raise UserError(f"data.{name} must be a text or a list of texts; got {value!r} ({quoted})")
         for name, source in (("source", self.source), ("fallback", self.fallback or "file")):
             if source not in SOURCES:
                 raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
@@ -63,8 +69,8 @@ class DataConfig:
         check_split("data", self.split)
         if len(self.split) == 3 and (self.val_path is not None or self.test_path is not None):
             raise UserError(
-                f"data.split={self.split} cuts a test part from the text, and data.val_path or data.test_path names a"
-                " text of its own: a split of two goes with these"
+                f"data.split={self.split} cuts a test part from the text; with data.val_path or data.test_path it takes"
+                " two shares"
             )
         sizes = {"block_size": (1, LARGEST), "batch_size": (1, LARGEST), "num_workers": (0, 256)}
         check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
@@ -74,7 +80,7 @@ CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts
 
 
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
-    """A text's ids, cut into two parts or three, by their names in `CALLED`."""
+    """A text's ids, cut into two or three parts, by their keys in `CALLED`."""
     first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
     return dict(zip(CALLED, [ids[:first], ids[first:last], ids[last:]][: len(split)], strict=False))
 
@@ -82,9 +88,9 @@ def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
 class RandomBlocks(Dataset[Batch]):
     """Training batches: item `step` holds `batch_size` blocks that start at random places of `ids`.
 
-    An item is a pure function of (seed, step), so that a resumed run goes on with the batches it would have seen,
-    whatever the number of loader workers. Of several ranks each takes its slice of one draw, so that two ranks with 32
-    blocks each see what one with 64 sees. There is no last item.
+    An item is a pure function of (seed, step), so that a resumed run sees the batches that it would have seen without
+    the interruption, with any number of loader workers. Each rank takes its slice of one draw: two ranks with 32 blocks
+    each see what one with 64 sees. There is no last item.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -96,9 +102,7 @@ class RandomBlocks(Dataset[Batch]):
         self.world_size = world_size
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng(
-            (self.seed, 0, step)
-        )  # the 0 is a leftover: without it every run's batches would change
+        rng = np.random.default_rng((self.seed, step))
         starts = rng.integers(0, len(self.ids) - self.block_size, size=(self.world_size * self.batch_size, 1))
         starts = starts[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         blocks = torch.from_numpy(self.ids[starts + np.arange(self.block_size + 1)].astype(np.int64))  # (B, T + 1)
