@@ -14,7 +14,6 @@ from chargpt.compare import draw, report
 from chargpt.curve import Point, append
 from chargpt.errors import UserError
 from chargpt.jobs import read_sweep, short_names, shown
-from chargpt.run.stored import as_value
 
 
 def job(sweep, number, losses=(), finished=True, error=None, **values):
@@ -59,7 +58,7 @@ def test_the_report(sweep):
     assert report(read_sweep(sweep)).splitlines()[-3:] == [
         f"Sample the best: python sample.py --ckpt {sweep}/3_job",
         "",
-        f"To go on: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={as_value(str(sweep))}')} 'a b=1,2'",
+        f"To go on: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={sweep}')} 'a b=1,2'",
     ]
 
 

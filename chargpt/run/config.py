@@ -169,7 +169,8 @@ def _hint(error: Exception) -> str:
         return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
-        key, node = str(cause.key), dict(OmegaConf.to_container(cause.parent_node))  # type: ignore[call-overload]
+        key = str(cause.key)
+        node: dict[str, Any] = OmegaConf.to_container(cause.parent_node)  # type: ignore[assignment]  # it is a dict
         prefix = str(cause.full_key).removesuffix(key)
         for group in (name for name, values in node.items() if isinstance(values, dict) and key in values):
             return f"; did you mean {prefix}{group}.{key}?"

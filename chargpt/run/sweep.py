@@ -71,11 +71,11 @@ class RecordSweep(Callback):
 @contextmanager
 def reported() -> Iterator[None]:
     """After what is inside, which may be a sweep, compare its jobs; the status is 1 if some did not finish."""
-    RecordSweep.folder = None
     try:
         yield
     finally:
-        sweep = read_sweep(RecordSweep.folder) if RecordSweep.folder else None
+        folder, RecordSweep.folder = RecordSweep.folder, None
+        sweep = read_sweep(folder) if folder else None
         if sweep and (sweep.jobs or isinstance(sys.exception(), KeyboardInterrupt)):  # else something is wrong with all
             tell(f"\n{report(sweep)}")
             save(sweep)
