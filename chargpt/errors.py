@@ -51,7 +51,8 @@ def run(action: Callable[[], object]) -> int:
         logging.lastResort.setFormatter(EscapingFormatter())
     try:
         action()
-        sys.stdout.flush()  # a full disk should be noticed here
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk should be noticed here
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, run_fresh
 
-from chargpt.errors import NonFiniteError, UserError
+import sample
+from chargpt.errors import EscapingFormatter, NonFiniteError, UserError
 from chargpt.model import Bigram, BigramConfig
 from sample import build_parser, side_by_side, until
 
@@ -20,19 +22,16 @@ def run(tiny_run, *arguments, **options):
     return run_fresh("sample.py", "--ckpt", str(tiny_run), "--device", "cpu", *arguments, **options)
 
 
-def inside(tiny_run, capsys, *arguments):
-    """In this process, for speed: status, output, errors."""
-    import sample
-
-    status = sample.main(["--ckpt", str(tiny_run), "--device", "cpu", *arguments])
-    return status, *capsys.readouterr()
-
-
 @pytest.fixture
-def quick(tiny_run, capsys, monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(getattr(sys, name), "reconfigure", lambda **_: None, raising=False)
-    return lambda *arguments: inside(tiny_run, capsys, *arguments)
+def quick(tiny_run, capsys, caplog):
+    """In this process, for speed: the exit status, what was written, what was logged."""
+
+    def run_inside(*arguments):
+        caplog.clear()
+        status = sample.main(["--ckpt", str(tiny_run), "--device", "cpu", *arguments])
+        return status, capsys.readouterr().out, "\n".join(map(EscapingFormatter().format, caplog.records))
+
+    return run_inside
 
 
 def test_a_sample_in_a_fresh_process(tiny_run):
@@ -152,24 +151,20 @@ def test_help_needs_no_torch_and_sampling_no_lightning(tiny_run):
         (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
         (["--ckpt", "no/such/run"], "no such checkpoint or run: no/such/run"),
         (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
-        (["--ckpt", "a\0"], "argument --ckpt: no file has a NUL in its name"),
-        (["--out", "a\0"], "argument --out: no file has a NUL in its name"),
+        (["--ckpt", "a\0"], "argument --ckpt: not the name of a file"),
+        (["--out", "a\0"], "argument --out: not the name of a file"),
         (["--out", "."], "cannot write to .: Is a directory"),
         (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
         (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
-        (["--prompt-file", "/dev/zero"], "the prompt in /dev/zero is longer than 16,000,000 bytes"),
         (["--prompt", os.fsdecode(b"\xff")], "argument --prompt: the text is not UTF-8"),
         (["--stop", "\ud800"], "argument --stop: the text is not UTF-8"),
         (["--nonsense", "\x1b"], r"unrecognized arguments: --nonsense \\x1b"),
         (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
-        (["--device", "meta"], "cannot use the device meta"),
-        (["--device", "cpu:99"], "cannot use the device cpu:99: there is none of that number"),
         (["--device", "mkldnn"], "cannot use the device mkldnn"),
         (["--device", ""], "cannot use the device : "),
         (["--seed", "1" + 30 * "0"], "--seed must be at least 0 and below"),
         (["--temperature", "nan"], "--temperature must be 0"),
         (["--temperature", "inf"], "--temperature must be 0"),
-        (["--num-samples", "1" + 12 * "0"], "so many texts side by side need some"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(quick, arguments, message):
@@ -179,38 +174,22 @@ def test_bad_input_is_one_line_and_status_2(quick, arguments, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
-def test_out_never_takes_the_place_of_what_is_read(link, tiny_run, quick, tmp_path):
-    prompt, out = tmp_path / "prompt.txt", tmp_path / "out.txt"
-    prompt.write_text("a")
-    for file, arguments in ((tiny_run / "checkpoints" / "best.ckpt", ()), (prompt, ("--prompt-file", str(prompt)))):
-        before = file.read_bytes()
-        link(file, out)
-        status, _, err = quick("--out", str(out), *arguments)
-        assert file.read_bytes() == before
-        assert (status, err) == ((0, "") if link is shutil.copy else (2, f"error: --out would overwrite {file}\n"))
-        out.unlink()
-
-
-@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", ".hydra/config.yaml", "train.log"])
-def test_out_is_no_file_of_a_run(name, tiny_run, quick, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / "train.log").touch()
-    before = (run / name).read_bytes()
-    status, _, err = quick("--out", str(run / name))
-    assert (status, err) == (2, f"error: --out would overwrite a file of a run: {run / name}\n")
-    assert (run / name).read_bytes() == before
-    assert quick("--out", str(run / "play.txt"))[0] == 0
+def test_out_and_ckpt_in_the_home_folder(tiny_run, quick, tmp_path, monkeypatch):
+    """As the shell leaves them in `--ckpt=~/run`."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert quick("--ckpt=~/run", "--out=~/text.txt", "--max-new-tokens", "5")[0] == 0
+    assert len((tmp_path / "text.txt").read_text(encoding="utf-8")) == 6
 
 
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (MemoryError(), 1, "out of memory: a smaller --num-samples"),
+        (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
         (NonFiniteError("not finite"), 1, "not finite"),
         (UserError("too much"), 2, "too much"),
-        (OSError(5, "Input/output error"), 2, r"\[Errno 5\] Input/output error"),
+        (OSError(5, "Input/output error"), 2, "Input/output error"),
     ],
 )
 def test_what_fails_before_the_first_character_leaves_the_file(failure, status, message, quick, tmp_path, monkeypatch):
@@ -230,15 +209,16 @@ def test_a_bug_keeps_its_traceback(quick, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("chargpt.checkpoint.load_checkpoint", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        quick()
+    monkeypatch.setattr("sample.load_checkpoint", fail)
+    status, _, err = quick()
+    assert status == 1
+    assert "unexpected RuntimeError: a bug" in err
+    assert "Traceback" in err
 
 
-@pytest.mark.parametrize("arguments", [("--max-new-tokens", "5"), ("--help",)])
-def test_a_full_device(arguments, tiny_run):
+def test_a_full_disk(tiny_run):
     with open("/dev/full", "w") as full:
-        done = run(tiny_run, *arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        done = run(tiny_run, "--max-new-tokens", "5", capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
 
 
@@ -250,11 +230,9 @@ def test_closed_streams(tiny_run, tmp_path):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     done = without(1)
-    assert (done.returncode, done.stderr) == (2, "error: cannot write the text: standard output is closed\n")
+    assert (done.returncode, done.stderr) == (2, "error: standard output is closed\n")
     done = without(1, 2)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
-    done = without(0, arguments=("--prompt-file", "-"))
-    assert (done.returncode, done.stderr) == (2, "error: cannot read the prompt: standard input is closed\n")
     done = without(0, 1, 2, arguments=("--out", str(tmp_path / "text.txt")))
     assert done.returncode == 0
     assert len((tmp_path / "text.txt").read_text()) == 6
@@ -279,11 +257,15 @@ def test_a_terminal_is_not_commanded(tmp_path):
 
 
 def test_one_endless_text_is_not_kept():
-    rows = iter(range(3))
-    first = next(side_by_side(([n] for n in rows), 1))
-    kept = first.gi_frame.f_locals
-    assert [next(first), next(first)] == [[0], [1]]
-    assert kept["seen"] == []
+    class Row(list):
+        """A list that can be watched."""
+
+    rows = [Row([n]) for n in range(200)]
+    watched = [weakref.ref(row) for row in rows]
+    rows.reverse()
+    (text,) = side_by_side(iter(rows.pop, None), 1)
+    assert [next(text) for _ in range(100)] == [[n] for n in range(100)]
+    assert watched[0]() is None
 
 
 def test_unknown_characters_can_be_skipped(quick):
