@@ -20,7 +20,9 @@ def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, def
         kinds: the classes by name.
         default: the name if the mapping has none.
     """
-    name = settings.get("name", default) if isinstance(settings, dict) else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"{group} must be a mapping of options; got {settings!r:.100}")
+    name = settings.get("name", default)
     if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {name!r:.100}")
     return make(group, kinds[name], settings | {"name": name})
