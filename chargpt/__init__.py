@@ -3,8 +3,13 @@
 What a notebook needs is here by name, and is imported when it is first used: `import chargpt` alone loads no torch.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
+
+if "ipykernel" not in sys.modules:  # a notebook's backend, inherited by a process that lacks it, fails matplotlib
+    os.environ.pop("MPLBACKEND", None)
 
 _ROOMS = {
     "AdamWConfig": "optim",

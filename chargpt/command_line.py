@@ -72,7 +72,7 @@ def open_output(file: str | None) -> Iterator[TextIO]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their heads: numbers to the right, the last column to the left."""
-    lines = [[escape(cell) for cell in row] for row in (head, *rows)]
+    lines = [[escape(cell).replace("\n", "\\n") for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
         [*(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False)), line[-1]] for line in lines

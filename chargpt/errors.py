@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -46,7 +45,6 @@ class Stopped(SystemExit):
 def run(action: Callable[[], object]) -> int:
     """Run a command, log what went wrong in one line, and return its exit status: 0, 1 if memory, the device or the
     numbers failed or there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
-    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; a notebook's backend may be missing here
     if logging.lastResort is not None:  # writes to standard error until somebody sets up logging
         logging.lastResort.setFormatter(EscapingFormatter())
     try:

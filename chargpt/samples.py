@@ -22,7 +22,7 @@ def read_samples(run: Path) -> list[Sample]:
     samples: list[Sample] = []
     with suppress(OSError):
         for line in (run / FILE).read_bytes().splitlines():
-            with suppress(ValueError, TypeError, LookupError, OverflowError):
+            with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
                 found = json.loads(line)
                 found["text"].encode()  # surrogates are no text
                 samples.append(Sample(int(found["step"]), found["text"]))

@@ -1,5 +1,6 @@
 """A small text, a place of their own for the cache, and a run on that text."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -21,6 +22,12 @@ def signals_are_not_ignored():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # Windows lacks it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def errors_on_standard_error():
+    """As without pytest, whose handlers take the place of logging's last resort."""
+    logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
 
 
 @pytest.fixture(scope="session", autouse=True)

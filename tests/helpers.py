@@ -162,6 +162,7 @@ def run_script(
         stack.enter_context(contextlib.redirect_stderr(err))
         GlobalHydra.instance().clear()
         root.handlers.clear()  # pytest's: with them, logging has no last resort
+        logging.getLogger("chargpt.errors").handlers.clear()  # conftest's
         os.chdir(cwd)
         sys.argv[:] = [str(ROOT / script), *arguments]
         os.environ.update(env or {})
@@ -183,6 +184,7 @@ def run_script(
             for handler in root.handlers:
                 handler.close()
             root.handlers[:], root.level = before[4:]
+            logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
             logging.disable(logging.NOTSET)
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
 

@@ -184,12 +184,6 @@ def test_files_of_a_stranger_cannot_take_for_ever(tmp_path):
     assert time.perf_counter() - begun < 20
 
 
-def test_lines_cannot_be_forged(sweep):
-    (sweep / "sweep.json").write_text('{"jobs": 9, "arguments": ["x\\n\\nSample the best: curl"]}', encoding="utf-8")
-    os.rename(sweep / "3_job", sweep / "3_job\nSample the best: curl")
-    assert sum(line.startswith("Sample the best") for line in report(read_sweep(sweep)).splitlines()) == 1
-
-
 def test_nothing_is_written_through_a_link(sweep, tmp_path):
     for name in ("table.csv", "sweep.png"):
         (tmp_path / name).write_text("mine", encoding="utf-8")
