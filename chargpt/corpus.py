@@ -57,17 +57,13 @@ class Corpus:
     files: int = 1
 
 
+@dataclass(frozen=True)
 class Translated:
-    """The ids of a text in another vocabulary, looked up as they are read: a text may be larger than memory.
+    """Ids in another vocabulary, looked up in `table` (the new id of each old one) as they are read: a text may be
+    larger than memory."""
 
-    Args:
-        ids: shape (ids,).
-        table: the new id of each old one, shape (old vocabulary,).
-    """
-
-    def __init__(self, ids: np.ndarray, table: np.ndarray):
-        self.ids = ids
-        self.table = table
+    ids: np.ndarray
+    table: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,20 +85,22 @@ def encode_text(
         kind: one of `chargpt.tokenizer.KINDS`.
         verify: read and encode the text even if the cache has it.
     """
+
+    def cached(sha256: str) -> Corpus | None:
+        return None if verify else find_encoded(sha256, text.name, kind)
+
     folder, stamp = _folder(), _stamp(text.files, kind)
-    corpus = None if verify else find_encoded(_index().get(stamp, ""), text.name, kind)
+    corpus = cached(_index().get(stamp, ""))
     sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind)
     if expected not in (None, sha256):
         raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
     if corpus is None:
         try:
-            with locked(folder):
-                # Another process may have encoded it while this one waited.
-                corpus = None if verify else find_encoded(sha256, text.name, kind)
-                corpus = corpus or _encode(text, sha256, tokenizer)
+            with locked(folder):  # for which another process may have kept this one waiting, and have encoded it
+                corpus = cached(sha256) or _encode(text, sha256, tokenizer)
                 write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
         except OSError as error:
-            corpus = find_encoded(sha256, text.name, kind)  # a cache that is read-only may have it
+            corpus = cached(sha256)  # in a cache that can only be read
             if corpus is None:
                 elsewhere = "on Linux, XDG_CACHE_HOME names another folder for the cache"
                 raise UserError(f"cannot write to {folder}: {error.strerror or error}; {elsewhere}") from error
@@ -140,7 +138,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknow
 
 
 def read_at_random(ids: np.memmap) -> np.memmap:
-    """A second map of a whole file of ids. Linux reads single pages of it, not 32 at a time as of the first."""
+    """A second map of a whole file of ids, of which Linux reads only the pages that are used, and none around them."""
     again: Any = np.memmap(ids.filename, ids.dtype, mode="r")  # type: ignore[call-overload]
     if hasattr(mmap, "MADV_RANDOM"):  # Windows lacks it
         again.base.madvise(mmap.MADV_RANDOM)
@@ -238,7 +236,7 @@ def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, b
                         yield piece[:used], decoded
                         offset, rest = offset + used, piece[used:]
             except UnicodeDecodeError as error:
-                raise _not_text(file, offset + error.start, error) from error
+                raise _not_text(file, offset, error) from error
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise UserError(f"{file} is damaged, or not complete: {error}") from error
             except OSError as error:
@@ -253,15 +251,15 @@ def _decoded(piece: bytes, is_last: bool) -> tuple[bytes | str, int]:
 
 
 def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
-    """What to say of a file that is not UTF-8 at this byte, with the encoding that it is probably in."""
-    byte, where = error.object[error.start], f"at byte offset {offset}"
-    if offset == error.start and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
+    """The error for a piece of a file, which begins at a byte offset, with the encoding that it is probably in."""
+    byte, where = error.object[error.start], f"at byte offset {offset + error.start}"
+    wrong = f"byte 0x{byte:02x} {where} ({error.reason})"
+    if offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        wrong, advice = "it begins as UTF-16 does", "convert it with iconv -f UTF-16 -t UTF-8"
     elif byte == 0:
         return UserError(f"{file} is binary, not text: a NUL byte {where}")
     elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
         advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"
     else:
         advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
-    reason = f"byte 0x{byte:02x} {where} ({error.reason})"
-    return UserError(f"{file} is not UTF-8: {reason}; {advice}, or train on its bytes: data.tokenizer=bytes")
+    return UserError(f"{file} is not UTF-8: {wrong}; {advice}, or train on its bytes: data.tokenizer=bytes")
