@@ -1,12 +1,12 @@
 """A text, encoded once on disk.
 
-A text is one or more UTF-8 files in order, each plain or compressed by gzip. Its ids lie in the user's cache, in the
-smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`; `.bytes` for a text of
-bytes), beside a description in JSON. Both are named by the text's SHA-256, so that a resumed run finds its text by the
-hash. An index there keeps the hashes of files by path, size and time of change, so that they are not read again.
+A text is one or more UTF-8 files in order, plain or compressed by gzip. Its ids lie in the user's cache, in the
+smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`; `.bytes` for bytes), beside
+a description in JSON. Both are named by the text's SHA-256: a resumed run finds its text by the hash. `known.json`
+keeps the hashes of files by path, size and time of change, so that they need not be read again.
 
-A byte order mark at the beginning of a file is no part of a text of characters. Everything else is: `\\r\\n` is two
-characters, and nothing is added between files.
+Of a text of characters, a byte order mark at the beginning of a file is left out. Nothing else is changed, not even
+`\\r\\n`, and nothing is put between files.
 """
 
 import codecs
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes to read at a time
 UNICODE = 0x110000  # the number of code points
-GZIP = b"\x1f\x8b"  # the first bytes of a compressed file; no UTF-8 text begins with them
 
 
 @dataclass(frozen=True)
@@ -167,10 +166,9 @@ def _stamp(files: list[Path], kind: str) -> str:
 def _index() -> dict[str, str]:
     """The SHA-256 of each text that was read before, by its stamp."""
     try:
-        index = json.loads((_folder() / "known.json").read_bytes())
-    except (OSError, ValueError):
+        return dict(json.loads((_folder() / "known.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return index if isinstance(index, dict) else {}
 
 
 def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
@@ -224,10 +222,12 @@ def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, b
     size = sum(file.stat().st_size for file in files)
     with tqdm(desc=doing, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for file in files:
-            begin, offset, rest = bar.n, 0, b""  # of the bar; of the next piece; of a character that a piece's end cuts
+            begin, offset = bar.n, 0
+            rest = b""  # the beginning of a character that the end of a piece cut
             try:
                 with file.open("rb") as raw:
-                    stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw
+                    is_gzip = raw.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
+                    stream = gzip.GzipFile(fileobj=raw) if is_gzip else raw
                     while piece := rest + (new := stream.read(PIECE)):
                         bar.update(begin + raw.tell() - bar.n)
                         if offset == 0 and kind == CharTokenizer.kind and piece.startswith(codecs.BOM_UTF8):

@@ -85,13 +85,11 @@ class CharDataModule(LightningDataModule):
         cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
         parts = cut | {part: corpus.ids for part, corpus in own.items()}
         for part, ids in parts.items():
-            if len(ids) < config.block_size + 1:
-                corpus = own.get(part, text)
-                whose = "" if len(ids) == len(corpus.ids) else f"the {CALLED[part]} split of "
+            if len(ids) <= config.block_size:
                 raise UserError(
-                    f"{whose}{corpus.name} has {len(ids):,} {corpus.tokenizer.unit}s, but"
-                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}:"
-                    " use a longer text or a smaller block_size"
+                    f"{own.get(part, text).name} has {len(ids):,} {text.tokenizer.unit}s of {CALLED[part]} text, but"
+                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}: use a longer text or a"
+                    " smaller block_size"
                 )
         vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
         if len(vocabulary) == 1:

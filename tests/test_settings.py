@@ -105,7 +105,7 @@ def test_a_dataclass_without_a_choice():
     assert make("data", DataConfig, {"path": None}) == DataConfig()
     with pytest.raises(UserError, match=r"unknown key data\.bacth_size; did you mean data\.batch_size\?"):
         make("data", DataConfig, {"bacth_size": 3})
-    with pytest.raises(UserError, match=r"data\.path must be text or null; got 3"):
+    with pytest.raises(UserError, match=r"data\.path must be a text or a list of texts; got 3"):
         make("data", DataConfig, {"path": 3})
 
 
