@@ -106,7 +106,6 @@ def main() -> None:
         large, small = Path(place, "large"), Path(place, "small")
         write(large, arguments.megabytes, FILES)
         write(small, 1, 1)
-        time.sleep(2.5)  # what changed just now would be read again
         head = ["text", "prepared in, s", "MB/s", "memory, MB", "known again in, ms", "train.py, s", "its memory, MB"]
         rows = [head]
         for name, path, size in (("large", large, arguments.megabytes // FILES * FILES), ("1 MB", small, 1)):

@@ -1,12 +1,12 @@
 """A text, encoded once on disk.
 
-A text is one or more UTF-8 files in order, each plain or compressed by gzip. Its ids lie in the user's cache, in the
-smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`; `.bytes` for a text of
-bytes), beside a description in JSON. Both are named by the text's SHA-256, so that a resumed run finds its text by the
-hash. An index there keeps the hashes of files by path, size and time of change, so that they are not read again.
+A text is one or more UTF-8 files in order, plain or compressed by gzip. Its ids lie in the user's cache, in the
+smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16` or `.uint32`; `.bytes` for bytes), beside
+a description in JSON. Both are named by the text's SHA-256: a resumed run finds its text by the hash. `known.json`
+keeps the hashes of files by path, size and time of change, so that they need not be read again.
 
-A byte order mark at the beginning of a file is no part of a text of characters. Everything else is: `\\r\\n` is two
-characters, and nothing is added between files.
+Of a text of characters, a byte order mark at the beginning of a file is left out. Nothing else is changed, not even
+`\\r\\n`, and nothing is put between files.
 """
 
 import codecs
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes to read at a time
 UNICODE = 0x110000  # the number of code points
-GZIP = b"\x1f\x8b"  # the first bytes of a compressed file; no UTF-8 text begins with them
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,13 @@ class Corpus:
     files: int = 1
 
 
+@dataclass(frozen=True)
 class Translated:
-    """The ids of a text in another vocabulary, looked up as they are read: a text may be larger than memory.
+    """Ids in another vocabulary, looked up in `table` (the new id of each old one) as they are read: a text may be
+    larger than memory."""
 
-    Args:
-        ids: shape (ids,).
-        table: the new id of each old one, shape (old vocabulary,).
-    """
-
-    def __init__(self, ids: np.ndarray, table: np.ndarray):
-        self.ids = ids
-        self.table = table
+    ids: np.ndarray
+    table: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,20 +84,22 @@ def encode_text(
         kind: one of `chargpt.tokenizer.KINDS`.
         verify: read and encode the text even if the cache has it.
     """
+
+    def cached(sha256: str) -> Corpus | None:
+        return None if verify else find_encoded(sha256, text.name, kind)
+
     folder, stamp = _folder(), _stamp(text.files, kind)
-    corpus = None if verify else find_encoded(_index().get(stamp, ""), text.name, kind)
+    corpus = cached(_index().get(stamp, ""))
     sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind)
     if expected not in (None, sha256):
         raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
     if corpus is None:
         try:
-            with locked(folder):
-                # Another process may have encoded it while this one waited.
-                corpus = None if verify else find_encoded(sha256, text.name, kind)
-                corpus = corpus or _encode(text, sha256, tokenizer)
+            with locked(folder):  # for which another process may have kept this one waiting, and have encoded it
+                corpus = cached(sha256) or _encode(text, sha256, tokenizer)
                 write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
         except OSError as error:
-            corpus = find_encoded(sha256, text.name, kind)  # a cache that is read-only may have it
+            corpus = cached(sha256)  # in a cache that can only be read
             if corpus is None:
                 elsewhere = "on Linux, XDG_CACHE_HOME names another folder for the cache"
                 raise UserError(f"cannot write to {folder}: {error.strerror or error}; {elsewhere}") from error
@@ -140,7 +137,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknow
 
 
 def read_at_random(ids: np.memmap) -> np.memmap:
-    """A second map of a whole file of ids. Linux reads single pages of it, not 32 at a time as of the first."""
+    """A second map of a whole file of ids, of which Linux reads only the pages that are used, and none around them."""
     again: Any = np.memmap(ids.filename, ids.dtype, mode="r")  # type: ignore[call-overload]
     if hasattr(mmap, "MADV_RANDOM"):  # Windows lacks it
         again.base.madvise(mmap.MADV_RANDOM)
@@ -169,10 +166,9 @@ def _stamp(files: list[Path], kind: str) -> str:
 def _index() -> dict[str, str]:
     """The SHA-256 of each text that was read before, by its stamp."""
     try:
-        index = json.loads((_folder() / "known.json").read_bytes())
-    except (OSError, ValueError):
+        return dict(json.loads((_folder() / "known.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return index if isinstance(index, dict) else {}
 
 
 def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
@@ -226,10 +222,12 @@ def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, b
     size = sum(file.stat().st_size for file in files)
     with tqdm(desc=doing, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for file in files:
-            begin, offset, rest = bar.n, 0, b""  # of the bar; of the next piece; of a character that a piece's end cuts
+            begin, offset = bar.n, 0
+            rest = b""  # the beginning of a character that the end of a piece cut
             try:
                 with file.open("rb") as raw:
-                    stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw
+                    is_gzip = raw.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
+                    stream = gzip.GzipFile(fileobj=raw) if is_gzip else raw
                     while piece := rest + (new := stream.read(PIECE)):
                         bar.update(begin + raw.tell() - bar.n)
                         if offset == 0 and kind == CharTokenizer.kind and piece.startswith(codecs.BOM_UTF8):
@@ -238,7 +236,7 @@ def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, b
                         yield piece[:used], decoded
                         offset, rest = offset + used, piece[used:]
             except UnicodeDecodeError as error:
-                raise _not_text(file, offset + error.start, error) from error
+                raise _not_text(file, offset, error) from error
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise UserError(f"{file} is damaged, or not complete: {error}") from error
             except OSError as error:
@@ -253,15 +251,15 @@ def _decoded(piece: bytes, is_last: bool) -> tuple[bytes | str, int]:
 
 
 def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
-    """What to say of a file that is not UTF-8 at this byte, with the encoding that it is probably in."""
-    byte, where = error.object[error.start], f"at byte offset {offset}"
-    if offset == error.start and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
+    """The error for a piece of a file, which begins at a byte offset, with the encoding that it is probably in."""
+    byte, where = error.object[error.start], f"at byte offset {offset + error.start}"
+    wrong = f"byte 0x{byte:02x} {where} ({error.reason})"
+    if offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        wrong, advice = "it begins as UTF-16 does", "convert it with iconv -f UTF-16 -t UTF-8"
     elif byte == 0:
         return UserError(f"{file} is binary, not text: a NUL byte {where}")
     elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
         advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"
     else:
         advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
-    reason = f"byte 0x{byte:02x} {where} ({error.reason})"
-    return UserError(f"{file} is not UTF-8: {reason}; {advice}, or train on its bytes: data.tokenizer=bytes")
+    return UserError(f"{file} is not UTF-8: {wrong}; {advice}, or train on its bytes: data.tokenizer=bytes")

@@ -85,13 +85,11 @@ class CharDataModule(LightningDataModule):
         cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
         parts = cut | {part: corpus.ids for part, corpus in own.items()}
         for part, ids in parts.items():
-            if len(ids) < config.block_size + 1:
-                corpus = own.get(part, text)
-                whose = "" if len(ids) == len(corpus.ids) else f"the {CALLED[part]} split of "
+            if len(ids) <= config.block_size:
                 raise UserError(
-                    f"{whose}{corpus.name} has {len(ids):,} {corpus.tokenizer.unit}s, but"
-                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}:"
-                    " use a longer text or a smaller block_size"
+                    f"{own.get(part, text).name} has {len(ids):,} {text.tokenizer.unit}s of {CALLED[part]} text, but"
+                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}: use a longer text or a"
+                    " smaller block_size"
                 )
         vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
         if len(vocabulary) == 1:
@@ -128,27 +126,29 @@ class CharDataModule(LightningDataModule):
                 raise UserError(f"the text of the run ({name}) is no longer in the cache: add data.{prefix}path=my.txt")
         if prefix:
             text = find_files(path, f"data.{prefix}path=")
-        else:  # a resumed run takes no fallback
-            text = find_text(config.source, path, config.fallback if sha256 is None else None)
+        else:
+            text = find_text(config.source, path, None if self._expected else config.fallback)
             self.source = text.source
         return encode_text(text, sha256, config.tokenizer, verify=config.verify)
 
     def train_dataloader(self) -> DataLoader:
-        config, place = self.config, self._place()
-        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place)
-        return self._loader(blocks, StepsFrom(self._batches_seen), config.num_workers)
+        blocks = RandomBlocks(self.train_ids, *self._sizes, self.config.seed, *self._place)
+        return self._loader(blocks, StepsFrom(self._batches_seen), self.config.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        config, place = self.config, self._place()
-        return self._loader(SequentialBlocks(self.val_ids, config.block_size, config.batch_size, *place))
+        return self._loader(SequentialBlocks(self.val_ids, *self._sizes, *self._place))
 
     def test_dataloader(self) -> DataLoader:
         assert self.test_ids is not None
-        config, place = self.config, self._place()
-        return self._loader(SequentialBlocks(self.test_ids, config.block_size, config.batch_size, *place))
+        return self._loader(SequentialBlocks(self.test_ids, *self._sizes, *self._place))
 
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.config.block_size, self.config.batch_size
+
+    @property
     def _place(self) -> tuple[int, int]:
-        """This process's rank and how many there are."""
+        """This process's rank, and the number of processes."""
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
 

@@ -1,7 +1,6 @@
 """Files: found, written as a whole or not at all, and folders in which one process works at a time."""
 
 import errno
-import glob
 import logging
 import os
 import time
@@ -19,9 +18,17 @@ BUSY = 5.0  # seconds for which another program (a virus scanner, Excel) may kee
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
-    """The files below a folder whose name matches a glob, sorted: through links to folders, hidden ones left out."""
-    below = glob.glob(f"{glob.escape(os.fspath(folder))}/**/{pattern}", recursive=True)
-    return sorted(Path(name) for name in below if os.path.isfile(name))
+    """The files below a folder whose path ends as a glob says, sorted: through links to folders, each once; hidden ones
+    left out."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [path for name in files if not name.startswith(".") and (path := Path(parent, name)).match(pattern)]
+    return sorted(found)
 
 
 @contextmanager

@@ -200,10 +200,12 @@ def test_split(text_file):
 def test_split_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("x" * 100)
     data = data_of(tmp_path / "short.txt")
-    with pytest.raises(UserError, match=r"validation split .* has 10 characters, but model\.block_size=16 needs 17"):
+    with pytest.raises(
+        UserError, match=r"short\.txt has 10 characters of validation text, but .*block_size=16 needs 17"
+    ):
         data.setup()
     data = data_of(tmp_path / "short.txt", split=[0.1, 0.9])
-    with pytest.raises(UserError, match="training split"):
+    with pytest.raises(UserError, match="has 10 characters of training text"):
         data.setup()
 
 

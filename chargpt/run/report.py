@@ -86,7 +86,8 @@ def is_finished(run: Run, resumption: Resumption) -> bool:
 
 def _of(corpus: Corpus) -> str:
     distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
-    return f"{corpus.name}, {len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
+    files = f"{corpus.files:,} files, " if corpus.files > 1 else ""
+    return f"{corpus.name}, {files}{len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
 
 
 def report(run: Run, seconds: float, first_step: int) -> float:
