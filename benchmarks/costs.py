@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -32,7 +31,7 @@ from chargpt.kernels.attention import ROWS
 from chargpt.model import BigramConfig, GPTConfig, ModelConfig
 from chargpt.module import CPU_PART, CharLM
 from chargpt.optim import OPTIMIZER_CONFIGS
-from chargpt.run.config import VERSION_BASE, read_config, register
+from chargpt.run.config import composed, read_config, register
 
 # What the operators of a layer read and write on a CPU, by whether products are in bf16 and whether there is dropout:
 # bytes per character and channel, per pair of characters and head, and per weight and part of a batch; and how many
@@ -345,11 +344,10 @@ def experiments(half: bool) -> dict[str, Step]:
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
     found = {}
     register()
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        for name in ("bigram", *names):
-            chosen_one = "model=bigram" if name == "bigram" else f"experiment={name}"
-            settings = read_config(compose("train", overrides=[chosen_one, "run_dir=x"]))
-            found[name] = Step(settings.model, settings.data.batch_size, settings.optimizer.name, half)
+    for name in ("bigram", *names):
+        chosen_one = "model=bigram" if name == "bigram" else f"experiment={name}"
+        settings = read_config(composed([chosen_one, "run_dir=x"]))
+        found[name] = Step(settings.model, settings.data.batch_size, settings.optimizer.name, half)
     return found
 
 

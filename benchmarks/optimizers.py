@@ -5,15 +5,12 @@ A step is that of `benchmarks.training`, in the precision and by the library tha
 
 import statistics
 from functools import partial
-from pathlib import Path
-
-from hydra import compose, initialize_config_dir
 
 from benchmarks.measure import hardware, interleaved, parser, spread, table
 from benchmarks.training import chosen, our_step
 from chargpt.model import GPTConfig
 from chargpt.optim import OPTIMIZER_CONFIGS
-from chargpt.run.config import VERSION_BASE, read_config, register
+from chargpt.run.config import composed, read_config, register
 
 EXPERIMENTS = ("cpu", "lecture")
 
@@ -21,8 +18,7 @@ EXPERIMENTS = ("cpu", "lecture")
 def sizes(experiment: str) -> tuple[GPTConfig, int]:
     """The model of an experiment, and its blocks per batch."""
     register()
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), **VERSION_BASE):
-        settings = read_config(compose("train", overrides=[f"experiment={experiment}", "run_dir=x"]))
+    settings = read_config(composed([f"experiment={experiment}", "run_dir=x"]))
     assert isinstance(settings.model, GPTConfig)
     return settings.model, settings.data.batch_size
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
 from chargpt.batches import RandomBlocks
@@ -20,7 +19,7 @@ from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model
 from chargpt.module import CharLM
 from chargpt.optim import lr_factor
-from chargpt.run.config import VERSION_BASE, Settings, read_config
+from chargpt.run.config import Settings, composed, read_config
 from train import train
 
 SIZES = {
@@ -98,13 +97,12 @@ def main() -> None:
             loops, lightnings = [], []
             for n in range(arguments.repeats):
                 run = Path(folder, f"{m}_{n}")
-                with initialize_config_dir(str(Path("conf").absolute()), **VERSION_BASE):
-                    overrides = [
-                        *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
-                        f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}",
-                        f"compile={arguments.device == 'cuda'}", "trainer.limit_val_batches=0",
-                    ]  # fmt: skip
-                    cfg = compose("train", overrides=overrides)
+                overrides = [
+                    *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
+                    f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}",
+                    f"compile={arguments.device == 'cuda'}", "trainer.limit_val_batches=0",
+                ]  # fmt: skip
+                cfg = composed(overrides)
                 lightnings.append(1e3 * through_lightning(cfg, run))
                 loops.append(1e3 * bare(read_config(cfg), arguments.steps, arguments.device))
             ratio = statistics.median(a / b for a, b in zip(lightnings, loops, strict=True))

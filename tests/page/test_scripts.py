@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import OPTIONS, plain_attention
 
-from chargpt.errors import UNPRINTABLE
+from chargpt.errors import CONTROL
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.page.build import WORKER, bundle
 from chargpt.page.weights import pack
@@ -281,7 +281,7 @@ def test_what_is_unprintable(tab):
     tab.add_script_tag(content=bundle(("glyphs.js",)))
     found = tab.evaluate("""() => Array.from({ length: 0x110000 }, (_, code) => code).filter(
         (code) => (code < 0xd800 || code > 0xdfff) && isUnprintable(String.fromCodePoint(code)))""")
-    assert found == [code for code in range(0x110000) if UNPRINTABLE.match(chr(code)) and not 0xD800 <= code <= 0xDFFF]
+    assert found == [code for code in range(0x110000) if CONTROL.match(chr(code)) and not 0xD800 <= code <= 0xDFFF]
 
 
 def test_stop(scripts):
