@@ -141,7 +141,7 @@ def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
     assert "Traceback" not in done.stderr
     assert state(tmp_path / "sweep" / NAMES[0])["global_step"] == 9
     words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
-    done = run_script("train.py", *words, "+callbacks.stop=null", timeout=300)
+    done = run_script("train.py", *words, "+callbacks.stop=null")
     assert done.returncode == 0, done.stderr
     assert "4 of 4 jobs finished" in done.stderr
     for name in NAMES:

@@ -255,8 +255,8 @@ def load_state(run: Path) -> Resumption:
         try:
             contents = load(file)
             checkpoint = from_contents(contents, file)
-            fixed, _, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
-            if checkpoint.step is None or not isinstance(fixed, dict):
+            fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
+            if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
                 raise UserError("it is not a state of training")
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
         except (UserError, KeyError) as error:
