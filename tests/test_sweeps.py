@@ -33,7 +33,7 @@ def fixed(tiny):
 
 
 def sweep(fixed, folder, *more, by=run_script, **options):
-    return by("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", timeout=300, **options)
+    return by("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", **options)
 
 
 @pytest.fixture(scope="module")
