@@ -12,6 +12,7 @@ from chargpt.errors import Stopped
 from chargpt.module import is_logged
 from chargpt.run.callbacks.last_checkpoint import LastCheckpoint
 from chargpt.run.callbacks.step_end import AtStepEnd
+from chargpt.run.devices import launched_here
 
 HANGUP = 1  # SIGHUP, which Windows lacks
 
@@ -36,7 +37,7 @@ class StopOnSignal(AtStepEnd):
         self._watch(trainer)
 
     def _watch(self, trainer: Trainer) -> None:
-        self._speaks = trainer.is_global_zero
+        self._speaks = trainer.is_global_zero and not launched_here()  # the process that launched it does
         names = ["SIGINT", "SIGTERM", "SIGHUP"]
         if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
             names += ["SIGUSR1", "SIGUSR2"]
@@ -98,7 +99,9 @@ class StopOnSignal(AtStepEnd):
                     Exception
                 ):  # it does not start again for ever; if it does, the process ends here
                     before(self._signal, None)  # type: ignore[misc]
-            raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
+            # The others end with 0: any other status has torchrun and srun end the first one before it has reported.
+            status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
+            raise Stopped(status, trainer.global_step, saved=self._saved)
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():

@@ -1,0 +1,182 @@
+"""The processes of a run on several devices, one per device: who starts them, which one this is, how they end.
+
+Rank 0 has the folder, the log and the terminal. The others make no folder, write no log and print nothing.
+"""
+
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from chargpt import errors
+from chargpt.errors import UserError
+from chargpt.run.folder import has_state
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger("train")
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
+SAVE = 3600  # seconds that a step and a save may take after a signal
+FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of the run, or the process that starts the ranks."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def launched() -> tuple[str, int] | None:
+    """Who started the processes of this run, and how many; None if nobody did."""
+    by = "torchrun", "WORLD_SIZE"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+            return None  # in an interactive job, as in Lightning
+        by = "SLURM", "SLURM_NTASKS"
+    number = os.environ.get(by[1], "")
+    if not number.isdecimal():
+        raise UserError(f"{by[1]} is not a number of processes: {number!r}")
+    return by[0], int(number)
+
+
+def launched_here() -> bool:
+    """Whether `launch` started this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(STARTED_HERE)
+
+
+def begin_rank() -> None:
+    """Silence this process unless it is the first. If `launch` started it, it ends with the one that did (on Linux)."""
+    logging.disable(logging.NOTSET if is_first() else logging.CRITICAL)
+    if launched_here() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.environ["TORCHELASTIC_RUN_ID"] != f"{STARTED_HERE}{os.getppid()}":
+            sys.exit(128 + signal.SIGTERM)
+
+
+def arguments_of_rank(arguments: list[str]) -> list[str]:
+    """The command line, with which only rank 0 makes a folder, whose name may be the time, and a log."""
+    if is_first():
+        return arguments
+    resumes = any(each.startswith("resume=") and each != "resume=null" for each in arguments)
+    place = [] if resumes or launched_here() else ["hydra.run.dir=."]  # a folder that exists
+    return [*arguments, *place, f"++hydra.job_logging.handlers.file.filename={os.devnull}"]
+
+
+def number_of_devices(trainer: DictConfig) -> int:
+    """How many devices of this machine `trainer.devices` means; 1 if Lightning will refuse it."""
+    devices = trainer.get("devices")
+    if OmegaConf.is_list(devices):
+        return max(1, len(devices))
+    text = str(devices).strip()
+    if "," in text:
+        return len([each for each in text.split(",") if each.strip()])
+    if text in ("-1", "auto") and trainer.get("accelerator") in ("auto", "gpu", "cuda"):
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def to_start(cfg: DictConfig) -> int:
+    """How many processes this one has to start for the run; 1: none, it trains itself."""
+    trainer = cfg.trainer if OmegaConf.is_dict(cfg.trainer) else OmegaConf.create()
+    if launched() or not is_first() or "LOCAL_RANK" in os.environ or trainer.get("num_nodes", 1) != 1:
+        return 1
+    return number_of_devices(trainer)
+
+
+def launch(number: int, folder: Path) -> None:
+    """Run this command in several processes, which torch starts and watches as torchrun does, and wait for them.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        SystemExit: a signal ended the run, or a process ended with an error.
+    """
+    import torch  # only here: it takes a second to import
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
+
+    from chargpt.run.config import in_hydras_quotes
+    from chargpt.run.resume import command_to_resume
+
+    os.chdir(HydraConfig.get().runtime.cwd)
+    spec = sys.modules["__main__"].__spec__
+    script = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    arguments = (*script, *sys.argv[1:], f"hydra.run.dir={in_hydras_quotes(str(folder))}")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
+    shared |= {"TORCHELASTIC_RUN_ID": f"{STARTED_HERE}{os.getpid()}"}
+    shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // number)))}
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [each.name for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # as SIGHUP is under nohup
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(names)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # this reports itself
+    ranks, context = range(number), None
+    try:
+        context = start_processes(
+            name="train",
+            entrypoint=sys.executable,
+            args=dict.fromkeys(ranks, arguments),
+            envs={rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in ranks},
+            logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        )
+        ended = context.wait(period=0.1)
+    except SignalException as stop:
+        log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # a process that is still starting ends silently by SIGTERM
+            with suppress(SignalException):
+                if context:
+                    context.close(signum, SAVE)
+        sys.exit(128 + stop.sigval)
+    if ended is None or not ended.failures:
+        return
+    rank, failure = next(iter(ended.failures.items()))  # in the order in which they were noticed
+    status = failure.exitcode
+    if status in (1, 2, 129, 130, 143):  # it has reported why
+        sys.exit(status)
+    how = f"was killed ({failure.signal_name()})" if status < 0 else f"ended with status {status}"
+    resume = f"to resume: {command_to_resume(folder)}" if has_state(folder) else "nothing was saved"
+    log.error(f"error: process {rank} of the {number} of this run {how}; {resume}")
+    sys.exit(1)
+
+
+def check_number(trainer: "Trainer") -> None:
+    """Refuse devices that are not the processes that were started: the others would be waited for, or train alone."""
+    devices = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
+    by = launched()
+    if by is not None and by[1] != trainer.world_size:
+        raise UserError(
+            f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
+            f" makes {trainer.world_size}: set trainer.devices= and trainer.num_nodes= that make {by[1]}"
+        )
+    if by is None and trainer.num_nodes > 1 and "NODE_RANK" not in os.environ:
+        raise UserError(f"trainer.num_nodes={trainer.num_nodes} takes srun or torchrun, which start the processes")
+    if is_first() != trainer.is_global_zero:
+        ranks = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
+        raise UserError(f"this process was started with {ranks}, which does not go with {devices}")
+
+
+def report(error: Exception) -> int:
+    """Log an error once for all processes of the run; returns the exit status."""
+    if launched() is None:
+        return errors.report(error)
+    if launched_here() and re.search("closed by peer|reset by peer|Broken pipe", str(error)):
+        time.sleep(1)  # another process ended, which `launch` notices and reports before the end of this one
+        return 1
+    if not is_first():
+        time.sleep(FIRST)
+        logging.disable(logging.NOTSET)
+    return errors.report(error)
