@@ -64,8 +64,9 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
     try:
         run.trainer.fit(run.module, run.data, ckpt_path=resumption.path if resumption else None, weights_only=True)
     except Stopped as stop:
-        command = f"To resume: {resume.command_to_resume(folder)}" if stop.saved else "Nothing was saved"
-        log.warning(f"Stopped after step {stop.step}. {command}")
+        if run.trainer.is_global_zero:  # the others may have no folder
+            command = f"To resume: {resume.command_to_resume(folder)}" if stop.saved else "Nothing was saved"
+            log.warning(f"Stopped after step {stop.step}. {command}")
         raise
     except Exception as error:
         if run.resuming.stepped or errors.explain(error):

@@ -29,6 +29,7 @@ log = logging.getLogger("train")
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
 SAVE = 3600  # seconds that a step and a save may take after a signal
+LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
 FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
 
 
@@ -109,7 +110,6 @@ def launch(number: int, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
     from chargpt.run.config import in_hydras_quotes
-    from chargpt.run.resume import command_to_resume
 
     os.chdir(HydraConfig.get().runtime.cwd)
     spec = sys.modules["__main__"].__spec__
@@ -148,9 +148,15 @@ def launch(number: int, folder: Path) -> None:
     if status in (1, 2, 129, 130, 143):  # it has reported why
         sys.exit(status)
     how = f"was killed ({failure.signal_name()})" if status < 0 else f"ended with status {status}"
-    resume = f"to resume: {command_to_resume(folder)}" if has_state(folder) else "nothing was saved"
-    log.error(f"error: process {rank} of the {number} of this run {how}; {resume}")
+    log.error(f"error: process {rank} of the {number} of this run {how}; {how_to_resume(folder)}")
     sys.exit(1)
+
+
+def how_to_resume(folder: Path) -> str:
+    """The end of a message about a run that did not finish."""
+    from chargpt.run.resume import command_to_resume
+
+    return f"to resume: {command_to_resume(folder)}" if has_state(folder) else "nothing was saved"
 
 
 def check_number(trainer: "Trainer") -> None:
@@ -173,8 +179,13 @@ def report(error: Exception) -> int:
     """Log an error once for all processes of the run; returns the exit status."""
     if launched() is None:
         return errors.report(error)
-    if launched_here() and re.search("closed by peer|reset by peer|Broken pipe", str(error)):
-        time.sleep(1)  # another process ended, which `launch` notices and reports before the end of this one
+    lost = re.search(LOST, str(error))
+    if lost and launched_here():
+        time.sleep(1)  # so that `launch` notices the other process first, which it reports
+        return 1
+    if lost and is_first():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
         return 1
     if not is_first():
         time.sleep(FIRST)

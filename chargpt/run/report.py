@@ -98,6 +98,8 @@ def report(run: Run, seconds: float, first_step: int) -> float:
     """
     path, trainer = Path(run.settings.run_dir), run.trainer
     best, unit, folder = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit, str(short(path))
+    if not trainer.is_global_zero:
+        return best
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = run.data.own.get("val", run.data.corpus)
