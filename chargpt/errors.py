@@ -61,7 +61,7 @@ def run(action: Callable[[], object], reporter: Callable[[Exception], int] | Non
 def report(error: Exception) -> int:
     """Log an error in one line, with a traceback if it is a bug; returns the exit status."""
     known = explain(error)
-    log.error("error: %s", in_words(error).replace("\n", "\\n"), exc_info=None if known else error)
+    log.error("error: %s", escape(in_words(error)).replace("\n", "\\n"), exc_info=None if known else error)
     return known[1] if known else 1
 
 

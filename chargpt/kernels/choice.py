@@ -5,7 +5,9 @@ its continuation. `python -m benchmarks.training` shows all combinations, so tha
 """
 
 import functools
+import os
 import platform
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +40,9 @@ def best_precision(device: str) -> Precision:
         return Precision("32-true", "not all Apple GPUs have bf16; where they do, trainer.precision=bf16-mixed may pay")
     if device != "cpu":
         return Precision("32-true", f"no other is known to be faster on {device}")
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    if not re.search("BF16|FP16|AMX|AVX10|ALL|DEFAULT", limit.upper()):
+        return Precision("32-true", f"ONEDNN_MAX_CPU_ISA={limit} keeps oneDNN from multiplying bf16 matrices")
     units = torch.cpu.get_capabilities()
     if units.get("amx_bf16"):
         return Precision("bf16-mixed", "this CPU multiplies bf16 matrices in AMX units")

@@ -61,6 +61,13 @@ def test_cpus(machine, vendor, units, precision, fp32_by_onednn, why):
     assert not uses_onednn(torch.float64)
 
 
+@pytest.mark.parametrize(("limit", "precision"), [("AVX2", "32-true"), ("AVX512_CORE_BF16", "bf16-mixed")])
+def test_a_limit_on_onednn(machine, monkeypatch, limit, precision):
+    machine("AMD EPYC 9965", BF16)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert best_precision("cpu").name == precision
+
+
 def test_bf16_where_onednn_does_not_have_it(machine, monkeypatch):
     machine("AMD EPYC 7763", OLD)
     monkeypatch.setattr(private, "onednn_has_bf16", lambda: False)
