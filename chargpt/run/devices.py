@@ -98,15 +98,13 @@ def to_start(cfg: DictConfig) -> int:
 
 
 def launch(number: int, folder: Path) -> None:
-    """Run this command in several processes, which torch starts and watches as torchrun does, and wait for them.
+    """Run this command once per device, in processes that torch starts and watches as torchrun does, and wait for them.
+    Exits with their status unless all ended well.
 
     Args:
         folder: of the run.
-
-    Raises:
-        SystemExit: a signal ended the run, or a process ended with an error.
     """
-    import torch  # only here: it takes a second to import
+    import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
     from chargpt.run.config import in_hydras_quotes
@@ -114,36 +112,43 @@ def launch(number: int, folder: Path) -> None:
     os.chdir(HydraConfig.get().runtime.cwd)
     spec = sys.modules["__main__"].__spec__
     script = [sys.argv[0]] if spec is None else ["-m", spec.name]
-    arguments = (*script, *sys.argv[1:], f"hydra.run.dir={in_hydras_quotes(str(folder))}")
+    command = (*script, *sys.argv[1:], f"hydra.run.dir={in_hydras_quotes(str(folder))}")
+    # They meet at a store in this process, on a port that is free.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
-    shared |= {"TORCHELASTIC_RUN_ID": f"{STARTED_HERE}{os.getpid()}"}
-    shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // number)))}
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    names = [each.name for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # as SIGHUP is under nohup
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(names)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # this reports itself
-    ranks, context = range(number), None
+    variables = {
+        "TORCHELASTIC_RUN_ID": f"{STARTED_HERE}{os.getpid()}",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "GROUP_RANK": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // number)),
+    }
+    handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [each.name for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(handled)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # it would report all twice
+    context = None
     try:
         context = start_processes(
-            name="train",
-            entrypoint=sys.executable,
-            args=dict.fromkeys(ranks, arguments),
-            envs={rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in ranks},
+            "train",
+            sys.executable,
+            args=dict.fromkeys(range(number), command),
+            envs={rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), **variables} for rank in range(number)},
             logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         )
-        ended = context.wait(period=0.1)
+        result = context.wait(period=0.1)
     except SignalException as stop:
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        for signum in (signal.SIGTERM, signal.SIGKILL):  # a process that is still starting ends silently by SIGTERM
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # by SIGTERM, a process that is still starting ends silently
             with suppress(SignalException):
-                if context:
+                if context is not None:
                     context.close(signum, SAVE)
         sys.exit(128 + stop.sigval)
-    if ended is None or not ended.failures:
+    if result is None or not result.failures:
         return
-    rank, failure = next(iter(ended.failures.items()))  # in the order in which they were noticed
+    rank, failure = next(iter(result.failures.items()))  # the first to be noticed
     status = failure.exitcode
     if status in (1, 2, 129, 130, 143):  # it has reported why
         sys.exit(status)
