@@ -140,7 +140,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
             raise UserError(f"trainer.{name} counts epochs, which random blocks do not have: trainer.max_steps=...")
     if config.get("min_steps") and config["min_steps"] > config["max_steps"]:
         raise UserError(f"trainer.min_steps={config['min_steps']} is above trainer.max_steps={config['max_steps']}")
-    if config.get("limit_test_batches") not in (None, 1.0):
+    if (share := config.get("limit_test_batches")) is not None and (type(share) is not float or share != 1):
         raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
     batches = config.get("limit_train_batches")
     if batches is not None and (type(batches) is not int or batches < 1):

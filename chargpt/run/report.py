@@ -53,10 +53,12 @@ def describe(run: Run, initial: Initial | None, first_step: int) -> str:
     cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
     sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
+    seen = {data.corpus.sha256: "training"}
     for part, own in data.own.items():
         new = len(set(own.tokenizer.characters or "") - set(data.corpus.tokenizer.characters or ""))
         unseen = f", {new:,} of which the training text lacks" if new else ""
-        same = ", the same as the training text" if own.sha256 == data.corpus.sha256 else ""
+        same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
+        seen.setdefault(own.sha256, CALLED[part])
         lines.append(f"{CALLED[part].capitalize()} text: {_of(own)}{unseen}{same}")
     parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
     lines.append(
@@ -98,6 +100,8 @@ def report(run: Run, seconds: float, first_step: int) -> float:
     """
     path, trainer = Path(run.settings.run_dir), run.trainer
     best, unit, folder = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit, str(short(path))
+    if not trainer.is_global_zero:
+        return best
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = run.data.own.get("val", run.data.corpus)

@@ -261,8 +261,9 @@ def load_state(run: Path) -> Resumption:
             if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
                 raise UserError("it is not a state of training")
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
-        except (UserError, KeyError) as error:
-            log.warning(f"Passing over {file}: {error if isinstance(error, UserError) else f'it has no {error}'}")
+        except (UserError, LookupError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(

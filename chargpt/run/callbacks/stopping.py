@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
 from chargpt.run.callbacks.saving import AtStepEnd, LastCheckpoint
+from chargpt.run.devices import launched_here
 
 SIGHUP = 1  # Windows lacks it
 ONE = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
@@ -44,7 +45,7 @@ class StopOnSignal(AtStepEnd):
     def _watch(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
             return
-        self._speaks = trainer.is_global_zero
+        self._speaks = trainer.is_global_zero and not launched_here()  # the process that launched it does
         names = ["SIGINT", "SIGTERM", "SIGHUP"]
         if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
             names += ["SIGUSR1", "SIGUSR2"]
@@ -102,7 +103,9 @@ class StopOnSignal(AtStepEnd):
             if self._saved and getattr(before, "__module__", "").startswith("submitit."):
                 with contextlib.suppress(Exception):  # it raises if it has requeued often enough, else ends the process
                     before(self._signal, None)  # type: ignore[misc]
-            raise Stopped(_status(self._signal or signal.SIGTERM), trainer.global_step, saved=self._saved)
+            # The other ranks end with 0: any other status has torchrun and srun end rank 0 before it has reported.
+            status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
+            raise Stopped(status, trainer.global_step, saved=self._saved)
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():

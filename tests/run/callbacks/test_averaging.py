@@ -151,20 +151,3 @@ def test_a_damaged_average_is_refused(name, averaged, tmp_path):
     with pytest.raises(UserError) as no:
         resume(tmp_path, "trainer.max_steps=14")
     assert "\n" not in str(no.value)
-
-
-@pytest.mark.parametrize("decay", ["null", DECAY])
-def test_what_a_file_says_beside_is_not_taken(decay, averaged, tiny, tmp_path):
-    """A best loss in the average, and up to where it goes: the run goes on as it would."""
-    ends = []
-    for n in range(2):
-        shutil.copytree(averaged[0], tmp_path / str(n))
-        changed = state(tmp_path / str(n))
-        if n:
-            changed["state_dict"]["best_val_loss.min_value"] = "abc"
-            changed["averaging_state"]["abc"] = "abc"
-            changed["callbacks"]["Averaging"] = {"latest_update_step": "abc"}
-        torch.save(changed, tmp_path / str(n) / "checkpoints" / "last.ckpt")
-        resume(tmp_path / str(n), "trainer.max_steps=16", f"callbacks.averaging.decay={decay}")
-        ends.append(state(tmp_path / str(n)))
-    assert_same(*(each["state_dict"] for each in ends))
