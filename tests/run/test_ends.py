@@ -45,7 +45,7 @@ def test_extended_is_bitwise_the_longer_run(overrides, tiny, tmp_path):
     with pytest.raises(Stopped):
         start(tmp_path / "short", *every, *signal_at(3))
     resume(tmp_path / "short", "+callbacks.stop=null")
-    resume(tmp_path / "short", "trainer.max_steps=17")
+    resume(tmp_path / "short", "+callbacks.stop=null", "trainer.max_steps=17")
     start(tmp_path / "long", *every, "trainer.max_steps=17")
     assert_same(training_of(tmp_path / "long"), training_of(tmp_path / "short"))
 

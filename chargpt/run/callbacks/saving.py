@@ -14,6 +14,8 @@ from chargpt.files import replace
 from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.loggers import flush
 
+LARGE = ("state_dict", "current_model_state", "optimizer_states")  # of a checkpoint: the module's and the optimizer's
+
 
 def stops(trainer: Trainer) -> bool:
     """Whether Lightning ends the training after this batch, as early stopping or a time limit asked."""
@@ -21,12 +23,16 @@ def stops(trainer: Trainer) -> bool:
 
 
 class AtStepEnd(Callback):
-    """Calls `on_step_end` once per optimizer step: after its last batch, and after the validation that follows.
+    """Calls `on_step_end` once per optimizer step: after its last batch and the validation that follows.
 
     At this point Lightning's loops, the optimizer and the random generators agree: a checkpoint saved here resumes bit
     for bit. Lightning has no such hook.
+
+    Attributes:
+        stopping: whether this callback ends the run after this step, which has to be saved before.
     """
 
+    stopping = False
     _last_step = 0  # the last one whose end was seen: with accumulation, several batches make a step
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -79,9 +85,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
     Args:
         dirpath: the folder of the files.
         every_n_steps: optimizer steps from one save to the next.
-
-    Attributes:
-        is_asked: whether to save at the end of this step, too.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int):
@@ -89,36 +92,58 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
             raise UserError(f"callbacks.last_checkpoint.every_n_steps must be at least 1; got {every_n_steps}")
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps = every_n_steps
-        self.is_asked = False
         self._saved_step = 0
-        self._logged = True
+        self._checked = False
+        self._flushed = True
         self._stop_is_due = False
+
+    # Lightning calls checkpoint callbacks after all others: by then whoever stops the run has done so.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        check_loadable({"callbacks": {each.state_key: each.state_dict() for each in trainer.callbacks}})  # type: ignore[attr-defined]
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if not self._flushed:  # a step's metrics are logged after its end: now those of the saved step are there
+            flush(trainer.loggers)
+            self._flushed = True
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        is_half = trainer.global_step == self._last_step
-        if trainer.should_stop and is_half:  # half a step cannot be saved: it is completed first
-            self._stop_is_due, trainer.should_stop = True, False
-        elif self._stop_is_due and not is_half:
-            self._stop_is_due, trainer.should_stop = False, True
+        self._complete_step(trainer)
         super().on_train_batch_end(trainer, module)
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._complete_step(trainer)
+        super().on_validation_end(trainer, module)
+
+    def _complete_step(self, trainer: Trainer) -> None:
+        """Delay a stop between two batches of a step to the step's end: half a step cannot be saved."""
+        if trainer.global_step == self._last_step:
+            self._stop_is_due |= trainer.should_stop
+            trainer.should_stop = False
+        elif self._stop_is_due:
+            trainer.should_stop, self._stop_is_due = True, False
+
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self._checked:  # before hours are spent
+            states = {each.state_key: each.state_dict() for each in trainer.callbacks}  # type: ignore[attr-defined]
+            check_loadable({"callbacks": states})
+            self._checked = True
         step = trainer.global_step
-        if self.is_asked or step % self.every_n_steps == 0 or step >= trainer.max_steps > 0 or stops(trainer):
+        is_last = step >= trainer.max_steps or stops(trainer)
+        is_last |= any(isinstance(each, AtStepEnd) and each.stopping for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if is_last or step % self.every_n_steps == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.global_step > 0:
-            self.save(trainer)
+        self.save(trainer)  # if a limit of epochs ended the run
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        if stops(trainer) and trainer.global_step < trainer.max_steps:
-            checkpoint["stopped_early"] = all((each.time_remaining() or 1) > 0 for each in timers)
+        in_time = all((each.time_remaining() or 1) > 0 for each in timers)
+        if stops(trainer) and in_time and trainer.global_step < trainer.max_steps:
+            checkpoint["stopped_early"] = True  # a resumed run would stop again after its next validation
         check_loadable(checkpoint)
 
     def save(self, trainer: Trainer) -> None:
@@ -126,12 +151,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         if self._saved_step != trainer.global_step:
             save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
             self._saved_step = trainer.global_step
-            self._logged = False
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if not self._logged:  # a step's metrics are logged after its end: now those of the saved step are there
-            flush(trainer.loggers)
-            self._logged = True
+            self._flushed = False
 
 
 def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path | None = None) -> None:
@@ -156,13 +176,10 @@ def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:
-    """Refuse a state that could be saved but not loaded as data, before hours are spent on the run.
-
-    Args:
-        checkpoint: of it, everything but weights and optimizer state is looked at.
-    """
-    parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if "state" not in key}
-    parts |= {f"the state of the callback {key}": state for key, state in parts.pop("checkpoint['callbacks']").items()}
+    """Refuse a state that could be saved but not loaded as data: the run could not resume."""
+    parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if key not in LARGE}
+    parts |= {f"the state of the callback {key}": state for key, state in checkpoint["callbacks"].items()}
+    del parts["checkpoint['callbacks']"]
     for name, value in parts.items():
         try:
             torch.save(value, content := io.BytesIO())
@@ -170,6 +187,6 @@ def check_loadable(checkpoint: dict[str, Any]) -> None:
             torch.load(content, weights_only=True)
         except Exception as error:  # of which kind depends on what it holds
             raise UserError(
-                f"{name} cannot be loaded as data, so that the run could never resume: keep numbers, text, lists,"
-                f" mappings and tensors in it, such as float(x) for a number of NumPy"
+                f"{name} cannot be loaded as data, so the run could not resume: keep numbers, text, lists, dictionaries"
+                " and tensors in it, such as float(x) instead of a NumPy number"
             ) from error

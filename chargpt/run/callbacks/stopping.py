@@ -16,7 +16,7 @@ from chargpt.run.callbacks.saving import AtStepEnd, LastCheckpoint
 from chargpt.run.devices import launched_here
 
 SIGHUP = 1  # Windows lacks it
-ONE = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
+TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
 ADVICE = (
     "; earlier checkpoints are kept. A lower optimizer.lr, a longer optimizer.warmup_steps, trainer.gradient_clip_val=1"
     " or trainer.precision=32-true may help"
@@ -31,9 +31,8 @@ class StopOnSignal(AtStepEnd):
 
     _signal: int | None = None
     _since = 0.0
+    _handler_before: Any = None
     _speaks = True
-    _stopping = False
-    _saved = False
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
@@ -55,32 +54,31 @@ class StopOnSignal(AtStepEnd):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            if time.monotonic() - self._since < ONE:
+            if time.monotonic() - self._since < TOGETHER:
                 return
             raise SystemExit(_status(signum))
-        self._signal, self._since = signum, time.monotonic()
+        self._signal, self._since, self._handler_before = signum, time.monotonic(), self._handlers.get(signum)
         if self._speaks:  # not by logging, which may be at work in the line that the signal interrupted
             with contextlib.suppress(OSError):
                 os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
-    def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._stopping = self._signal is not None
-        if trainer.world_size > 1:  # one rank may have had the signal a step before another
-            # They are asked only now and then, since they have to wait for one another.
-            asked = is_logged(trainer, trainer.global_step) or trainer.global_step >= trainer.max_steps
-            self._stopping = asked and trainer.strategy.reduce_boolean_decision(self._stopping, all=False)
-        for callback in trainer.checkpoint_callbacks if self._stopping else ():
-            if isinstance(callback, LastCheckpoint):
-                self._saved = callback.is_asked = True  # it comes after all others, whose states it saves
+    # It stops before the next step, or once training has ended: by then all is saved, and Lightning has logged the step.
 
-    # Not right after saving, because Lightning logs a step's metrics after that.
+    def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another
+            self._agree(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._stop_if_asked(trainer)
+        if self.stopping:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._stop_if_asked(trainer)
+        self._agree(trainer)  # the signal may have come in the last validation
         self._restore_handlers()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.stopping:
+            self._stop(trainer)
 
     # A test has nothing to save: it ends as soon as it can.
 
@@ -97,15 +95,20 @@ class StopOnSignal(AtStepEnd):
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._stopping:
-            before = self._handlers.get(self._signal or 0)
-            if self._saved and getattr(before, "__module__", "").startswith("submitit."):
-                with contextlib.suppress(Exception):  # it raises if it has requeued often enough, else ends the process
-                    before(self._signal, None)  # type: ignore[misc]
-            # The other ranks end with 0: any other status has torchrun and srun end rank 0 before it has reported.
-            status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
-            raise Stopped(status, trainer.global_step, saved=self._saved)
+    def _agree(self, trainer: Trainer) -> None:
+        """Stop on all ranks if one has had a signal."""
+        self.stopping = self._signal is not None
+        if trainer.world_size > 1:
+            self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
+
+    def _stop(self, trainer: Trainer) -> None:
+        saved = any(isinstance(each, LastCheckpoint) for each in trainer.checkpoint_callbacks)
+        if saved and getattr(self._handler_before, "__module__", "").startswith("submitit."):
+            with contextlib.suppress(Exception):  # it raises if it has requeued often enough, else ends the process
+                self._handler_before(self._signal, None)
+        # The other ranks end with 0: any other status has torchrun and srun end rank 0 before it has reported.
+        status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
+        raise Stopped(status, trainer.global_step, saved=saved)
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():
@@ -152,5 +155,5 @@ class ValidateAtEnd(Callback):
     validates first. Otherwise a run shorter than the interval would have no best checkpoint."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step >= trainer.max_steps > 0:
+        if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
