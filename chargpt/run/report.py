@@ -53,10 +53,12 @@ def describe(run: Run, initial: Initial | None, first_step: int) -> str:
     cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
     sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
+    seen = {data.corpus.sha256: "training"}
     for part, own in data.own.items():
         new = len(set(own.tokenizer.characters or "") - set(data.corpus.tokenizer.characters or ""))
         unseen = f", {new:,} of which the training text lacks" if new else ""
-        same = ", the same as the training text" if own.sha256 == data.corpus.sha256 else ""
+        same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
+        seen.setdefault(own.sha256, CALLED[part])
         lines.append(f"{CALLED[part].capitalize()} text: {_of(own)}{unseen}{same}")
     parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
     lines.append(

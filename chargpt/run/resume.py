@@ -254,13 +254,16 @@ def load_state(run: Path) -> Resumption:
     for file in files:
         try:
             contents = load(file)
+            weights = contents.get("current_model_state", {})  # those in training, if `state_dict` is their average
+            contents["state_dict"] |= {key: value for key, value in weights.items() if not key.startswith("net.")}
             checkpoint = from_contents(contents, file)
-            fixed, _, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
-            if checkpoint.step is None or not isinstance(fixed, dict):
+            fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
+            if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
                 raise UserError("it is not a state of training")
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
-        except (UserError, KeyError) as error:
-            log.warning(f"Passing over {file}: {error if isinstance(error, UserError) else f'it has no {error}'}")
+        except (UserError, LookupError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
