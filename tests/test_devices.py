@@ -312,7 +312,8 @@ def test_a_signal(send, signum, times, tiny, tmp_path):
         os.kill(next(pid for pid, rank in processes_in(tmp_path).items() if rank == 1), signal.SIGSTOP)
     for _ in range(times):
         send(run.pid, signum)
-        time.sleep(0.5)
+        send(run.pid, signum)  # as if a launcher passed it on, too
+        time.sleep(1)
     printed += run.communicate(timeout=60)[1]
     assert run.returncode == 128 + signum, printed
     assert printed.count(f"{signum.name}: stopping after this step") == 1
