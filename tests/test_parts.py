@@ -273,7 +273,7 @@ def test_whole_characters_are_streamed(of_bytes, tmp_path):
 def test_weights_to_start_from_are_of_the_same_kind(of_bytes, tiny_run, tiny, tmp_path):
     with pytest.raises(UserError, match=r"is a model of bytes: add data\.tokenizer=bytes"):
         start(tmp_path / "a", *tiny, f"init_from={of_bytes}")
-    with pytest.raises(UserError, match=r"is a model of characters: say data\.tokenizer=characters, too"):
+    with pytest.raises(UserError, match=r"is a model of characters: add data\.tokenizer=characters"):
         start(tmp_path / "b", *tiny, f"init_from={tiny_run}", "data.tokenizer=bytes")
     start(tmp_path / "c", *tiny, f"init_from={of_bytes}", "data.tokenizer=bytes")
 

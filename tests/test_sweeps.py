@@ -15,6 +15,7 @@ from helpers import ROOT, STEPS, assert_same, events, launch, run_fresh, run_scr
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.jobs import read_sweep
+from chargpt.run.config import with_quoted_paths
 
 HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]
@@ -66,7 +67,7 @@ def test_what_a_sweep_says_and_leaves(whole, fixed):
     assert (folder / "sweep.png").exists()
     kept = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     assert kept["swept"] == ["model.n_layer", "seed"]
-    assert kept["fixed"] == fixed
+    assert kept["fixed"] == with_quoted_paths(fixed)
 
 
 def test_hparams_show_what_is_swept_first(whole):

@@ -110,15 +110,16 @@ def device_type(accelerator: str) -> str:
 
 def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     """The callbacks of `conf/callbacks`, without those that are null."""
-    used = {name: config for name, config in configs.items() if config is not None}
-    callbacks = {name: made(f"callbacks.{name}", used[name]) if isinstance(used[name], dict) else None for name in used}
-    for name, callback in callbacks.items():
+    callbacks: dict[str, Callback] = {}
+    for name, config in configs.items():
+        if config is None:
+            continue
+        callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
         if isinstance(callback, GradientAccumulationScheduler):
-            raise UserError(
-                f"callbacks.{name} counts epochs, which random blocks do not have: trainer.accumulate_grad_batches=..."
-            )
+            raise UserError(f"callbacks.{name} counts epochs, which do not end: trainer.accumulate_grad_batches=...")
+        callbacks[name] = callback
     averages = [name for name, callback in callbacks.items() if averages_in([callback])]
     if len(averages) > 1:
         raise UserError(f"two averages of the weights exclude each other: {', '.join(averages)}")

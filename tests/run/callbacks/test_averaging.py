@@ -145,6 +145,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_average_is_refused(name, averaged, tmp_path):
     shutil.copytree(averaged[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "previous.ckpt").unlink()
     damaged = state(tmp_path)
     DAMAGED[name](damaged)
     torch.save(damaged, tmp_path / "checkpoints" / "last.ckpt")
