@@ -5,8 +5,8 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,9 +15,12 @@ from omegaconf import DictConfig
 from chargpt import errors
 from chargpt.errors import Stopped, UserError, first_line
 from chargpt.run import config, devices, resume
-from chargpt.run.folder import claim, has_state, held
+from chargpt.run.folder import has_state, held
 from chargpt.run.job import in_sweep, run_job
 from chargpt.run.sweep import reported
+
+if TYPE_CHECKING:
+    from chargpt.run.build import Run
 
 log = logging.getLogger("train")
 config.register()
@@ -42,41 +45,32 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
     from chargpt.run import report
     from chargpt.run.build import build
     from chargpt.run.init_from import begin_from
-    from chargpt.run.loggers import keep_rows
 
     started = time.perf_counter()
     report.quieten()
     cfg, initial = begin_from(cfg) if cfg.init_from is not None and resumption is None else (cfg, None)
     run = build(config.read_config(cfg), resumption, initial)
-    devices.check_number(run.trainer)
-    folder, first_step = Path(run.settings.run_dir), resumption.step if resumption else 0
     if resumption is not None and report.is_finished(run, resumption):
         return resumption.best_loss
-    if run.trainer.is_global_zero:
-        if resumption is None:
-            claim(folder, began_here=resume.began_with(cfg, folder))
-            resume.store(cfg, folder)
-        else:
-            resume.log_changes(cfg, folder)
-            run.resuming.at_first_step = partial(resume.store, cfg, folder)
-        keep_rows(run.trainer.loggers, first_step)
-    log.info(report.describe(run, initial, first_step))
+    report.begin(run, cfg, resumption, initial)
+    fit(run, resumption)
+    return report.end(run, time.perf_counter() - started, resumption)
+
+
+def fit(run: "Run", resumption: resume.Resumption | None) -> None:
+    """Train, and log how to resume if a signal ends it."""
     try:
         run.trainer.fit(run.module, run.data, ckpt_path=resumption.path if resumption else None, weights_only=True)
     except Stopped as stop:
         if run.trainer.is_global_zero:  # the others may have no folder
-            command = f"To resume: {resume.command_to_resume(folder)}" if stop.saved else "Nothing was saved"
-            log.warning(f"Stopped after step {stop.step}. {command}")
+            command = f"To resume: {resume.command_to_resume(Path(run.settings.run_dir))}"
+            log.warning(f"Stopped after step {stop.step}. {command if stop.saved else 'Nothing was saved'}")
         raise
     except Exception as error:
         if run.resuming.stepped or errors.explain(error):
             raise
         log.debug("Before the first step:", exc_info=True)  # in the run's log only
         raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
-    best = report.report(run, time.perf_counter() - started, first_step)
-    if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
-        report.test(run)
-    return best
 
 
 def run_in_folder(cfg: DictConfig) -> float:

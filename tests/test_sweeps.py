@@ -95,7 +95,7 @@ def test_without_allow_nothing_is_touched(whole, fixed):
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     done = sweep(fixed, folder, *SWEPT)
     assert done.returncode == 2
-    assert done.stderr == f"error: {folder} holds a sweep already; resume=allow goes on with it\n"
+    assert done.stderr == f"error: {folder} holds a sweep already; resume=allow resumes it\n"
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
@@ -138,7 +138,7 @@ def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
     assert "0 of 4 jobs finished" in done.stderr
     assert "(not finished)" in done.stderr
     line = done.stderr.rstrip().splitlines()[-1]
-    assert line.startswith("To go on: python train.py -m resume=allow hydra.sweep.dir=")
+    assert line.startswith("To resume: python train.py -m resume=allow hydra.sweep.dir=")
     assert "Traceback" not in done.stderr
     assert state(tmp_path / "sweep" / NAMES[0])["global_step"] == 9
     words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
@@ -227,7 +227,7 @@ def test_under_joblib(whole, fixed, tmp_path):
     assert "Traceback" not in done.stderr
     done = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), by=run_fresh, **HARM)
     assert done.returncode == 143, done.stderr
-    (line,) = [each for each in done.stderr.splitlines() if each.startswith("To go on: ")]
+    (line,) = [each for each in done.stderr.splitlines() if each.startswith("To resume: ")]
     words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
     done = run_fresh("train.py", *words, "+callbacks.stop=null", timeout=300)
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ log = logging.getLogger("train")
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
 SAVE = 3600  # seconds that a step and a save may take after a signal
+ONE = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
 LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
 FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
 
@@ -126,8 +127,8 @@ def launch(number: int, folder: Path) -> None:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // number)),
     }
     handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handled = [each.name for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(handled)
+    handled = [each for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in handled)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # it would report all twice
     context = None
     try:
@@ -140,7 +141,11 @@ def launch(number: int, folder: Path) -> None:
         )
         result = context.wait(period=0.1)
     except SignalException as stop:
+        handlers = {each: signal.signal(each, signal.SIG_IGN) for each in handled}
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
+        time.sleep(ONE)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
         for signum in (signal.SIGTERM, signal.SIGKILL):  # by SIGTERM, a process that is still starting ends silently
             with suppress(SignalException):
                 if context is not None:

@@ -93,7 +93,7 @@ def check_folder(folder: Path, *, goes_on: bool) -> None:
     check_contents(folder)
     has_jobs = any(folder.glob(f"*/{JOB}"))
     if has_jobs and not goes_on:
-        raise UserError(f"{folder} holds a sweep already; resume=allow goes on with it")
+        raise UserError(f"{folder} holds a sweep already; resume=allow resumes it")
     for name in (SWEEP, "multirun.yaml", "table.csv", "sweep.png"):
         if (folder / name).exists() and not has_jobs and not read_plan(folder).start:
             raise UserError(f"{folder} holds a {name} already, and no sweep; hydra.sweep.dir=... names another folder")
