@@ -70,11 +70,11 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Inside, a file is written without which a run goes on: an error is logged."""
+    """Inside, a file is written that a run can do without: an error is logged, and training continues."""
     try:
         yield
     except OSError as error:
-        log.warning(f"cannot write {what}: {error.strerror}")
+        log.warning(f"cannot write {what}: {error.strerror or error}")
 
 
 @contextmanager

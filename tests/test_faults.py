@@ -138,27 +138,6 @@ def test_two_runs_in_one_folder(tiny, tmp_path):
     assert len(list(filter(None, told))) == 1
 
 
-def test_a_save_that_breaks_off_leaves_the_one_before(tiny, tmp_path, monkeypatch):
-    from lightning.pytorch import Trainer
-
-    whole_save = Trainer.save_checkpoint
-    saves = []
-
-    def save(self, path, *arguments, **options):
-        if Path(path).name == ".last.ckpt.tmp":
-            saves.append(path)
-        if len(saves) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        whole_save(self, path, *arguments, **options)
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", save)
-    with pytest.raises(OSError, match="No space left"):
-        start(tmp_path, *tiny, *STEPS)
-    assert state(tmp_path)["global_step"] == 3
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
 # Checkpoints from strangers
 
 
