@@ -183,9 +183,7 @@ def poison(**options):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tiny, tmp_path):
-    with pytest.raises(
-        NonFiniteError, match="the training loss is nan in step 5; earlier checkpoints are kept. A lower"
-    ):
+    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5; earlier checkpoints are kept"):
         start(tmp_path, *tiny, *STEPS, *poison(step=4))
     assert finite(state(tmp_path), 3)
 
