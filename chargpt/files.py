@@ -28,7 +28,7 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [path for name in files if not name.startswith(".") and (path := Path(parent, name)).match(pattern)]
-    return sorted(found)
+    return sorted(path for path in found if path.is_file())  # not links that lead nowhere
 
 
 @contextmanager
