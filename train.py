@@ -5,8 +5,8 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 
 from chargpt import errors
 from chargpt.errors import Stopped, UserError, first_line
-from chargpt.run import config, resume
-from chargpt.run.folder import claim, has_state, held
+from chargpt.run import config, devices, resume
+from chargpt.run.folder import has_state, held
 from chargpt.run.job import in_sweep, run_job
-from chargpt.run.launched import arguments_of_rank, is_first
 from chargpt.run.sweep import reported
+
+if TYPE_CHECKING:
+    from chargpt.run.build import Run
 
 log = logging.getLogger("train")
 config.register()
@@ -43,39 +45,32 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
     from chargpt.run import report
     from chargpt.run.build import build
     from chargpt.run.init_from import begin_from
-    from chargpt.run.loggers import keep_rows
 
     started = time.perf_counter()
     report.quieten()
     cfg, initial = begin_from(cfg) if cfg.init_from is not None and resumption is None else (cfg, None)
     run = build(config.read_config(cfg), resumption, initial)
-    folder, first_step = Path(run.settings.run_dir), resumption.step if resumption else 0
     if resumption is not None and report.is_finished(run, resumption):
         return resumption.best_loss
-    if run.trainer.is_global_zero:
-        if resumption is None:
-            claim(folder, began_here=resume.began_with(cfg, folder))
-            resume.store(cfg, folder)
-        else:
-            resume.log_changes(cfg, folder)
-            run.resuming.at_first_step = partial(resume.store, cfg, folder)
-        keep_rows(run.trainer.loggers, first_step)
-    log.info(report.describe(run, initial, first_step))
+    report.begin(run, cfg, resumption, initial)
+    fit(run, resumption)
+    return report.end(run, time.perf_counter() - started, resumption)
+
+
+def fit(run: "Run", resumption: resume.Resumption | None) -> None:
+    """Train, and log how to resume if a signal ends it."""
     try:
         run.trainer.fit(run.module, run.data, ckpt_path=resumption.path if resumption else None, weights_only=True)
     except Stopped as stop:
-        command = f"To resume: {resume.command_to_resume(folder)}" if stop.saved else "Nothing was saved"
-        log.warning(f"Stopped after step {stop.step}. {command}")
+        if run.trainer.is_global_zero:  # the others may have no folder
+            command = f"To resume: {resume.command_to_resume(Path(run.settings.run_dir))}"
+            log.warning(f"Stopped after step {stop.step}. {command if stop.saved else 'Nothing was saved'}")
         raise
     except Exception as error:
         if run.resuming.stepped or errors.explain(error):
             raise
         log.debug("Before the first step:", exc_info=True)  # in the run's log only
         raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
-    best = report.report(run, time.perf_counter() - started, first_step)
-    if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
-        report.test(run)
-    return best
 
 
 def run_in_folder(cfg: DictConfig) -> float:
@@ -83,31 +78,34 @@ def run_in_folder(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder != Path(cfg.run_dir) or cfg.resume not in (None, "allow", str(folder)):
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
-    with held(folder) if is_first() else nullcontext():
+    with held(folder) if devices.is_first() else nullcontext():
         resumption = resume.load_state(folder) if cfg.resume and (cfg.resume != "allow" or has_state(folder)) else None
         return train(config.with_absolute_paths(cfg), resumption)
 
 
 @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep."""
     if in_sweep():
         return run_job(cfg, run_in_folder)
     try:
         with config.hydra_errors():
+            if (number := devices.to_start(cfg)) > 1:
+                devices.launch(number, Path(HydraConfig.get().runtime.output_dir))
+                return None
             return run_in_folder(cfg)
     except Exception as error:
-        sys.exit(errors.report(error))  # if it went through Hydra, that would add a line of its own
+        sys.exit(devices.report(error))  # if it went through Hydra, that would add a line of its own
 
 
 def command() -> None:
     """The command line: what Hydra refuses is reported in one line like everything else."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors
-    logging.disable(logging.NOTSET if is_first() else logging.CRITICAL)
+    devices.begin_rank()
     with config.hydra_errors(), reported():
-        sys.argv[1:] = arguments_of_rank(resume.with_resume(sys.argv[1:]))
+        sys.argv[1:] = devices.arguments_of_rank(resume.with_resume(sys.argv[1:]))
         main()
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(command))
+    sys.exit(errors.run(command, devices.report))

@@ -33,7 +33,7 @@ def report(sweep: Sweep) -> str:
     if sweep.jobs and sweep.jobs[0].best:
         parts.append(f"Sample the best: python sample.py --ckpt {quoted([str(sweep.jobs[0].folder)])}")
     if sweep.unfinished and (command := command_of_sweep(sweep.folder)):
-        parts.append(f"To go on: {command}")
+        parts.append(f"To resume: {command}")
     return "\n\n".join(parts)
 
 

@@ -42,7 +42,7 @@ class Stopped(SystemExit):
         return SystemExit, (self.code,)
 
 
-def run(action: Callable[[], object]) -> int:
+def run(action: Callable[[], object], reporter: Callable[[Exception], int] | None = None) -> int:
     """Run a command, log what went wrong in one line, and return its exit status: 0, 1 if memory, the device or the
     numbers failed or there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
     if logging.lastResort is not None:  # writes to standard error until somebody sets up logging
@@ -54,7 +54,7 @@ def run(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return report(error)
+        return (reporter or report)(error)
     return 0
 
 

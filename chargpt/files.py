@@ -69,6 +69,15 @@ def replace(source: Path, target: Path) -> None:
 
 
 @contextmanager
+def decoration(what: str) -> Iterator[None]:
+    """Inside, a file is written without which a run goes on: an error is logged."""
+    try:
+        yield
+    except OSError as error:
+        log.warning(f"cannot write {what}: {error.strerror}")
+
+
+@contextmanager
 def locked(folder: Path, timeout: float = -1) -> Iterator[None]:
     """Make a folder and hold its lock, which the system releases when the process ends.
 

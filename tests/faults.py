@@ -60,27 +60,6 @@ class Raise(Callback):
             }[self.error]
 
 
-class Draw(Callback):
-    """Writes down what dropout leaves of ones in the first step, and the weights after the last, a file for each rank.
-
-    Args:
-        folder: of the files.
-    """
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_batch_start(self, trainer, module, *_):
-        if trainer.global_step == 0:
-            states = torch.get_rng_state()
-            self.mask = torch.nn.functional.dropout(torch.ones(100), 0.2)
-            torch.set_rng_state(states)
-
-    def on_train_end(self, trainer, module):
-        kept = {"mask": self.mask, "weights": dict(module.net.state_dict())}
-        torch.save(kept, os.path.join(self.folder, f"{trainer.global_rank}.pt"))
-
-
 class Slow(Callback):
     """Takes time on a clock of the test's own: in every batch, before every optimizer step, after every validation."""
 

@@ -58,7 +58,7 @@ def test_the_report(sweep):
     assert report(read_sweep(sweep)).splitlines()[-3:] == [
         f"Sample the best: python sample.py --ckpt {sweep}/3_job",
         "",
-        f"To go on: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={sweep}')} 'a b=1,2'",
+        f"To resume: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={sweep}')} 'a b=1,2'",
     ]
 
 

@@ -76,9 +76,9 @@ def test_several_files_are_one_text(tmp_path, caplog):
     parts = [b"one ", "zwei: öl ".encode(), b"", b"four"]
     files = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.gz", "d")]
     files[0].write_bytes(parts[0])
-    files[1].write_bytes(gzip.compress(parts[1][:7]) + gzip.compress(parts[1][7:]))  # cuts a character
-    files[2].write_bytes(gzip.compress(parts[2]))
-    files[3].write_bytes(gzip.compress(parts[3]))
+    files[1].write_bytes(gzip.compress(parts[1][:7], mtime=0) + gzip.compress(parts[1][7:]))  # cuts a character
+    files[2].write_bytes(gzip.compress(parts[2], mtime=0))
+    files[3].write_bytes(gzip.compress(parts[3], mtime=0))
     caplog.set_level("INFO")
     whole = "one zwei: öl four"
     for kind, what in (("characters", "13 distinct characters"), ("bytes", "as bytes")):
@@ -103,7 +103,7 @@ def test_several_files_are_one_text(tmp_path, caplog):
 def test_what_is_kept_of_a_file(content, characters, piece, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "PIECE", piece)
     assert text_of(encoded(tmp_path / "text.txt", content)) == characters
-    (tmp_path / "text.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "text.gz").write_bytes(gzip.compress(content, mtime=0))
     assert text_of(encode_text(Text("a text", [tmp_path / "text.gz"] * 2))) == 2 * characters
     assert bytes(encoded(tmp_path / "text.txt", kind="bytes").ids) == content
 
@@ -132,14 +132,14 @@ def test_ascii_beside_many_other_characters(tmp_path, monkeypatch):
     [
         (b"", "a text is empty"),
         (BOM, "a text is empty"),
-        (gzip.compress(BOM), "a text is empty"),
+        (gzip.compress(BOM, mtime=0), "a text is empty"),
         (b"text\0more", "is binary, not text: a NUL byte at byte offset 4"),
         (BOM + b"text\0", "is binary, not text: a NUL byte at byte offset 7"),
         ("naïve".encode("latin-1"), "byte 0xef at byte offset 2 .*convert it to UTF-8 from the encoding that it is in"),
         ("é".encode()[:1], "is not UTF-8: byte 0xc3 at byte offset 0"),
         (b"x" * 10 + "道".encode()[:2], "is not UTF-8: byte 0xe9 at byte offset 10"),
         (BOM + b"na\xefve", "is not UTF-8: byte 0xef at byte offset 5"),
-        (gzip.compress("öl \xa0".encode() + b"\xff"), "text.txt is not UTF-8: byte 0xff at byte offset 6"),
+        (gzip.compress("öl \xa0".encode() + b"\xff", mtime=0), "text.txt is not UTF-8: byte 0xff at byte offset 6"),
         (
             "text".encode("utf-16"),
             r"begins as UTF-16 does; .* -f UTF-16 -t UTF-8, or .*: data\.tokenizer=bytes",
@@ -177,7 +177,7 @@ def test_a_compressed_file_that_is_cut_off(cut, kind, tmp_path, cache):
 
 def test_a_compressed_file_that_is_damaged(tmp_path, cache):
     text = bytes(random.Random(0).choices(range(32, 127), k=500))
-    whole = gzip.compress(text)
+    whole = gzip.compress(text, mtime=0)
     for at in range(len(whole)):
         try:
             corpus = encoded(tmp_path / "text.gz", whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])

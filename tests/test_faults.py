@@ -1,4 +1,4 @@
-"""What befalls real runs: signals, kills, full disks, poisoned weights, and checkpoints from strangers."""
+"""What befalls real runs: signals, kills, full disks, losses that are not finite."""
 
 import os
 import random
@@ -6,20 +6,14 @@ import re
 import shutil
 import signal
 import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, assert_same, composed, launch, run_script, signal_at, start, state
+from helpers import ROOT, STEPS, assert_same, launch, run_script, signal_at, start, state
 
-import chargpt.model
-import chargpt.module
-from chargpt.checkpoint import load_checkpoint
 from chargpt.errors import UserError
-from chargpt.model import build_model
 from chargpt.run.resume import load_state
-from train import train
 
 HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
 
@@ -35,26 +29,16 @@ def wait_for(process, text):
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(signum, status, tiny, tmp_path):
+def test_a_signal_saves_and_the_command_resumes(signum, status, tiny, tmp_path):
     run = launch(*tiny, "trainer.max_steps=1000000", "trainer.val_check_interval=50", f"hydra.run.dir={tmp_path}/run")
     wait_for(run, "val loss")
     run.send_signal(signum)
     rest = run.communicate(timeout=60)[1]
     assert run.returncode == status, rest
-    assert f"To go on: python train.py resume={tmp_path}/run" in rest
+    assert f"To resume: python train.py resume={tmp_path}/run" in rest
     assert "Traceback" not in rest
     step = int(re.search(r"Stopped after step (\d+)", rest)[1])
     assert load_state(tmp_path / "run").step == step
-
-
-def test_a_second_signal_stops_now(tiny, tmp_path):
-    """Both come in the validation after step 3, from two callbacks."""
-    stop = "{_target_: faults.SignalAt, steps: [3], signum: 2, when: on_validation_batch_start}"
-    twice = [f"+callbacks.stop={stop}", f"+callbacks.again={stop}"]
-    done = run_script("train.py", *tiny, *twice, f"hydra.run.dir={tmp_path}/run", **HARM)
-    assert done.returncode == 130, done.stderr
-    assert "Stopped after" not in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_signal_ends_a_sweep(tiny, tmp_path):
@@ -69,15 +53,15 @@ def test_diverged_run_by_hand(tiny, tmp_path):
     done = run_script("train.py", *tiny, *harm, f"hydra.run.dir={tmp_path}/run", **HARM)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: the training loss is nan in step 5; what was saved before is in ")
+    assert last.startswith("error: the training loss is nan in step 5; earlier checkpoints are kept")
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        ("memory", 1, "error: out of memory: a smaller data.batch_size needs less"),
-        ("disk", 2, "error: cannot write to the output folder .*: No space left on device"),
+        ("memory", 1, "error: out of memory: a smaller batch"),
+        ("disk", 2, "error: No space left on device"),
         ("bug", 1, ""),
     ],
 )
@@ -94,7 +78,7 @@ def test_a_bug_in_a_sweep_leaves_its_traceback_in_the_jobs_log(tiny, tmp_path):
     harm = ["+callbacks.harm._target_=faults.Raise", "+callbacks.harm.step=2,100", "+callbacks.harm.error=bug"]
     done = run_script("train.py", "-m", *tiny, *harm, f"hydra.sweep.dir={tmp_path}", **HARM)
     assert done.returncode == 1
-    assert "failed: this is not foreseen: KeyError: 'a bug'" in done.stderr
+    assert "failed: unexpected KeyError: 'a bug'" in done.stderr
     assert "1 of 2 jobs finished" in done.stderr
     assert "Traceback" not in done.stderr
     bad, good = sorted(tmp_path.glob("*/train.log"), key=lambda log: "step=100" in log.parent.name)
@@ -120,7 +104,7 @@ def test_a_full_disk(small_disk, tiny):
     size = ["model.n_embd=32", "model.n_layer=1", "trainer.max_steps=1000", "callbacks.last_checkpoint.every_n_steps=1"]
     done = run_script("train.py", *tiny, *size, f"hydra.run.dir={small_disk}/run")
     assert done.returncode == 2, done.stderr
-    assert re.search("error: cannot write to the output folder .*: No space left on device", done.stderr)
+    assert re.search("error: No space left on device", done.stderr)
     assert "Traceback" not in done.stderr
     kept = list((small_disk / "run" / "checkpoints").glob("*.ckpt"))
     assert kept
@@ -133,7 +117,7 @@ def test_a_read_only_disk(small_disk, tiny):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = run_script("train.py", *tiny, f"hydra.run.dir={small_disk}/run")
     assert done.returncode == 2
-    assert re.fullmatch("error: cannot write to the output folder .*: Read-only file system; .*\n", done.stderr)
+    assert re.fullmatch(f"error: Read-only file system: {small_disk}/run.*\n", done.stderr)
 
 
 def test_two_runs_at_once_on_an_empty_cache(tiny, text_file, tmp_path, monkeypatch):
@@ -183,121 +167,18 @@ class Reduce:
         return os.mkdir, ("was_here",)
 
 
-class Build:
-    """Runs code through __setstate__ when it is unpickled."""
-
-    def __setstate__(self, state):
-        os.mkdir("was_here")
-
-    def __getstate__(self):
-        return {"a": 1}
-
-
-EVILS = {
-    "reduce": lambda good: good | {"x": Reduce()},
-    "build": lambda good: good | {"x": Build()},
-    "hyper-parameters": lambda good: good | {"hyper_parameters": good["hyper_parameters"] | {"corpus": Reduce()}},
-    "callbacks": lambda good: good | {"callbacks": {"x": Reduce()}},
-    "optimizer": lambda good: good | {"optimizer_states": [Build()]},
-}
-
-
-@pytest.mark.parametrize("kind", EVILS)
-def test_pickles_that_run_code_do_not(kind, tiny_run, tmp_path, monkeypatch):
+def test_pickles_that_run_code_do_not(tiny_run, tmp_path, monkeypatch):
+    """In a callback's state; tests/test_checkpoint.py has more of them."""
     monkeypatch.chdir(tmp_path)
     good = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
     shutil.copytree(tiny_run, tmp_path / "run")
-    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
-        torch.save(EVILS[kind](good), tmp_path / "run" / "checkpoints" / name)
-    with pytest.raises(UserError):
-        load_checkpoint(tmp_path / "run")
+    for name in ("last.ckpt", "previous.ckpt"):
+        torch.save(good | {"callbacks": {"x": Reduce()}}, tmp_path / "run" / "checkpoints" / name)
     with pytest.raises(UserError, match="no usable checkpoint"):
         load_state(tmp_path / "run")
     assert not (tmp_path / "was_here").exists()
     torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)  # the attack itself is real
     assert (tmp_path / "was_here").exists()
-
-
-@pytest.mark.parametrize(
-    "hyper_parameters",
-    [
-        {"_instantiator": "os.system"},
-        {"model": {"_target_": "os.system", "command": "mkdir was_here"}},
-        {"model": {"name": "os.system"}},
-        {"optimizer": {"_target_": "os.system", "command": "mkdir was_here"}},
-    ],
-)
-def test_names_of_code_are_only_names(hyper_parameters, tiny, tiny_run, tmp_path, monkeypatch):
-    """In sampling, and in going on, which compares the settings and makes nothing of them."""
-    monkeypatch.chdir(tmp_path)
-    good = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
-    good["hyper_parameters"].update(hyper_parameters)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save(good, tmp_path / "run" / "checkpoints" / "last.ckpt")
-    if "model" in hyper_parameters:
-        with pytest.raises(UserError):
-            load_checkpoint(tmp_path / "run")
-    else:
-        load_checkpoint(tmp_path / "run")
-    cfg = composed(*tiny, "trainer.max_steps=9", f"run_dir={tmp_path}/other")
-    if "_instantiator" in hyper_parameters:
-        (tmp_path / "other").mkdir()
-        train(cfg, load_state(tmp_path / "run"))
-    else:
-        with pytest.raises(UserError, match=r"unknown key optimizer\._target_|no usable checkpoint"):
-            train(cfg, load_state(tmp_path / "run"))
-    assert not (tmp_path / "was_here").exists()
-
-
-@pytest.mark.parametrize("claim", ["n_layer", "n_embd", "block_size"])
-def test_sizes_are_checked_before_a_model_is_made(claim, tiny, tiny_run, tmp_path, monkeypatch):
-    """No memory is taken for what a file only claims."""
-    devices = set()
-
-    def build(*sizes):
-        model = build_model(*sizes)
-        devices.update(weight.device.type for weight in model.parameters())
-        return model
-
-    for room in (chargpt.model, chargpt.module):
-        monkeypatch.setattr(room, "build_model", build)
-    size = 1000 if claim == "n_layer" else 10**8
-    good = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
-    good["hyper_parameters"]["model"][claim] = size
-    torch.save(good, tmp_path / "huge.ckpt")
-    with pytest.raises(UserError, match="do not fit its settings"):
-        load_checkpoint(tmp_path / "huge.ckpt")
-    shutil.copytree(tiny_run, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes((tmp_path / "huge.ckpt").read_bytes())
-    with pytest.raises(UserError, match="no usable checkpoint"):
-        load_state(tmp_path / "run")
-    cfg = composed(*tiny, f"model.{claim}={size}", "trainer.max_steps=9", f"run_dir={tmp_path}/other")
-    with pytest.raises(UserError, match=r"trained with another model|needs 100,000,001"):
-        train(cfg, load_state(tiny_run))
-    assert devices <= {"meta"}
-
-
-def test_an_archive_that_grows_is_refused(tiny_run, tmp_path):
-    bomb = tmp_path / "bomb.ckpt"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000))
-    assert bomb.stat().st_size < 1_000_000
-    with pytest.raises(UserError, match="is damaged"):
-        load_checkpoint(bomb)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_flipped_bit_is_noticed_or_harmless(seed, tiny_run, tmp_path):
-    """Anywhere in the file: refused in one line, or (in the padding between records) the same weights."""
-    chance = random.Random(seed)
-    content = bytearray((tiny_run / "checkpoints" / "best.ckpt").read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    (tmp_path / "flipped.ckpt").write_bytes(content)
-    try:
-        model, _ = load_checkpoint(tmp_path / "flipped.ckpt")
-    except UserError:
-        return
-    assert_same(dict(model.state_dict()), dict(load_checkpoint(tiny_run)[0].state_dict()))
 
 
 KILLS = {  # how often, and what is special
@@ -352,5 +233,4 @@ def test_kills(kind, tiny, tmp_path, monkeypatch):
         a, b = state(tmp_path / "quiet"), state(folder)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "random_states", "global_step"):
             assert_same(a[key], b[key], key)
-        assert not [*folder.glob("checkpoints/.*.tmp"), *folder.glob(".hydra/*.tmp"), *cache.glob("*.tmp")]
         print(f"{kind}, run {runs}: bitwise the same after {kills} kills in all, at saved steps {saved}")

@@ -79,7 +79,7 @@ def test_the_third_part_is_scored_once_at_the_end(tiny, tmp_path, capsys, caplog
     assert "distinct (training {:,}, validation {:,}, test {:,})".format(*sizes) in caplog.text
     assert loss == pytest.approx(score(best.model.eval(), data.test_ids, best.scoring).loss, rel=1e-5)
     bits = f"{loss / math.log(2):.4f} bits per character"
-    assert f"Test loss {loss:.4f} ({bits}), by the weights of the best validation loss" in caplog.text
+    assert f"Test loss {loss:.4f} ({bits}), with the weights of the best validation loss" in caplog.text
     found = scored(capsys, "--ckpt", tmp_path, "--split", "test")
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["text"].startswith("the test split of ")
@@ -178,7 +178,7 @@ def test_the_same_text_for_two_parts_is_told(own, tiny, tmp_path, caplog):
     assert re.search(r"^Test text: .* lacks, the same as the validation text$", caplog.text, re.MULTILINE)
 
 
-def test_it_goes_on_with_them_by_their_hashes(own, tiny, tmp_path):
+def test_it_resumes_with_them_by_their_hashes(own, tiny, tmp_path):
     start(tmp_path / "once", *tiny, *paths(own), "trainer.max_steps=9")
     start(tmp_path / "twice", *tiny, *paths(own), "trainer.max_steps=6")
     resume(tmp_path / "twice", "trainer.max_steps=9")
@@ -239,7 +239,7 @@ def test_bytes_go_on_bitwise(of_bytes, tiny, tmp_path):
     resume(tmp_path / "twice", "trainer.max_steps=9")
     for name, weight in state(tmp_path / "once")["state_dict"].items():
         assert torch.equal(weight, state(tmp_path / "twice")["state_dict"][name]), name
-    with pytest.raises(UserError, match=r"data\.tokenizer=characters cannot be honoured"):
+    with pytest.raises(UserError, match=r"data\.tokenizer=characters cannot be changed"):
         resume(tmp_path / "twice", "data.tokenizer=characters", "trainer.max_steps=12")
 
 
@@ -271,9 +271,9 @@ def test_whole_characters_are_streamed(of_bytes, tmp_path):
 
 
 def test_weights_to_start_from_are_of_the_same_kind(of_bytes, tiny_run, tiny, tmp_path):
-    with pytest.raises(UserError, match=r"is a model of bytes: say data\.tokenizer=bytes, too"):
+    with pytest.raises(UserError, match=r"is a model of bytes: add data\.tokenizer=bytes"):
         start(tmp_path / "a", *tiny, f"init_from={of_bytes}")
-    with pytest.raises(UserError, match=r"is a model of characters: say data\.tokenizer=characters, too"):
+    with pytest.raises(UserError, match=r"is a model of characters: add data\.tokenizer=characters"):
         start(tmp_path / "b", *tiny, f"init_from={tiny_run}", "data.tokenizer=bytes")
     start(tmp_path / "c", *tiny, f"init_from={of_bytes}", "data.tokenizer=bytes")
 
@@ -295,7 +295,7 @@ def test_text8(tmp_path):
     done = run_script("train.py", "experiment=text8", *small, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert "Test loss " in done.stderr
-    assert "bits per character), by the weights of the best validation loss" in done.stderr
+    assert "bits per character), with the weights of the best validation loss" in done.stderr
     cfg = composed("experiment=text8")
     assert (list(cfg.data.split), cfg.data.path) == ([0.9, 0.05, 0.05], "text8")
 
@@ -316,7 +316,8 @@ def test_a_signal_in_the_test(signum, status, tiny, tmp_path):
     again = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
     assert again.returncode == 0, again.stderr
     assert (
-        f"is finished, 6 steps; a larger trainer.max_steps goes on\nTo score the test text: {command}\n" in again.stderr
+        f"is finished, 6 steps; a larger trainer.max_steps resumes it\nTo score the test text: {command}\n"
+        in again.stderr
     )
 
 
@@ -329,7 +330,7 @@ def test_without_a_best_checkpoint_the_last_weights_are_tested(averaged, tiny, t
     _, loss = losses_of_tests(tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert scored(capsys, "--ckpt", last, "--split", "test")["loss"] == pytest.approx(loss, rel=1e-6)
-    assert "by the weights of the last step" in caplog.text
+    assert "with the weights of the last step" in caplog.text
 
 
 def test_a_part_of_the_test_text_is_no_test(tiny, tmp_path, caplog):

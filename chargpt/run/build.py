@@ -110,14 +110,16 @@ def device_type(accelerator: str) -> str:
 
 def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     """The callbacks of `conf/callbacks`, without those that are null."""
-    callbacks = {name: made(f"callbacks.{name}", config) for name, config in configs.items() if config is not None}
-    for name, callback in callbacks.items():
+    callbacks: dict[str, Callback] = {}
+    for name, config in configs.items():
+        if config is None:
+            continue
+        callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
         if isinstance(callback, GradientAccumulationScheduler):
-            raise UserError(
-                f"callbacks.{name} counts epochs, which random blocks do not have: trainer.accumulate_grad_batches=..."
-            )
+            raise UserError(f"callbacks.{name} counts epochs, which do not end: trainer.accumulate_grad_batches=...")
+        callbacks[name] = callback
     averages = [name for name, callback in callbacks.items() if averages_in([callback])]
     if len(averages) > 1:
         raise UserError(f"two averages of the weights exclude each other: {', '.join(averages)}")
@@ -139,7 +141,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
             raise UserError(f"trainer.{name} counts epochs, which random blocks do not have: trainer.max_steps=...")
     if config.get("min_steps") and config["min_steps"] > config["max_steps"]:
         raise UserError(f"trainer.min_steps={config['min_steps']} is above trainer.max_steps={config['max_steps']}")
-    if config.get("limit_test_batches") not in (None, 1.0):
+    if (share := config.get("limit_test_batches")) is not None and (type(share) is not float or share != 1):
         raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
     batches = config.get("limit_train_batches")
     if batches is not None and (type(batches) is not int or batches < 1):
@@ -147,6 +149,10 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     clip = config.get("gradient_clip_val")
     if clip is not None and (type(clip) not in (int, float) or clip < 0):
         raise UserError(f"trainer.gradient_clip_val must be a number, at least 0, or null; got {clip}")
+    if config.get("min_steps"):
+        config = {
+            "min_epochs": 0
+        } | config  # else Lightning asks for an epoch, too, and random blocks have no end of one
     arguments = made("trainer", config)
     strategy = arguments.get("strategy")
     name = strategy if isinstance(strategy, str) else type(strategy).__name__

@@ -12,10 +12,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import errors
-from chargpt.errors import tell
+from chargpt.errors import UserError, tell
 from chargpt.jobs import Job, read_job, read_plan
+from chargpt.run.config import hydra_errors, read_config
+from chargpt.run.devices import number_of_devices
 from chargpt.run.folder import has_state
-from chargpt.run.sweep import swept_in
+from chargpt.run.resume import check_same, load_state
+from chargpt.run.sweep import ONE_DEVICE, swept_in
 
 
 def in_sweep() -> bool:
@@ -48,28 +51,26 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], float]) -> float:
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
-    error, loss = None, job.loss
-    if not job.finished:
-        job.write()
-        try:
-            loss = run(cfg)
-            replace(job, finished=True).write()
-        except Exception as raised:
-            errors.report(raised)
-            error, loss = errors.in_words(raised), math.inf
-            replace(job, error=error).write()
-    tell_of(job, error)
-    return loss
-
-
-def tell_of(job: Job, error: str | None = None) -> None:
-    """A line on the terminal: which of the jobs this is, and how it went."""
-    hydra = HydraConfig.get()
-    of = read_plan(Path(hydra.runtime.cwd, hydra.sweep.dir)).jobs or "?"
+    job.write()
+    was_finished, error = job.finished, None
+    try:
+        if number_of_devices(cfg.trainer) > 1:
+            raise UserError(ONE_DEVICE)
+        with hydra_errors():
+            if was_finished:  # with the same settings
+                check_same(load_state(job.folder), read_config(cfg))
+            else:
+                run(cfg)
+                job = replace(job, finished=True)
+    except Exception as raised:
+        errors.report(raised)
+        error = errors.in_words(raised)
+        job = replace(job, error=error)
+    job.write()
     went = "not validated"
-    if error is not None:
-        went = f"failed: {error}"
-    elif job.best:
+    if job.best:
         went = f"val loss {job.loss:.4f} at step {job.best.step:,}, {job.curve[-1].seconds:,.0f} s"
-    before = ", finished before" if job.finished and error is None else ""
-    tell(f"{job.number + 1} of {of}: {job.title or 'the defaults'}: {went}{before}")
+    went = f"failed: {error}" if error else went + (", finished before" if was_finished else "")
+    of = read_plan(Path(HydraConfig.get().runtime.cwd, HydraConfig.get().sweep.dir)).jobs or "?"
+    tell(f"{job.number + 1} of {of}: {job.title or 'the defaults'}: {went}")
+    return math.inf if error else job.loss

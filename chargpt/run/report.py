@@ -5,10 +5,12 @@ import math
 import statistics
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
 
 from chargpt.checkpoint import read_checkpoint
 from chargpt.command_line import quoted
@@ -16,9 +18,11 @@ from chargpt.corpus import Corpus
 from chargpt.curve import Point, read_curve
 from chargpt.run.build import Run
 from chargpt.run.callbacks.averaging import validated_weights
-from chargpt.run.folder import short
+from chargpt.run.devices import check_number
+from chargpt.run.folder import claim, short
 from chargpt.run.init_from import Initial
-from chargpt.run.resume import Resumption, command_to_resume
+from chargpt.run.loggers import keep_rows
+from chargpt.run.resume import Resumption, began_with, command_to_resume, log_changes, store
 
 log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
@@ -47,16 +51,33 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", f".*{message}.*")
 
 
+def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Initial | None) -> None:
+    """Make the folder the run's own, keep the configuration in it, and log what is trained."""
+    check_number(run.trainer)
+    folder, first_step = Path(run.settings.run_dir), resumption.step if resumption else 0
+    if run.trainer.is_global_zero:
+        if resumption is None:
+            claim(folder, began_here=began_with(cfg, folder))
+            store(cfg, folder)
+        else:
+            log_changes(cfg, folder)
+            run.resuming.at_first_step = partial(store, cfg, folder)
+        keep_rows(run.trainer.loggers, first_step)
+    log.info(describe(run, initial, first_step))
+
+
 def describe(run: Run, initial: Initial | None, first_step: int) -> str:
     """The texts, the model and how it is computed, in a line each; where the run begins."""
     data, trainer = run.data, run.trainer
     cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
     sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
+    seen = {data.corpus.sha256: "training"}
     for part, own in data.own.items():
         new = len(set(own.tokenizer.characters or "") - set(data.corpus.tokenizer.characters or ""))
         unseen = f", {new:,} of which the training text lacks" if new else ""
-        same = ", the same as the training text" if own.sha256 == data.corpus.sha256 else ""
+        same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
+        seen.setdefault(own.sha256, CALLED[part])
         lines.append(f"{CALLED[part].capitalize()} text: {_of(own)}{unseen}{same}")
     parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
     lines.append(
@@ -90,12 +111,22 @@ def _of(corpus: Corpus) -> str:
     return f"{corpus.name}, {files}{len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
 
 
-def report(run: Run, seconds: float, first_step: int) -> float:
-    """Log how the run ended and what to do next; returns its best validation loss.
+def end(run: Run, seconds: float, resumption: Resumption | None) -> float:
+    """Log how the run ended and what to do next, score the test text, and return the best validation loss.
 
     Args:
-        seconds: since this start, from `first_step` on.
+        seconds: since this start.
     """
+    best = float(run.module.best_val_loss.min_value)
+    if run.trainer.is_global_zero:
+        log.info(summary(run, seconds, resumption.step if resumption else 0))
+    if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
+        test(run)
+    return best
+
+
+def summary(run: Run, seconds: float, first_step: int) -> str:
+    """The best loss, what the curve shows, and the commands that come next."""
     path, trainer = Path(run.settings.run_dir), run.trainer
     best, unit, folder = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit, str(short(path))
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
@@ -116,8 +147,7 @@ def report(run: Run, seconds: float, first_step: int) -> float:
         lines.append(f"See curves:  {quoted(['tensorboard', '--logdir', folder])}")
     elif trainer.logger is not None and trainer.logger.save_dir:
         lines.append(f"Metrics:     {trainer.log_dir or trainer.logger.save_dir}")
-    log.info("\n".join(lines))
-    return best
+    return "\n".join(lines)
 
 
 def test(run: Run) -> None:

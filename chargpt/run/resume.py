@@ -35,7 +35,7 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split", "data.tokenizer",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
-NOT_REPLAYED = (*TEXTS, "resume", "init_from", "run_dir")  # a run finds its texts by hash; the others are of one start
+NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
 
 
 @dataclass(frozen=True)
@@ -254,13 +254,16 @@ def load_state(run: Path) -> Resumption:
     for file in files:
         try:
             contents = load(file)
+            weights = contents.get("current_model_state", {})  # those in training, if `state_dict` is their average
+            contents["state_dict"] |= {key: value for key, value in weights.items() if not key.startswith("net.")}
             checkpoint = from_contents(contents, file)
-            fixed, _, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
-            if checkpoint.step is None or not isinstance(fixed, dict):
+            fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
+            if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
                 raise UserError("it is not a state of training")
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
-        except (UserError, KeyError) as error:
-            log.warning(f"Passing over {file}: {error if isinstance(error, UserError) else f'it has no {error}'}")
+        except (UserError, LookupError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
@@ -283,7 +286,11 @@ def fixed_values(settings: Settings) -> dict[str, Any]:
 
 
 def check_same(resumption: Resumption, settings: Settings) -> None:
-    """Refuse settings that would not resume this run but train another one."""
+    """Refuse settings that would not resume this run but train another one. If it began from another model
+    (`init_from`), they get the architecture of that one."""
+    if settings.init_from is not None:
+        settings.model = resumption.checkpoint.model.config
+        settings.data.block_size = settings.model.block_size
     before, now = resumption.fixed, fixed_values(settings)
     for key in now:
         if key in before and before[key] != now[key]:
@@ -302,8 +309,7 @@ def store(cfg: DictConfig, run: Path) -> None:
         keys = [_parsed(each).key_or_group for each in task]
         before = read_overrides(run) if (run / OVERRIDES).is_file() else []
         texts = [each for each in before if (key := _parsed(each).key_or_group) in TEXTS and key not in keys]
-        model = [f"model.{key}={value}" for key, value in cfg.model.items() if cfg.init_from and key != "name"]
-        write(run / OVERRIDES, yaml.safe_dump([*texts, *task, *model], allow_unicode=True).encode())
+        write(run / OVERRIDES, yaml.safe_dump([*texts, *task], allow_unicode=True).encode())
         write(run / ".hydra/hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})).encode())
     write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 

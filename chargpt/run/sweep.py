@@ -15,14 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
-from chargpt import errors
 from chargpt.compare import report, save
 from chargpt.errors import UserError, tell
 from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan, read_sweep
+from chargpt.run import devices
 from chargpt.run.folder import check_contents
-from chargpt.run.launched import launched, let_the_first_speak
 
 ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
 
@@ -40,15 +39,12 @@ class RecordSweep(Callback):
         try:
             self._begin(config)
         except (UserError, OSError) as error:
-            let_the_first_speak()
-            raise SystemExit(errors.report(error)) from error  # Hydra would make a warning of a callback's exception
+            raise SystemExit(devices.report(error)) from error  # Hydra would make a warning of a callback's exception
 
     def _begin(self, config: DictConfig) -> None:
         hydra, folder = config.hydra, Path(config.hydra.sweep.dir)
         check_folder(folder, goes_on=config.resume == "allow")
-        devices, by = config.trainer.get("devices"), launched()
-        several = (isinstance(devices, int) and devices > 1) or (OmegaConf.is_list(devices) and len(devices) > 1)
-        if several or (by is not None and by[1] > 1):
+        if devices.number_of_devices(config.trainer) > 1 or (devices.launched() or ("", 1))[1] > 1:
             raise UserError(ONE_DEVICE)
         searched = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(...) finds
@@ -97,7 +93,7 @@ def check_folder(folder: Path, *, goes_on: bool) -> None:
     check_contents(folder)
     has_jobs = any(folder.glob(f"*/{JOB}"))
     if has_jobs and not goes_on:
-        raise UserError(f"{folder} holds a sweep already; resume=allow goes on with it")
+        raise UserError(f"{folder} holds a sweep already; resume=allow resumes it")
     for name in (SWEEP, "multirun.yaml", "table.csv", "sweep.png"):
         if (folder / name).exists() and not has_jobs and not read_plan(folder).start:
             raise UserError(f"{folder} holds a {name} already, and no sweep; hydra.sweep.dir=... names another folder")

@@ -1,4 +1,4 @@
-"""However a run ends, it can be gone on with, and ends as if it had not."""
+"""However a run ends, it can resume, and ends as if it had not been interrupted."""
 
 import csv
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import STEPS, assert_same, curves, launch, resume, run_script, signal_at, start, state
+from helpers import STEPS, assert_same, curves, launch, resume, run_fresh, run_script, signal_at, start, state
 from lightning.pytorch import Callback
 
 from chargpt.errors import Stopped, UserError
@@ -45,7 +45,7 @@ def test_extended_is_bitwise_the_longer_run(overrides, tiny, tmp_path):
     with pytest.raises(Stopped):
         start(tmp_path / "short", *every, *signal_at(3))
     resume(tmp_path / "short", "+callbacks.stop=null")
-    resume(tmp_path / "short", "trainer.max_steps=17")
+    resume(tmp_path / "short", "+callbacks.stop=null", "trainer.max_steps=17")
     start(tmp_path / "long", *every, "trainer.max_steps=17")
     assert_same(training_of(tmp_path / "long"), training_of(tmp_path / "short"))
 
@@ -55,9 +55,7 @@ def test_a_schedule_that_is_extended_jumps(tiny, tmp_path, caplog):
     start(tmp_path, *tiny, *QUIET, "optimizer.schedule=cosine")
     resume(tmp_path, "trainer.max_steps=24")
     told = [record.message for record in caplog.records if "learning rate" in record.message]
-    assert told == [
-        "The learning rate goes from 3e-05 to 0.000156 at once: its cosine schedule is now that of 24 steps"
-    ]
+    assert told == ["The learning rate jumps from 3e-05 to 0.000156: its cosine schedule is now that of 24 steps"]
     rates = dict(curves(tmp_path)["lr"])
     assert rates[13] == pytest.approx(1.56e-4, rel=0.01)
 
@@ -66,20 +64,20 @@ def test_a_change_that_does_not_work_is_not_kept(tiny, tmp_path):
     start(tmp_path, *tiny, *QUIET)
     before = (tmp_path / ".hydra" / "config.yaml").read_bytes()
     harm = "+callbacks.harm={_target_: faults.Raise, step: 12, error: bug, when: on_train_start}"
-    with pytest.raises(UserError, match="cannot be gone on from: KeyError: 'a bug'"):
+    with pytest.raises(UserError, match="the run cannot begin: KeyError: 'a bug'"):
         resume(tmp_path, "trainer.max_steps=14", harm)
     assert (tmp_path / ".hydra" / "config.yaml").read_bytes() == before
     resume(tmp_path, "trainer.max_steps=14")
     assert (tmp_path / ".hydra" / "config.yaml").read_bytes() != before
 
 
-def test_another_number_of_devices_is_told(tiny, tmp_path, caplog):
+def test_another_number_of_devices_is_logged(tiny, tmp_path, caplog):
     start(tmp_path, *tiny, *QUIET)
     kept = state(tmp_path)
     kept["random_states"] = [{"cpu": torch.get_rng_state()} for _ in range(2)]
     torch.save(kept, tmp_path / "checkpoints" / "last.ckpt")
     resume(tmp_path, "trainer.max_steps=14")
-    assert "This run had 2 devices and goes on with 1: from here on" in caplog.text
+    assert "This run had 2 devices and resumes with 1: from here on" in caplog.text
 
 
 # Limits of time, early stopping, a callback that stops
@@ -116,7 +114,7 @@ def test_what_stops_a_run_leaves_its_last_state(stop, again, tiny, tmp_path, cap
     reached = state(tmp_path / "run")["global_step"]
     assert reached == max(step for step, _ in curves(tmp_path / "run")["train/loss"])
     assert reached < int(most.partition("=")[2])
-    assert f"To go on:    python train.py resume={tmp_path / 'run'}" in caplog.text
+    assert f"To resume:   python train.py resume={tmp_path / 'run'}" in caplog.text
     resume(tmp_path / "run", *again, f"trainer.max_steps={reached + 3}")
     start(tmp_path / "whole", *tiny, *QUIET, f"trainer.max_steps={reached + 3}", "trainer.val_check_interval=3")
     assert_same(training_of(tmp_path / "whole"), training_of(tmp_path / "run"))
@@ -164,7 +162,7 @@ def test_what_was_logged_is_on_disk_with_the_state(tiny, tmp_path):
         f"+callbacks.stop.{key}" for key in ("_target_=faults.SignalAt", "steps=[11]", f"signum={int(signal.SIGKILL)}")
     ]
     harm = {"env": {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}}
-    done = run_script("train.py", *tiny, *QUIET, *kill, f"hydra.run.dir={tmp_path}/run", **harm)
+    done = run_fresh("train.py", *tiny, *QUIET, *kill, f"hydra.run.dir={tmp_path}/run", **harm)
     assert done.returncode == -signal.SIGKILL
     assert [step for step, _ in curves(tmp_path / "run")["train/loss"]][:9] == list(range(1, 10))
 
@@ -199,7 +197,7 @@ def test_a_signal_to_the_whole_group(signum, status, long, tmp_path):
     os.killpg(run.pid, signum)
     said = run.communicate(timeout=60)[1]
     assert run.returncode == status, said
-    assert f"To go on: python train.py resume={tmp_path}/run" in said
+    assert f"To resume: python train.py resume={tmp_path}/run" in said
     assert "Traceback" not in said
     assert "error" not in said
 
@@ -216,7 +214,7 @@ def test_killed_before_the_first_save(tiny, tmp_path):
     assert "ended before its first save" in done.stderr
     other = run_script("train.py", *line)
     assert other.returncode == 2
-    assert "holds a run already" in other.stderr
+    assert "would be lost" in other.stderr
     run = launch(*line, "trainer.max_steps=1000000")
     wait_for(lambda: "step 30" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8").rpartition("Model:")[2])
     run.terminate()
@@ -236,7 +234,7 @@ def test_one_process_for_a_run(long, tmp_path):
     config = (tmp_path / "outputs" / "run" / ".hydra" / "config.yaml").read_bytes()
     for line in ([f"resume={folder}"], ["resume=auto"], [f"hydra.run.dir={folder}"], [*long, "resume=allow"]):
         done = run_script("train.py", *line, cwd=tmp_path)
-        assert done.returncode == 2
+        assert done.returncode == 2, done.stderr
         assert "error: another process is at work in " in done.stderr
         assert run.poll() is None
     run.terminate()
@@ -257,7 +255,7 @@ def test_one_command_line_for_every_start(long, tmp_path):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("name", ["a b", "a=1,b=2", "back\\slash", "$HOME", "it's", 'quo"te', "{x}", "道"])
+@pytest.mark.parametrize("name", ["a b", "a=1,b=2", "back\\slash", "$HOME", "it's", "道"])
 def test_a_copy_of_another_name_goes_on(name, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / name)
     done = run_script("train.py", f"resume={tmp_path / name}", "trainer.max_steps=8")

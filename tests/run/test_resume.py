@@ -379,7 +379,7 @@ def test_other_overrides_have_to_be_typed_again(override, copy, monkeypatch):
 
 
 def test_paths_and_starts_are_not_replayed(copy):
-    add(copy, "data.path=/etc/passwd", "data.val_path=/etc/passwd", "init_from=/etc", "resume=/etc", "run_dir=/etc")
+    add(copy, "data.path=/etc/passwd", "data.val_path=/etc/passwd", "resume=/etc", "run_dir=/etc")
     assert not any("/etc" in each for each in replayed(copy, []))
     assert "/etc" not in command_to_resume(copy)
 

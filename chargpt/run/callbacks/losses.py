@@ -1,13 +1,23 @@
-"""The losses of a run as a table, beside whatever logger it has."""
+"""The losses of a run, as a table and as a picture in its folder, beside whatever logger it has."""
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.curve import Point, append, keep_until
+from chargpt.curve import PICTURE, Point, append, keep_until, read_curve, thinned
+from chargpt.errors import NonFiniteError, Stopped
+from chargpt.files import decoration, write
+from chargpt.pictures import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS, MOST_MARKED = 5_000, 100  # a curve that is longer is thinned, and has no dots
 
 
 class Losses(Callback):
@@ -19,17 +29,73 @@ class Losses(Callback):
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
+        self._since = time.perf_counter()
+
+    @property
+    def _seconds(self) -> float:
+        return round(time.perf_counter() - self._since, 3)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = float(state_dict["seconds"])
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = keep_until(self.folder, trainer.global_step)
-        self._since = time.perf_counter() - (kept[-1].seconds if kept else 0.0)
+        self._since = time.perf_counter() - getattr(self, "_before", 0.0)
+        with decoration("losses.csv"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self.folder, trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            seconds = round(time.perf_counter() - self._since, 3)
             names = ("train/loss", "val/loss", "chars_per_second")
             losses = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
-            append(self.folder, Point(trainer.global_step, seconds, *losses))
+            with decoration("losses.csv"):
+                append(self.folder, Point(trainer.global_step, self._seconds, *losses))
+
+
+class LossPicture(Callback):
+    """Draws the run's `losses.csv` as `loss.png` once it has ended, also if a signal or the loss ended it.
+
+    Args:
+        dirpath: the folder of both.
+    """
+
+    def __init__(self, dirpath: str):
+        self.folder = Path(dirpath)
+
+    # After `on_train_end`, where others may still have something to save: a full disk should fail them first.
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        with decoration(PICTURE):
+            if points := read_curve(self.folder):
+                write(self.folder / PICTURE, png(draw(points)))
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped | NonFiniteError):
+            self.on_fit_end(trainer, module)
+
+
+def draw(points: Sequence[Point]) -> "Figure":
+    """Both losses over the steps, and where the validation loss was lowest."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    best = min(points, key=lambda point: point.val_loss)
+    points = thinned(points, MOST_POINTS)
+    steps, marker = [point.step for point in points], "." if len(points) <= MOST_MARKED else ""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(steps, [point.train_loss for point in points], color="C0", marker=marker, alpha=0.6, label="training")
+    panel.plot(steps, [point.val_loss for point in points], color="C1", marker=marker, label="validation")
+    said = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
+    panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=said)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set(xlabel="step", ylabel="loss (nats)")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    return figure

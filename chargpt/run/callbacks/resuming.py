@@ -118,5 +118,5 @@ def check_state(group: dict[str, Any], states: Any) -> None:
                 raise UserError(f"the optimizer's step in the checkpoint is in {value.dtype}")
             if not value.is_contiguous():
                 raise UserError(f"the optimizer's {name} in the checkpoint is not laid out as its parameter")
-        if state.keys() != states.get(group["params"][0], {}).keys():
+        if not state or state.keys() != states[group["params"][0]].keys():
             raise UserError("the optimizer in the checkpoint has no state for some parameters")

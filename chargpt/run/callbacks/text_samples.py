@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.errors import UserError
+from chargpt.files import decoration
 from chargpt.module import CharLM
 from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.callbacks.record import verbatim
@@ -38,8 +39,9 @@ class TextSamples(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        keep_until(self.folder, trainer.global_step)
+        with decoration("samples.jsonl"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self.folder, trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -52,6 +54,7 @@ class TextSamples(Callback):
         with validated_weights(trainer, module):
             ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
         text = tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
-        append(self.folder, Sample(trainer.global_step, text))
+        with decoration("samples.jsonl"):
+            append(self.folder, Sample(trainer.global_step, text))
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)

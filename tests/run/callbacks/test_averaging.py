@@ -101,14 +101,14 @@ def test_switched_on_and_ended_before_a_step_nothing_is_lost(tiny, tmp_path, mon
 def test_two_averages_are_refused(tiny, tmp_path):
     """Each would put its weights where the other put its own."""
     ema = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    message = r"two averages of the weights exclude each other: callbacks\.averaging, callbacks\.ema"
+    message = r"two averages of the weights exclude each other: averaging, ema"
     with pytest.raises(UserError, match=message):
         start(tmp_path, *tiny, *AVERAGING, ema)
 
 
 @pytest.mark.parametrize("value", ["abc", "0.9", "true"])
 def test_what_is_no_averaging(value, tiny, tmp_path):
-    with pytest.raises(UserError, match=r"callbacks\.averaging is no callback of Lightning's"):
+    with pytest.raises(UserError, match=r"callbacks\.averaging is not a Lightning callback"):
         start(tmp_path, *tiny, f"callbacks.averaging={value}")
 
 
@@ -131,52 +131,24 @@ def test_lightnings_own_averaging_is_saved_as_best_too(tiny, tmp_path):
     row = score_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build_parser().parse_args([]))
     assert row.score.loss == pytest.approx(best, abs=1e-6)
     loaded = load_state(tmp_path)
-    assert loaded.best == best
-    assert loaded.state["state_dict"]["best_val_loss.min_value"] == best
+    assert loaded.best_loss == best
 
 
-HOSTILE = {
+DAMAGED = {
     "weights-missing": lambda state: state["current_model_state"].pop("net.lm_head.weight"),
     "weights-text": lambda state: state.update(current_model_state="abc"),
-    "weights-list": lambda state: state.update(current_model_state=[1]),
-    "weights-nan": lambda state: state["current_model_state"]["net.lm_head.weight"].fill_(float("nan")),
     "weights-shape": lambda state: state["current_model_state"].update({"net.lm_head.weight": torch.ones(2, 2)}),
-    "weights-kind": lambda state: state["current_model_state"].update({"net.lm_head.weight": "abc"}),
-    "best-text": lambda state: state["current_model_state"].update({"best_val_loss.min_value": "abc"}),
-    "best-missing": lambda state: state["current_model_state"].pop("best_val_loss.min_value"),
     "count-missing": lambda state: state.pop("averaging_state"),
-    "count-text": lambda state: state.update(averaging_state="abc"),
-    "count-negative": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(-5)),
-    "count-huge": lambda state: state["averaging_state"].update(n_averaged=torch.tensor(2**63 - 2)),
-    "count-shape": lambda state: state["averaging_state"].update(n_averaged=torch.ones(3, dtype=torch.int64)),
-    "count-number": lambda state: state["averaging_state"].update(n_averaged=3),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_a_file_may_not_say(name, averaged, tmp_path, caplog):
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_average_is_refused(name, averaged, tmp_path):
     shutil.copytree(averaged[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "previous.ckpt").unlink()
     damaged = state(tmp_path)
-    HOSTILE[name](damaged)
+    DAMAGED[name](damaged)
     torch.save(damaged, tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="has no usable checkpoint to go on from"):
-        load_state(tmp_path)
-    assert "it is damaged, or not a state of training" in caplog.text
-
-
-@pytest.mark.parametrize("decay", ["null", DECAY])
-def test_what_a_file_says_beside_is_not_taken(decay, averaged, tiny, tmp_path):
-    """A best loss in the average, and up to where it goes: the run goes on as it would."""
-    ends = []
-    for n in range(2):
-        shutil.copytree(averaged[0], tmp_path / str(n))
-        changed = state(tmp_path / str(n))
-        if n:
-            changed["state_dict"]["best_val_loss.min_value"] = "abc"
-            changed["averaging_state"]["abc"] = "abc"
-            changed["callbacks"]["Averaging"] = {"latest_update_step": "abc"}
-        torch.save(changed, tmp_path / str(n) / "checkpoints" / "last.ckpt")
-        resume(tmp_path / str(n), "trainer.max_steps=16", f"callbacks.averaging.decay={decay}")
-        ends.append(state(tmp_path / str(n)))
-    assert_same(*(each["state_dict"] for each in ends))
+    with pytest.raises(UserError) as no:
+        resume(tmp_path, "trainer.max_steps=14")
+    assert "\n" not in str(no.value)

@@ -1,12 +1,15 @@
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from faults import clock
 from helpers import events, start
 from lightning.pytorch import Trainer
 
 from chargpt.run.callbacks import text_samples
+from chargpt.run.callbacks.throughput import Throughput
 
 # A second for each batch and two for each step; 100 at each turn of a validation, in a text sample and in a save.
 SLOW = [f"+callbacks.slow.{each}" for each in ("_target_=faults.Slow", "batch=1.0", "step=2.0", "validation=100.0")]
@@ -50,3 +53,16 @@ def test_it_counts_the_steps_of_this_start(tiny, tmp_path, monkeypatch):
     start(tmp_path, *tiny, *SLOW, "trainer.max_steps=5", "trainer.log_every_n_steps=4")
     found = {(event.step, round(event.value, 3)) for event in events(tmp_path).Scalars("chars_per_second")}
     assert found == {(4, round(64 / 3, 3))}
+
+
+def test_characters_of_all_devices_count(monkeypatch):
+    seconds = iter([0.0, 4.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    logged = {}
+    trainer = SimpleNamespace(global_step=0, world_size=3, accumulate_grad_batches=2, log_every_n_steps=1)
+    module = SimpleNamespace(log=logged.__setitem__)
+    callback = Throughput()
+    callback.on_train_start(trainer, module)
+    trainer.global_step = 5
+    callback.on_train_batch_end(trainer, module, None, [torch.zeros(4, 16)], 0)
+    assert logged == {"chars_per_second": 3 * 2 * 5 * 4 * 16 / 4}

@@ -1,4 +1,4 @@
-"""Random numbers: each rank's own, and after an interruption those that would have come."""
+"""Random numbers: each rank has its stream, which continues when a run resumes."""
 
 import logging
 import struct
@@ -13,11 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class RandomState(Callback):
-    """Gives each rank random numbers of its own, puts PyTorch's random states into each full checkpoint, one for each
-    rank, and takes them from there again.
+    """Seeds each rank differently, and keeps PyTorch's random states, one for each rank, in full checkpoints.
 
-    Lightning's checkpoints leave them out: dropout would differ after an interruption. And it seeds all ranks alike:
-    their dropout masks would coincide.
+    Lightning's checkpoints leave them out, so that dropout would differ after an interruption; and it seeds all ranks
+    alike, so that their dropout masks would coincide.
     """
 
     _restored: dict[str, torch.Tensor] | None = None
@@ -38,39 +37,22 @@ class RandomState(Callback):
         checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint.get("random_states")
-        if states is None:  # written before 2026-12: one state, in another callback's care
-            old = checkpoint["callbacks"].get("LastCheckpoint", {})
-            states = [{"cpu": old["cpu"]} | ({"device": old["cuda"][0]} if old["cuda"] else {})] if old else []
+        states = checkpoint["random_states"]
         if len(states) == trainer.world_size:
             self._restored = states[trainer.global_rank]
-        elif states:
+        else:
             log.warning(
-                f"This run had {len(states)} device{'s' * (len(states) > 1)} and goes on with {trainer.world_size}:"
-                " from here on, batches and dropout are not those that would have come"
+                f"This run had {len(states)} device{'s' * (len(states) > 1)} and resumes with {trainer.world_size}:"
+                " from here on, batches and dropout are others than without the interruption"
             )
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._restored is not None:  # only now: making the loaders has drawn numbers since
-            _check_state(self._restored["cpu"])
+            _, left, _, following = struct.unpack("<QiiQ", self._restored["cpu"][:24].numpy().tobytes())
+            if left - 1 + following > 624:  # PyTorch would read past the 624 numbers of its Mersenne twister
+                raise UserError("the random state in the checkpoint is not one of PyTorch's")
             torch.set_rng_state(self._restored["cpu"])
             device = trainer.strategy.root_device
             if "device" in self._restored and device.type != "cpu":
                 torch.get_device_module(device).set_rng_state(self._restored["device"], device)
             self._restored = None
-
-
-NUMBERS = 624  # that a Mersenne twister has ready at a time
-
-
-def _check_state(state: torch.Tensor) -> None:
-    """Refuse a state by which PyTorch would take other memory for its random numbers: it checks both counts of its
-    generator, of those that are left and of the next one, but not that they agree.
-
-    Raises:
-        UserError: it is such a state.
-    """
-    if state.dtype == torch.uint8 and state.numel() >= 24:  # else PyTorch itself refuses it
-        _, left, _, following = struct.unpack("<QiiQ", state[:24].numpy().tobytes())
-        if left - 1 + following > NUMBERS:
-            raise UserError("its random state is none of PyTorch's")

@@ -1,21 +1,25 @@
+"""The table and the picture of a run's losses."""
+
 import math
+import time
 
 import pytest
-from helpers import STEPS, signal_at, start
+from faults import clock
+from helpers import STEPS, composed, resume, signal_at, start, state
+from omegaconf import OmegaConf
 
-from chargpt.curve import Point
+from chargpt.curve import Point, read_curve
 from chargpt.errors import NonFiniteError, Stopped
-from chargpt.run.callbacks import loss_picture
-from chargpt.run.callbacks.loss_picture import MOST_POINTS, draw
+from chargpt.run.callbacks import losses as room
+from chargpt.run.callbacks.losses import MOST_POINTS, draw
+from train import train
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The curves that were drawn, as steps."""
     curves = []
-    monkeypatch.setattr(
-        loss_picture, "draw", lambda points: curves.append([point.step for point in points]) or draw(points)
-    )
+    monkeypatch.setattr(room, "draw", lambda points: curves.append([point.step for point in points]) or draw(points))
     return curves
 
 
@@ -39,7 +43,7 @@ def test_odd_curves(loss, tmp_path):
 
 
 def test_it_has_all_points_whatever_the_order(tiny, tmp_path, drawn):
-    first = "+callbacks={aaa: {_target_: chargpt.run.callbacks.loss_picture.LossPicture, dirpath: '${run_dir}'}}"
+    first = "+callbacks={aaa: {_target_: chargpt.run.callbacks.losses.LossPicture, dirpath: '${run_dir}'}}"
     start(tmp_path, *tiny, *STEPS, first.replace("+callbacks={aaa: ", "+callbacks.aaa=").removesuffix("}"))
     assert drawn == [[4, 8, 12]] * 2
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -66,15 +70,24 @@ def test_none(overrides, tiny, tmp_path):
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_a_full_disk(tiny, tmp_path, monkeypatch):
-    """All else is saved by then; it does not hide why a run was stopped."""
+@pytest.mark.parametrize("name", ["loss.png", "losses.csv", "samples.jsonl"])
+def test_a_file_that_cannot_be_written_ends_no_run(name, tiny, tmp_path, caplog):
+    """Open in another program on Windows, say; here something else is in its place."""
+    (tmp_path / name / "in the way").mkdir(parents=True)
+    (tmp_path / ".hydra").mkdir()
+    cfg = composed(*tiny, f"run_dir={tmp_path}")
+    (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")  # it began here
+    train(cfg)
+    assert state(tmp_path)["global_step"] == 6
+    assert f"cannot write {name}" in caplog.text
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loss_picture, "write_whole", full)
-    with pytest.raises(OSError, match="No space left"):
-        start(tmp_path / "end", *tiny)
-    assert (tmp_path / "end" / "checkpoints" / "last.ckpt").exists()
+def test_seconds_count_all_training(tiny, tmp_path, monkeypatch):
+    """Also what was trained between the last row and an interruption, and nothing of the time between."""
+    monkeypatch.setattr(time, "perf_counter", clock)
+    steps = [*STEPS, "+callbacks.slow={_target_: faults.Slow, step: 10}"]
     with pytest.raises(Stopped):
-        start(tmp_path / "stopped", *tiny, *signal_at(4))
+        start(tmp_path, *tiny, *steps, *signal_at(6))
+    clock.sleep(1000)
+    resume(tmp_path, steps[-1], "+callbacks.stop=null")
+    assert [point.seconds for point in read_curve(tmp_path)] == [40, 80, 120]

@@ -1,16 +1,19 @@
-"""A run that is asked to stop, and one whose loss is no longer a number."""
+"""A run that is asked to stop, and one whose loss is no longer finite."""
 
 import logging
 import signal
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import STEPS, signal_at, start, state
+from helpers import STEPS, composed, signal_at, start, state
 
+from chargpt.curve import read_curve
 from chargpt.errors import NonFiniteError, Stopped, UserError
-from chargpt.run.callbacks import stop_on_signal
+from chargpt.run.callbacks.stopping import StopOnSignal
+from train import train
 
 HANDLED = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -32,7 +35,7 @@ def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path,
     assert (stop.value.code, stop.value.step) == (status, 3)
     assert state(tmp_path)["global_step"] == 3
     assert f"{signum}: stopping after this step" in capfd.readouterr().err
-    assert f"Stopped after step 3. To go on: python train.py resume={tmp_path}" in caplog.text
+    assert f"Stopped after step 3. To resume: python train.py resume={tmp_path}" in caplog.text
 
 
 def test_a_signal_that_comes_while_a_message_is_written(monkeypatch, capfd):
@@ -43,7 +46,7 @@ def test_a_signal_that_comes_while_a_message_is_written(monkeypatch, capfd):
 
     monkeypatch.setattr(logging.Logger, "handle", busy)
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=busy, flush=busy))
-    stop_on_signal.StopOnSignal()._on_signal(signal.SIGTERM, None)
+    StopOnSignal()._on_signal(signal.SIGTERM, None)
     assert capfd.readouterr().err == "SIGTERM: stopping after this step (again: stop at once)\n"
 
 
@@ -54,7 +57,7 @@ def test_several_processes_ask_one_another_now_and_then(step, asked):
     trainer = SimpleNamespace(
         world_size=2, global_step=step, max_steps=5, log_every_n_steps=2, strategy=strategy, checkpoint_callbacks=[]
     )
-    callback = stop_on_signal.StopOnSignal()
+    callback = StopOnSignal()
     callback.on_step_end(trainer, None)
     assert callback._stopping is asked
 
@@ -66,17 +69,6 @@ def test_signals_of_schedulers(signum, scheduler, tiny, tmp_path, handlers, monk
     monkeypatch.setenv(scheduler, "1")
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *signal_at(2, signum=int(getattr(signal, signum))))
-    assert stop.value.code == 143
-    assert state(tmp_path)["global_step"] == 3
-
-
-def test_where_there_is_no_sigusr1(tiny, tmp_path, monkeypatch):
-    """On Windows, also with SLURM_JOB_ID set; it has no SIGHUP either."""
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
-    windows = {name: value for name, value in vars(signal).items() if not name.startswith(("SIGUSR", "SIGHUP"))}
-    monkeypatch.setattr(stop_on_signal, "signal", SimpleNamespace(**windows))
-    with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *signal_at(2))
     assert stop.value.code == 143
     assert state(tmp_path)["global_step"] == 3
 
@@ -97,6 +89,50 @@ def test_a_signal_in_the_last_step(tiny, tmp_path, handlers):
         start(tmp_path, *tiny, *signal_at(5))
     assert (stop.value.code, stop.value.step) == (143, 6)
     assert state(tmp_path)["global_step"] == 6
+
+
+def test_two_signals_within_half_a_second_count_as_one(tiny, tmp_path, handlers):
+    """A launcher passes Ctrl-C on, or a finger slips: the step is saved all the same. Later, the second one ends it."""
+    twice = [*signal_at(2, signum=int(signal.SIGINT)), *(e.replace(".stop.", ".more.") for e in signal_at(2, signum=2))]
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *twice)
+    assert (stop.value.code, state(tmp_path)["global_step"]) == (130, 3)
+    callback = StopOnSignal()
+    callback._on_signal(signal.SIGTERM, None)
+    callback._since -= 1
+    with pytest.raises(SystemExit):
+        callback._on_signal(signal.SIGTERM, None)
+
+
+def test_in_another_thread_it_trains_without_handlers(tiny, tmp_path, handlers):
+    thread = threading.Thread(target=train, args=(composed(*tiny, f"run_dir={tmp_path}"),))
+    thread.start()
+    thread.join()
+    assert state(tmp_path)["global_step"] == 6
+
+
+@pytest.mark.parametrize("limit", [["trainer.min_steps=1"], ["trainer.min_steps=20"], []])
+def test_min_steps_delay_a_stop_and_nothing_else(limit, tiny, tmp_path, handlers):
+    """Early stopping ends the run at the step that it asked for, or at the least one, which is validated and saved."""
+    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, min_delta: 100}"
+    start(tmp_path, *tiny, *STEPS, "trainer.max_steps=200", f"+callbacks.early={early}", *limit)
+    assert state(tmp_path)["global_step"] == (20 if "trainer.min_steps=20" in limit else 8)
+    assert read_curve(tmp_path)[-1].step == state(tmp_path)["global_step"]
+    assert state(tmp_path)["stopped_early"]
+
+
+def test_saves_and_signals_go_on_before_min_steps(tiny, tmp_path, handlers):
+    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, min_delta: 100}"
+    more = ["trainer.max_steps=200", "trainer.min_steps=100", f"+callbacks.early={early}"]
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *STEPS, *more, *signal_at(30))
+    assert stop.value.step == state(tmp_path)["global_step"] == 31
+
+
+def test_a_time_limit_is_not_early(tiny, tmp_path):
+    start(tmp_path, *tiny, *STEPS, "trainer.max_steps=100000", "trainer.max_time={seconds: 1}", "trainer.min_steps=1")
+    assert "stopped_early" not in state(tmp_path) or not state(tmp_path)["stopped_early"]
+    assert state(tmp_path)["global_step"] < 100000
 
 
 @pytest.mark.parametrize(("step", "when"), [(2, "on_train_batch_start"), (0, "on_fit_start")])

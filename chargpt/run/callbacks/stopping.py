@@ -1,0 +1,159 @@
+"""What ends a run: signals, a loss that is no longer finite, and the last step, which is validated."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from chargpt.errors import NonFiniteError, Stopped
+from chargpt.module import is_logged
+from chargpt.run.callbacks.saving import AtStepEnd, LastCheckpoint
+from chargpt.run.devices import launched_here
+
+SIGHUP = 1  # Windows lacks it
+TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
+ADVICE = (
+    "; earlier checkpoints are kept. A lower optimizer.lr, a longer optimizer.warmup_steps, trainer.gradient_clip_val=1"
+    " or trainer.precision=32-true may help"
+)
+
+
+class StopOnSignal(AtStepEnd):
+    """SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
+    SIGUSR2 let the step end, have it saved, and end the process with 128 + the signal (SIGTERM for the last two). A
+    second signal ends it at once. submitit's own handler then requeues the job.
+    """
+
+    _signal: int | None = None
+    _since = 0.0
+    _handler_before: Any = None
+    _speaks = True
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._watch(trainer)
+
+    def _watch(self, trainer: Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+            return
+        self._speaks = trainer.is_global_zero and not launched_here()  # the process that launched it does
+        names = ["SIGINT", "SIGTERM", "SIGHUP"]
+        if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
+            names += ["SIGUSR1", "SIGUSR2"]
+        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
+        signals = [each for each in signals if each != SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+        self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            if time.monotonic() - self._since < TOGETHER:
+                return
+            raise SystemExit(_status(signum))
+        self._signal, self._since, self._handler_before = signum, time.monotonic(), self._handlers.get(signum)
+        if self._speaks:  # not by logging, which may be at work in the line that the signal interrupted
+            with contextlib.suppress(OSError):
+                os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
+
+    # It stops before the next step, or once training has ended: by then all is saved, and Lightning has logged the step.
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another
+            self._agree(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.stopping:
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._agree(trainer)  # the signal may have come in the last validation
+        self._restore_handlers()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.stopping:
+            self._stop(trainer)
+
+    # A test has nothing to save: it ends as soon as it can.
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._watch(trainer)
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        if self._signal is not None:
+            raise SystemExit(_status(self._signal))
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Stop on all ranks if one has had a signal."""
+        self.stopping = self._signal is not None
+        if trainer.world_size > 1:
+            self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
+
+    def _stop(self, trainer: Trainer) -> None:
+        saved = any(isinstance(each, LastCheckpoint) for each in trainer.checkpoint_callbacks)
+        if saved and getattr(self._handler_before, "__module__", "").startswith("submitit."):
+            with contextlib.suppress(Exception):  # it raises if it has requeued often enough, else ends the process
+                self._handler_before(self._signal, None)
+        # The other ranks end with 0: any other status has torchrun and srun end rank 0 before it has reported.
+        status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
+        raise Stopped(status, trainer.global_step, saved=saved)
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+
+def _status(signum: int) -> int:
+    return 128 + (signum if signum in (signal.SIGINT, SIGHUP) else signal.SIGTERM)
+
+
+class StopOnNonFinite(Callback):
+    """Ends the run with `NonFiniteError` if the loss is no longer finite, and keeps such weights from being saved.
+
+    On a CPU every step is checked. Elsewhere, and on several devices, only logged steps are: each check makes the
+    device finish its work, or all wait for one another. (`trainer.detect_anomaly` checks every operation, slowly.)
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"]
+        alone = loss.device.type == "cpu" and trainer.world_size == 1
+        if not alone and not is_logged(trainer, trainer.global_step):
+            return
+        finite = bool(loss.isfinite())
+        if trainer.world_size > 1:  # all end, or none: a rank that went on would wait for the others
+            finite = trainer.strategy.reduce_boolean_decision(finite)
+        if not finite:
+            raise NonFiniteError(f"the training loss is {loss.item()} in step {trainer.global_step}{ADVICE}")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        loss = trainer.callback_metrics["val/loss"]
+        if not loss.isfinite():
+            raise NonFiniteError(f"the validation loss is {loss.item()} after step {trainer.global_step}{ADVICE}")
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+            raise NonFiniteError(f"the weights are not finite after step {trainer.global_step}{ADVICE}")
+
+
+class ValidateAtEnd(Callback):
+    """Validates after the last step, also if it is no multiple of the validation interval: asked to stop, Lightning
+    validates first. Otherwise a run shorter than the interval would have no best checkpoint."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
