@@ -57,7 +57,11 @@ def chance(*what: object) -> random.Random:
 def name_of(value: str) -> str:
     """A printable, short id for a test."""
     text = re.sub(r"[^\w.,=+~${}()<>@%^ -]", "_", value.encode("unicode_escape").decode())
-    return text if text == value and len(text) < 60 else f"{text[:50]}-{hashlib.sha256(ascii(value).encode()).hexdigest()[:6]}"
+    return (
+        text
+        if text == value and len(text) < 60
+        else f"{text[:50]}-{hashlib.sha256(ascii(value).encode()).hexdigest()[:6]}"
+    )
 
 
 @contextlib.contextmanager
