@@ -126,13 +126,13 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
             trainer.should_stop, self._stop_is_due = True, False
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer has it, undeclared
         if not self._checked:  # before hours are spent
-            states = {each.state_key: each.state_dict() for each in trainer.callbacks}  # type: ignore[attr-defined]
-            check_loadable({"callbacks": states})
+            check_loadable({"callbacks": {each.state_key: each.state_dict() for each in callbacks}})
             self._checked = True
         step = trainer.global_step
         is_last = step >= trainer.max_steps or stops(trainer)
-        is_last |= any(isinstance(each, AtStepEnd) and each.stopping for each in trainer.callbacks)  # type: ignore[attr-defined]
+        is_last |= any(isinstance(each, AtStepEnd) and each.stopping for each in callbacks)
         if is_last or step % self.every_n_steps == 0:
             self.save(trainer)
 
