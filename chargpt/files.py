@@ -28,7 +28,7 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [path for name in files if not name.startswith(".") and (path := Path(parent, name)).match(pattern)]
-    return sorted(found)
+    return sorted(path for path in found if path.is_file())  # not links that lead nowhere
 
 
 @contextmanager
@@ -70,11 +70,11 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Inside, a file is written without which a run goes on: an error is logged."""
+    """Inside, a file is written that a run can do without: an error is logged, and training continues."""
     try:
         yield
     except OSError as error:
-        log.warning(f"cannot write {what}: {error.strerror}")
+        log.warning(f"cannot write {what}: {error.strerror or error}")
 
 
 @contextmanager

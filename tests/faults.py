@@ -11,8 +11,8 @@ class SignalAt(Callback):
     """Sends this process a signal in the given optimizer steps, as a person or a scheduler would.
 
     Args:
-        rank: of several processes the only one that is struck; all are by default.
-        once: a file that tells later processes that it was done.
+        rank: of several processes the only one that gets it; all do by default.
+        once: a file that is made then, and keeps later processes from doing it again.
     """
 
     def __init__(self, steps, signum=signal.SIGTERM, when="on_train_batch_start", rank=None, once=None):
@@ -61,7 +61,7 @@ class Raise(Callback):
 
 
 class Slow(Callback):
-    """Takes time on a clock of the test's own: in every batch, before every optimizer step, after every validation."""
+    """Takes time on the clock below: in every batch, before every optimizer step, after every validation."""
 
     def __init__(self, batch=0.0, step=0.0, validation=0.0):
         self.batch = batch

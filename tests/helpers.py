@@ -83,7 +83,10 @@ def start(folder: Path, *overrides: str) -> float:
 
 def resume(folder: Path, *overrides: str) -> float:
     """Resume a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
-    return train(resumed(folder, *overrides), load_state(folder))
+    stored = [*replayed(folder, overrides), *overrides]
+    best = train(resumed(folder, *overrides), load_state(folder))
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
+    return best
 
 
 def resumed(folder: Path, *overrides: str) -> DictConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, assert_same, launch, run_script, signal_at, start, state
+from helpers import ROOT, STEPS, assert_same, launch, run_script, signal_at, state
 
 from chargpt.errors import UserError
 from chargpt.run.resume import load_state
@@ -48,7 +48,7 @@ def test_a_signal_ends_a_sweep(tiny, tmp_path):
     assert len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 1
 
 
-def test_diverged_run_by_hand(tiny, tmp_path):
+def test_a_loss_that_is_not_finite_is_one_line_with_advice(tiny, tmp_path):
     harm = ["+callbacks.harm._target_=faults.Poison", "+callbacks.harm.step=4"]
     done = run_script("train.py", *tiny, *harm, f"hydra.run.dir={tmp_path}/run", **HARM)
     assert done.returncode == 1
@@ -65,11 +65,11 @@ def test_diverged_run_by_hand(tiny, tmp_path):
         ("bug", 1, ""),
     ],
 )
-def test_other_ends(error, status, message, tiny, tmp_path):
+def test_other_errors_keep_what_was_saved(error, status, message, tiny, tmp_path):
     harm = ["+callbacks.harm._target_=faults.Raise", "+callbacks.harm.step=4", f"+callbacks.harm.error={error}"]
     done = run_script("train.py", *tiny, *STEPS, *harm, f"hydra.run.dir={tmp_path}/run", **HARM)
     assert done.returncode == status, done.stderr
-    assert ("Traceback" in done.stderr) == (error == "bug")  # a bug of ours keeps its traceback
+    assert ("Traceback" in done.stderr) == (error == "bug")  # a bug keeps its traceback
     assert re.search(message, done.stderr.splitlines()[-1])
     assert state(tmp_path / "run")["global_step"] == 3
 
@@ -99,7 +99,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(small_disk, tiny):
+def test_a_full_disk_keeps_the_checkpoints(small_disk, tiny):
     """Checkpoints grow until none fits: what was saved before stays whole, and one line says why the run ended."""
     size = ["model.n_embd=32", "model.n_layer=1", "trainer.max_steps=1000", "callbacks.last_checkpoint.every_n_steps=1"]
     done = run_script("train.py", *tiny, *size, f"hydra.run.dir={small_disk}/run")
@@ -113,7 +113,7 @@ def test_a_full_disk(small_disk, tiny):
     assert not list((small_disk / "run" / "checkpoints").glob(".*"))
 
 
-def test_a_read_only_disk(small_disk, tiny):
+def test_a_read_only_disk_is_one_line(small_disk, tiny):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = run_script("train.py", *tiny, f"hydra.run.dir={small_disk}/run")
     assert done.returncode == 2
@@ -129,34 +129,12 @@ def test_two_runs_at_once_on_an_empty_cache(tiny, text_file, tmp_path, monkeypat
     assert_same(state(tmp_path / "0")["state_dict"], state(tmp_path / "1")["state_dict"])
 
 
-def test_two_runs_in_one_folder(tiny, tmp_path):
-    """One of them trains, the other is told."""
+def test_of_two_runs_in_one_folder_one_is_refused(tiny, tmp_path):
     runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/run") for _ in range(2)]
     messages = [run.communicate(timeout=120)[1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2], messages
-    told = [re.search("error: (another process is at work in|.* holds a run already)", each) for each in messages]
-    assert len(list(filter(None, told))) == 1
-
-
-def test_a_save_that_breaks_off_leaves_the_one_before(tiny, tmp_path, monkeypatch):
-    from lightning.pytorch import Trainer
-
-    whole_save = Trainer.save_checkpoint
-    saves = []
-
-    def save(self, path, *arguments, **options):
-        if Path(path).name == ".last.ckpt.tmp":
-            saves.append(path)
-        if len(saves) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        whole_save(self, path, *arguments, **options)
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", save)
-    with pytest.raises(OSError, match="No space left"):
-        start(tmp_path, *tiny, *STEPS)
-    assert state(tmp_path)["global_step"] == 3
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    refused = [re.search("error: (another process is at work in|.* holds a run already)", each) for each in messages]
+    assert len(list(filter(None, refused))) == 1
 
 
 # Checkpoints from strangers
@@ -198,7 +176,7 @@ def test_kills(kind, tiny, tmp_path, monkeypatch):
     wanted, special = KILLS[kind]
     size = [*tiny, "model.n_embd=64", "trainer.max_steps=1500", "trainer.val_check_interval=100", "model.dropout=0.2"]
     size += ["callbacks.last_checkpoint.every_n_steps=7", "trainer.log_every_n_steps=5", "resume=allow", *special]
-    if kind == "encoding":  # of a text that takes a while, and is encoded at each start anew
+    if kind == "encoding":  # of a text that takes a while, and is encoded again at each start
         text = tmp_path / "text.txt"
         text.write_text(
             "".join(f"{n} green bottles, {n * 7 % 13} fell: £\n" for n in range(1_500_000)), encoding="utf-8"

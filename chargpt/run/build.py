@@ -151,9 +151,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     if clip is not None and (type(clip) not in (int, float) or clip < 0):
         raise UserError(f"trainer.gradient_clip_val must be a number, at least 0, or null; got {clip}")
     if config.get("min_steps"):
-        config = {
-            "min_epochs": 0
-        } | config  # else Lightning asks for an epoch, too, and random blocks have no end of one
+        config = config | {"min_epochs": 0}  # Lightning's default of 1 is never reached: random blocks do not end
     arguments = made("trainer", config)
     strategy = arguments.get("strategy")
     name = strategy if isinstance(strategy, str) else type(strategy).__name__

@@ -212,8 +212,8 @@ def may_replay(override: Override, base: DictConfig) -> bool:
         base: what `conf/` composes with the run's options.
     """
     key, value = override.key_or_group, override.value()
-    if override.is_delete():
-        return key.startswith("callbacks.") and override.value() is None
+    if override.is_delete() or (override.is_add() and value is None):
+        return key.startswith("callbacks.") and value is None
     if override.is_add() or override.is_force_add() or override.package or override.is_sweep_override():
         return False
     if _is_option(override):

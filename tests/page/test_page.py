@@ -367,12 +367,7 @@ def test_in_firefox(run, tmp_path, firefox):
     firefox.wait_for("document.querySelectorAll('#heads button').length == 4")
 
 
-def test_what_is_no_page_is_not_replaced(run, tmp_path, capsys):
-    mine = tmp_path / "mine.html"
-    mine.write_text("mine")
-    assert main(["--ckpt", str(run), "--out", str(mine)]) == 2
-    assert "is no page of chargpt" in capsys.readouterr().err
-    assert mine.read_text() == "mine"
+def test_what_is_not_html_is_not_replaced(run, tmp_path):
     page = tmp_path / "page.html"
     for _ in range(2):
         assert main(["--ckpt", str(run), "--out", str(page)]) == 0
@@ -402,19 +397,6 @@ def test_a_file_of_any_date(when, run, tmp_path):
 )
 def test_what_a_text_is_called_among_strangers(name, public):
     assert public_name(name) == public
-
-
-def test_links_in_a_run_are_not_followed(run, tmp_path):
-    """What they lead to may be private, or without end."""
-    mine = tmp_path / "mine"
-    shutil.copytree(run, mine)
-    theirs = tmp_path / "theirs"
-    (theirs / "checkpoints").mkdir(parents=True)
-    shutil.copyfile(run / "checkpoints" / "best.ckpt", theirs / "checkpoints" / "best.ckpt")
-    for name in (LOSSES, SAMPLES):
-        (theirs / name).symlink_to(mine / name)
-    facts = json.loads(Reader(build_page(theirs / "checkpoints" / "best.ckpt")).scripts["data"])
-    assert (facts["curve"], facts["samples"]) == ([], [])
 
 
 def test_in_the_folder_of_the_checkpoint(run, monkeypatch):

@@ -32,7 +32,8 @@ def test_composes_and_builds(option, tmp_path):
 
 def test_all_files_are_tried():
     files = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").rglob("*.yaml")}
-    assert files - set(OPTIONS) == {"conf=train", "data=base", "sweeper=search"}  # the last is tried in test_sweeps.py
+    others = {"conf=train", "data=base", "job_logging=chargpt", "hydra_logging=chargpt"}
+    assert files - set(OPTIONS) == {*others, "sweeper=search"}  # the last is tried in test_sweeps.py
 
 
 def test_defaults_are_the_lectures():

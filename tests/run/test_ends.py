@@ -54,8 +54,8 @@ def test_a_schedule_that_is_extended_jumps(tiny, tmp_path, caplog):
     caplog.set_level("INFO")
     start(tmp_path, *tiny, *QUIET, "optimizer.schedule=cosine")
     resume(tmp_path, "trainer.max_steps=24")
-    told = [record.message for record in caplog.records if "learning rate" in record.message]
-    assert told == ["The learning rate jumps from 3e-05 to 0.000156: its cosine schedule is now that of 24 steps"]
+    messages = [record.message for record in caplog.records if "learning rate" in record.message]
+    assert messages == ["The learning rate jumps from 3e-05 to 0.000156: its cosine schedule is now that of 24 steps"]
     rates = dict(curves(tmp_path)["lr"])
     assert rates[13] == pytest.approx(1.56e-4, rel=0.01)
 
@@ -84,13 +84,14 @@ def test_another_number_of_devices_is_logged(tiny, tmp_path, caplog):
 
 
 class Stop(Callback):
-    """Ends the run after a step."""
+    """Asks the run to stop after a batch, or after the validation that follows it."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, batch, when="on_train_batch_end"):
+        self.batch = batch
+        setattr(self, when, self.stop)
 
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
+    def stop(self, trainer, *_):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
             trainer.should_stop = True
 
 
@@ -100,7 +101,7 @@ EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss
 @pytest.mark.parametrize(
     ("stop", "again"),
     [
-        (["+callbacks.mine={_target_: test_ends.Stop, step: 7}"], ["+callbacks.mine=null"]),
+        (["+callbacks.mine={_target_: test_ends.Stop, batch: 7}"], ["+callbacks.mine=null"]),
         ([f"+callbacks.early={EARLY}"], ["+callbacks.early=null"]),
         (["trainer.max_time={seconds: 2}"], ["trainer.max_time=null"]),
     ],
@@ -120,7 +121,31 @@ def test_what_stops_a_run_leaves_its_last_state(stop, again, tiny, tmp_path, cap
     assert_same(training_of(tmp_path / "whole"), training_of(tmp_path / "run"))
 
 
-def test_a_limit_of_time_counts_anew(tiny, tmp_path):
+@pytest.mark.parametrize(
+    "stop",
+    [
+        ["+callbacks.mine={_target_: test_ends.Stop, batch: 7}"],
+        # an epoch of 5 batches has 3 steps, so that batch 6, which is validated, is the first half of step 4
+        [
+            "+callbacks.mine={_target_: test_ends.Stop, batch: 6, when: on_validation_end}",
+            "trainer.limit_train_batches=5",
+            "trainer.val_check_interval=3",
+        ],
+    ],
+    ids=["batch", "validation"],
+)
+def test_a_stop_between_two_batches_of_a_step_waits_for_its_end(stop, tiny, tmp_path, monkeypatch):
+    """As that of a time limit. Half a step could not be saved."""
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    halves = [*tiny, *QUIET, "trainer.accumulate_grad_batches=2", "callbacks.last_checkpoint.every_n_steps=100"]
+    start(tmp_path / "run", *halves, *stop)
+    assert state(tmp_path / "run")["global_step"] == 4
+    resume(tmp_path / "run", "+callbacks.mine=null")
+    start(tmp_path / "whole", *halves, *stop[1:])
+    assert_same(training_of(tmp_path / "whole"), training_of(tmp_path / "run"))
+
+
+def test_a_time_limit_is_one_of_each_start(tiny, tmp_path):
     limit = ["trainer.max_time={seconds: 1}", "trainer.max_steps=100000"]
     start(tmp_path, *tiny, *QUIET, *limit)
     reached = state(tmp_path)["global_step"]
@@ -146,7 +171,7 @@ def rows(folder):
         return [{key: value for key, value in row.items() if key != "chars_per_second"} for row in csv.DictReader(file)]
 
 
-def test_a_csv_file_goes_on(tiny, tmp_path):
+def test_a_csv_file_continues(tiny, tmp_path):
     """The rows after the saved step are made again."""
     start(tmp_path / "whole", *tiny, *QUIET, *CSV)
     with pytest.raises(Stopped):
@@ -156,8 +181,7 @@ def test_a_csv_file_goes_on(tiny, tmp_path):
     assert rows(tmp_path / "often") == rows(tmp_path / "whole")
 
 
-def test_what_was_logged_is_on_disk_with_the_state(tiny, tmp_path):
-    """A run that is killed loses no point of its curves from before the saved step."""
+def test_a_killed_run_has_its_curves_up_to_the_saved_step(tiny, tmp_path):
     kill = [
         f"+callbacks.stop.{key}" for key in ("_target_=faults.SignalAt", "steps=[11]", f"signum={int(signal.SIGKILL)}")
     ]
@@ -182,7 +206,7 @@ def wait_for(condition):
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not come about")
+    raise AssertionError("it did not happen")
 
 
 def saved(folder):
@@ -195,15 +219,15 @@ def test_a_signal_to_the_whole_group(signum, status, long, tmp_path):
     run = launch(*long, "data.num_workers=2", start_new_session=True)
     wait_for(saved(tmp_path / "run"))
     os.killpg(run.pid, signum)
-    said = run.communicate(timeout=60)[1]
-    assert run.returncode == status, said
-    assert f"To resume: python train.py resume={tmp_path}/run" in said
-    assert "Traceback" not in said
-    assert "error" not in said
+    printed = run.communicate(timeout=60)[1]
+    assert run.returncode == status, printed
+    assert f"To resume: python train.py resume={tmp_path}/run" in printed
+    assert "Traceback" not in printed
+    assert "error" not in printed
 
 
-def test_killed_before_the_first_save(tiny, tmp_path):
-    """The same command begins it again in its folder; resume says so."""
+def test_a_run_killed_before_its_first_save_begins_again(tiny, tmp_path):
+    """By the same command; `resume=` says so."""
     line = [*tiny, f"hydra.run.dir={tmp_path}/run", "callbacks.last_checkpoint.every_n_steps=1000000"]
     run = launch(*line, "trainer.max_steps=1000000")
     wait_for((tmp_path / "run" / "checkpoints" / "best.ckpt").exists)
@@ -243,7 +267,7 @@ def test_one_process_for_a_run(long, tmp_path):
 
 
 def test_one_command_line_for_every_start(long, tmp_path):
-    """As a scheduler gives it again and again."""
+    """As a scheduler repeats it."""
     steps, last = [0], tmp_path / "run" / CHECKPOINTS[0]
     for _ in range(3):
         run = launch(*long, "resume=allow", "seed=1")
@@ -256,7 +280,7 @@ def test_one_command_line_for_every_start(long, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a b", "a=1,b=2", "back\\slash", "$HOME", "it's", "道"])
-def test_a_copy_of_another_name_goes_on(name, tiny_run, tmp_path):
+def test_a_copy_of_another_name_resumes(name, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / name)
     done = run_script("train.py", f"resume={tmp_path / name}", "trainer.max_steps=8")
     assert done.returncode == 0, done.stderr
@@ -280,6 +304,6 @@ def test_what_counts_in_epochs_is_refused(overrides, message, tiny, tmp_path):
         start(tmp_path, *tiny, *overrides)
 
 
-def test_epochs_of_a_number_of_batches_are_none_of_ours(tiny, tmp_path):
+def test_epochs_of_a_number_of_batches_may_be_limited(tiny, tmp_path):
     start(tmp_path, *tiny, "trainer.limit_train_batches=2", "trainer.max_epochs=2")
     assert state(tmp_path)["global_step"] == 4

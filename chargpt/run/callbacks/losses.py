@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.curve import PICTURE, Point, append, keep_until, read_curve, thinned
+from chargpt.curve import FILE, PICTURE, Point, append, keep_until, read_curve, thinned
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import decoration, write
 from chargpt.pictures import png
@@ -29,22 +29,22 @@ class Losses(Callback):
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
-        self._since = time.perf_counter()
+        self._started = time.perf_counter()
+        self._before = 0.0  # seconds of training up to the checkpoint that the run resumes from
 
-    @property
     def _seconds(self) -> float:
-        return round(time.perf_counter() - self._since, 3)
+        return round(self._before + time.perf_counter() - self._started, 3)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds}
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._seconds()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = float(state_dict["seconds"])
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._since = time.perf_counter() - getattr(self, "_before", 0.0)
-        with decoration("losses.csv"):
+        self._started = time.perf_counter()
+        with decoration(FILE):
             self.folder.mkdir(parents=True, exist_ok=True)
             keep_until(self.folder, trainer.global_step)
 
@@ -53,8 +53,8 @@ class Losses(Callback):
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             names = ("train/loss", "val/loss", "chars_per_second")
             losses = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
-            with decoration("losses.csv"):
-                append(self.folder, Point(trainer.global_step, self._seconds, *losses))
+            with decoration(FILE):
+                append(self.folder, Point(trainer.global_step, self._seconds(), *losses))
 
 
 class LossPicture(Callback):
@@ -92,8 +92,8 @@ def draw(points: Sequence[Point]) -> "Figure":
     panel = figure.subplots()
     panel.plot(steps, [point.train_loss for point in points], color="C0", marker=marker, alpha=0.6, label="training")
     panel.plot(steps, [point.val_loss for point in points], color="C1", marker=marker, label="validation")
-    said = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
-    panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=said)
+    lowest = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
+    panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=lowest)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="step", ylabel="loss (nats)")
     panel.grid(alpha=0.3)

@@ -37,13 +37,13 @@ class RandomState(Callback):
         checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint["random_states"]
+        states = checkpoint.get("random_states", [])  # empty if this callback was off
         if len(states) == trainer.world_size:
             self._restored = states[trainer.global_rank]
-        else:
+        elif states:
             log.warning(
                 f"This run had {len(states)} device{'s' * (len(states) > 1)} and resumes with {trainer.world_size}:"
-                " from here on, batches and dropout are others than without the interruption"
+                " from here on, batches and dropout differ from those of an uninterrupted run"
             )
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:

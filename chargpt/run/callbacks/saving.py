@@ -97,7 +97,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self._flushed = True
         self._stop_is_due = False
 
-    # Lightning calls checkpoint callbacks after all others: by then whoever stops the run has done so.
+    # Lightning calls checkpoint callbacks last: the others have asked to stop by then, and their states are final.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)

@@ -62,7 +62,7 @@ class StopOnSignal(AtStepEnd):
             with contextlib.suppress(OSError):
                 os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
-    # It stops before the next step, or once training has ended: by then all is saved, and Lightning has logged the step.
+    # It stops before the next step, or once training has ended: by then the step is saved and logged.
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another

@@ -1,48 +1,99 @@
-"""What can be saved can be loaded; a half-written checkpoint replaces nothing."""
+"""What can be saved can be loaded; a checkpoint that is half written replaces nothing."""
+
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import STEPS, resume, start, state
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
+from chargpt import files
 from chargpt.errors import UserError
 
 
 class Keeps(Callback):
-    """Has a state, and puts something into each checkpoint."""
+    """Has a state, and puts something into each checkpoint.
+
+    Args:
+        kind: of the value: from the first step on, or from the first validation on.
+    """
 
     def __init__(self, kind):
         self.kind = kind
+        self.value = None
+
+    def on_train_batch_start(self, *_):
+        self.value = {"numpy": np.float64(9), "code": print, "plain": {"best": 9.0, "x": torch.ones(2)}}.get(self.kind)
+
+    def on_validation_end(self, *_):
+        self.value = np.float64(9) if self.kind == "late" else self.value
 
     def state_dict(self):
-        values = {"numpy": np.float64(9), "plain": {"best": 9.0, "seen": [1, None], "x": torch.ones(2)}}
-        return {"value": values.get(self.kind)}
+        return {"value": self.value}
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
         if self.kind == "extra":
-            checkpoint["extra"] = np.float64(9)
+            checkpoint["extra_state"] = np.float64(9)
 
 
 @pytest.fixture
 def keeps(monkeypatch):
-    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
     return lambda kind: f"+callbacks.keeps={{_target_: test_saving.Keeps, kind: {kind}}}"
 
 
-def test_a_state_that_could_not_be_loaded_is_refused_at_the_start(keeps, tiny, tmp_path):
+@pytest.mark.parametrize("kind", ["numpy", "code"])
+def test_a_state_that_could_not_be_loaded_is_refused_after_the_first_step(kind, keeps, tiny, tmp_path):
     with pytest.raises(UserError, match="the state of the callback Keeps cannot be loaded as data"):
-        start(tmp_path, *tiny, *STEPS, keeps("numpy"))
-    assert not list((tmp_path / "checkpoints").iterdir())
+        start(tmp_path, *tiny, "callbacks.last_checkpoint.every_n_steps=1000", "trainer.max_steps=1000", keeps(kind))
 
 
-def test_what_a_callback_adds_to_a_checkpoint_is_looked_at_too(keeps, tiny, tmp_path):
-    with pytest.raises(UserError, match="extra"):
-        start(tmp_path, *tiny, *STEPS, keeps("extra"))
-    assert not list((tmp_path / "checkpoints").iterdir())
+@pytest.mark.parametrize(("kind", "named"), [("late", "the callback Keeps"), ("extra", "'extra_state'")])
+def test_a_later_state_that_could_not_be_loaded_replaces_no_checkpoint(kind, named, keeps, tiny, tmp_path):
+    with pytest.raises(UserError, match=f"{named}.* cannot be loaded as data"):
+        start(tmp_path, *tiny, *STEPS, keeps(kind))
+    saved = tmp_path / "checkpoints" / "last.ckpt"
+    assert state(tmp_path)["global_step"] == 9 if kind == "late" else not saved.exists()
+    assert not list(saved.parent.glob(".*"))
 
 
 def test_a_state_of_plain_values_comes_back(keeps, tiny, tmp_path):
     start(tmp_path, *tiny, *STEPS, keeps("plain"))
     resume(tmp_path, keeps("plain"), "trainer.max_steps=13")
     assert state(tmp_path)["callbacks"]["Keeps"]["value"]["best"] == 9.0
+
+
+def test_a_save_that_breaks_off_leaves_the_one_before(tiny, tmp_path, monkeypatch):
+    whole_save, saves = Trainer.save_checkpoint, []
+
+    def save(self, path, *arguments, **options):
+        if Path(path).name == ".last.ckpt.tmp":
+            saves.append(path)
+        if len(saves) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        whole_save(self, path, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    with pytest.raises(OSError, match="No space left"):
+        start(tmp_path, *tiny, *STEPS)
+    assert state(tmp_path)["global_step"] == 3
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_checkpoint_that_is_busy_for_a_moment_is_replaced_later(tiny, tmp_path, monkeypatch):
+    """As on Windows, while a virus scanner or a copying program has it open."""
+    replace, tries = os.replace, []
+
+    def busy(source, target):
+        tries.append(Path(target).name)
+        if tries.count("last.ckpt") in (2, 3):
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", busy)
+    start(tmp_path, *tiny, *STEPS)
+    assert state(tmp_path)["global_step"] == 12
+    assert tries.count("last.ckpt") == 6

@@ -1,9 +1,11 @@
-"""A run that is asked to stop, and one whose loss is no longer finite."""
+"""What ends a run before its last step: signals, early stopping, time limits, a loss that is not finite."""
 
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,14 +20,31 @@ from train import train
 HANDLED = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 ]
+EARLY = (
+    "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1,"
+    " min_delta: 100}"
+)
 
 
 @pytest.fixture
 def handlers():
-    """The handlers of this process, and that they are put back in the end."""
+    """The handlers of this process are the same in the end."""
     before = [signal.getsignal(each) for each in HANDLED]
     yield
     assert [signal.getsignal(each) for each in HANDLED] == before
+
+
+@pytest.fixture
+def watching(handlers):
+    """The callback as it is during training."""
+    callback = StopOnSignal()
+    callback.on_train_start(SimpleNamespace(global_step=0, is_global_zero=True), None)
+    yield callback
+    callback.on_exception(None, None, None)
+
+
+def send(signum):
+    os.kill(os.getpid(), signum)
 
 
 @pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -38,28 +57,67 @@ def test_a_signal_lets_the_step_end_and_saves_it(signum, status, tiny, tmp_path,
     assert f"Stopped after step 3. To resume: python train.py resume={tmp_path}" in caplog.text
 
 
-def test_a_signal_that_comes_while_a_message_is_written(monkeypatch, capfd):
-    """The stream is in use then: neither logging nor Python's own may write to it again."""
+@pytest.mark.parametrize(
+    ("last", "overrides", "sent"),
+    [
+        (6, [], signal_at(5)),
+        (6, [], signal_at(6, when="on_validation_batch_start")),
+        (6, ["trainer.val_check_interval=4"], signal_at(6, when="on_validation_batch_start")),
+        (6, ["trainer.max_steps=60", EARLY], signal_at(6, when="on_validation_batch_start")),
+        (4, ["trainer.limit_train_batches=2", "trainer.max_epochs=2"], signal_at(4, when="on_train_epoch_end")),
+    ],
+)
+def test_a_signal_in_the_last_step_or_its_validation_counts_too(last, overrides, sent, tiny, tmp_path, handlers):
+    """The run is complete, and still ends as stopped: a sweep would start its next job otherwise."""
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *overrides, *sent)
+    assert stop.value.saved
+    assert stop.value.step == state(tmp_path)["global_step"] == last
+
+
+def test_a_signal_without_last_checkpoint_ends_the_run_and_says_that_nothing_is_saved(tiny, tmp_path, handlers, caplog):
+    with pytest.raises(Stopped):
+        start(tmp_path, *tiny, "callbacks.last_checkpoint=null", *signal_at(2))
+    assert "Stopped after step 3. Nothing was saved" in caplog.text
+
+
+def test_a_signal_may_interrupt_the_writing_of_a_message(watching, monkeypatch, capfd):
+    """Neither logging nor `sys.stderr` may be used from within themselves."""
 
     def busy(*_):
         raise RuntimeError("reentrant call")
 
     monkeypatch.setattr(logging.Logger, "handle", busy)
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=busy, flush=busy))
-    StopOnSignal()._on_signal(signal.SIGTERM, None)
+    send(signal.SIGTERM)
     assert capfd.readouterr().err == "SIGTERM: stopping after this step (again: stop at once)\n"
 
 
-@pytest.mark.parametrize(("step", "asked"), [(2, True), (3, False), (5, True)])
-def test_several_processes_ask_one_another_now_and_then(step, asked):
-    """In steps that are logged, here every second one, and after the last one, here the fifth."""
+def test_signals_within_half_a_second_count_as_one(tiny, tmp_path, handlers):
+    """A launcher passes Ctrl-C on, or a finger slips."""
+    again = [each.replace(".stop.", ".again.") for each in signal_at(2, signum=2)]
+    with pytest.raises(Stopped) as stop:
+        start(tmp_path, *tiny, *signal_at(2, signum=2), *again)
+    assert (stop.value.code, state(tmp_path)["global_step"]) == (130, 3)
+
+
+def test_a_later_second_signal_ends_at_once(watching):
+    send(signal.SIGTERM)
+    time.sleep(0.6)
+    with pytest.raises(SystemExit) as stop:
+        send(signal.SIGINT)
+    assert stop.value.code == 130
+
+
+def test_several_ranks_agree_on_logged_steps_only():
+    """They wait for one another to do so."""
     strategy = SimpleNamespace(reduce_boolean_decision=lambda stop, all: True)
-    trainer = SimpleNamespace(
-        world_size=2, global_step=step, max_steps=5, log_every_n_steps=2, strategy=strategy, checkpoint_callbacks=[]
-    )
-    callback = StopOnSignal()
-    callback.on_step_end(trainer, None)
-    assert callback._stopping is asked
+    callback, stops = StopOnSignal(), []
+    for step in (1, 2):
+        trainer = SimpleNamespace(world_size=2, global_step=step, log_every_n_steps=2, strategy=strategy)
+        callback.on_step_end(trainer, None)
+        stops.append(callback.stopping)
+    assert stops == [False, True]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
@@ -74,34 +132,13 @@ def test_signals_of_schedulers(signum, scheduler, tiny, tmp_path, handlers, monk
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_closed_terminal_that_nohup_ignores(tiny, tmp_path):
-    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_nohup_outlives_a_closed_terminal(tiny, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         start(tmp_path, *tiny, *signal_at(2, signum=int(signal.SIGHUP)))
     finally:
-        signal.signal(signal.SIGHUP, kept)
+        signal.signal(signal.SIGHUP, before)
     assert state(tmp_path)["global_step"] == 6
-
-
-def test_a_signal_in_the_last_step(tiny, tmp_path, handlers):
-    """The run is complete, and still ends as one that was stopped: a sweep would go on otherwise."""
-    with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *signal_at(5))
-    assert (stop.value.code, stop.value.step) == (143, 6)
-    assert state(tmp_path)["global_step"] == 6
-
-
-def test_two_signals_within_half_a_second_count_as_one(tiny, tmp_path, handlers):
-    """A launcher passes Ctrl-C on, or a finger slips: the step is saved all the same. Later, the second one ends it."""
-    twice = [*signal_at(2, signum=int(signal.SIGINT)), *(e.replace(".stop.", ".more.") for e in signal_at(2, signum=2))]
-    with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *twice)
-    assert (stop.value.code, state(tmp_path)["global_step"]) == (130, 3)
-    callback = StopOnSignal()
-    callback._on_signal(signal.SIGTERM, None)
-    callback._since -= 1
-    with pytest.raises(SystemExit):
-        callback._on_signal(signal.SIGTERM, None)
 
 
 def test_in_another_thread_it_trains_without_handlers(tiny, tmp_path, handlers):
@@ -111,33 +148,32 @@ def test_in_another_thread_it_trains_without_handlers(tiny, tmp_path, handlers):
     assert state(tmp_path)["global_step"] == 6
 
 
-@pytest.mark.parametrize("limit", [["trainer.min_steps=1"], ["trainer.min_steps=20"], []])
-def test_min_steps_delay_a_stop_and_nothing_else(limit, tiny, tmp_path, handlers):
-    """Early stopping ends the run at the step that it asked for, or at the least one, which is validated and saved."""
-    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, min_delta: 100}"
-    start(tmp_path, *tiny, *STEPS, "trainer.max_steps=200", f"+callbacks.early={early}", *limit)
-    assert state(tmp_path)["global_step"] == (20 if "trainer.min_steps=20" in limit else 8)
-    assert read_curve(tmp_path)[-1].step == state(tmp_path)["global_step"]
+@pytest.mark.parametrize(("min_steps", "last"), [("null", 8), (1, 8), (20, 20)])
+def test_min_steps_delay_early_stopping_and_nothing_else(min_steps, last, tiny, tmp_path, handlers):
+    start(tmp_path, *tiny, *STEPS, "trainer.max_steps=200", EARLY, f"+trainer.min_steps={min_steps}")
+    assert state(tmp_path)["global_step"] == read_curve(tmp_path)[-1].step == last
     assert state(tmp_path)["stopped_early"]
 
 
-def test_saves_and_signals_go_on_before_min_steps(tiny, tmp_path, handlers):
-    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, min_delta: 100}"
-    more = ["trainer.max_steps=200", "trainer.min_steps=100", f"+callbacks.early={early}"]
+def test_before_min_steps_saves_and_signals_work_after_something_asked_to_stop(tiny, tmp_path, handlers):
+    more = ["trainer.max_steps=200", "+trainer.min_steps=100", EARLY]
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *STEPS, *more, *signal_at(30))
     assert stop.value.step == state(tmp_path)["global_step"] == 31
+    previous = torch.load(tmp_path / "checkpoints" / "previous.ckpt", weights_only=True)
+    assert previous["global_step"] == 30
+    assert "stopped_early" not in previous
 
 
-def test_a_time_limit_is_not_early(tiny, tmp_path):
-    start(tmp_path, *tiny, *STEPS, "trainer.max_steps=100000", "trainer.max_time={seconds: 1}", "trainer.min_steps=1")
-    assert "stopped_early" not in state(tmp_path) or not state(tmp_path)["stopped_early"]
+def test_a_time_limit_works_with_min_steps_and_is_not_early_stopping(tiny, tmp_path):
+    limit = ["trainer.max_steps=100000", "trainer.max_time={seconds: 1}", "+trainer.min_steps=1"]
+    start(tmp_path, *tiny, *STEPS, *limit)
+    assert "stopped_early" not in state(tmp_path)
     assert state(tmp_path)["global_step"] < 100000
 
 
 @pytest.mark.parametrize(("step", "when"), [(2, "on_train_batch_start"), (0, "on_fit_start")])
 def test_handlers_are_put_back_after_an_error(step, when, tiny, tmp_path, handlers):
-    """Also after one that comes before training starts: it is the error that is shown."""
     with pytest.raises(KeyError if step else UserError, match="a bug"):
         start(tmp_path, *tiny, f"+callbacks.harm={{_target_: faults.Raise, step: {step}, error: bug, when: {when}}}")
 
@@ -146,8 +182,8 @@ def poison(**options):
     return [f"+callbacks.harm.{key}={value}" for key, value in ({"_target_": "faults.Poison"} | options).items()]
 
 
-def test_a_loss_that_is_no_number(tiny, tmp_path):
-    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5"):
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tiny, tmp_path):
+    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5; earlier checkpoints are kept"):
         start(tmp_path, *tiny, *STEPS, *poison(step=4))
     assert finite(state(tmp_path), 3)
 
@@ -161,8 +197,7 @@ def test_a_loss_that_is_no_number(tiny, tmp_path):
         (12, "on_validation_batch_start", "the validation loss is nan after step 12"),
     ],
 )
-def test_weights_that_are_no_numbers_are_not_saved(step, when, message, tiny, tmp_path):
-    """Nor are those whose loss was a number still: what was saved before stays."""
+def test_weights_that_are_not_finite_are_not_saved(step, when, message, tiny, tmp_path):
     with pytest.raises(NonFiniteError, match=message):
         start(tmp_path, *tiny, *STEPS, *poison(step=step, when=when))
     saved = (step - 1) // 3 * 3
