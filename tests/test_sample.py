@@ -165,6 +165,12 @@ def test_help_needs_no_torch_and_sampling_no_lightning(tiny_run):
         (["--seed", "1" + 30 * "0"], "--seed must be at least 0 and below"),
         (["--temperature", "nan"], "--temperature must be 0"),
         (["--temperature", "inf"], "--temperature must be 0"),
+        (["--prompt", "a", "--prompt-file", "-"], "argument --prompt-file: not allowed with argument --prompt"),
+        (["--window", "wide"], "--window must be one of exact, stride; got 'wide'"),
+        (["--unknown", "keep"], "argument --unknown: invalid choice: 'keep'"),
+        (["--ckpt", str(ROOT / "README.md")], ".*README.md is damaged, or not a file that chargpt wrote"),
+        (["--ckpt"], "argument --ckpt: expected one argument"),
+        (["green"], "unrecognized arguments: green"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(quick, arguments, message):

@@ -139,8 +139,9 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
             raise UserError(f"trainer.{name} counts epochs, which random blocks do not have: trainer.max_steps=...")
-    if config.get("min_steps") and config["min_steps"] > config["max_steps"]:
-        raise UserError(f"trainer.min_steps={config['min_steps']} is above trainer.max_steps={config['max_steps']}")
+    if (least := config.get("min_steps")) and (type(least) is not int or least > config["max_steps"]):
+        most = config["max_steps"]
+        raise UserError(f"trainer.min_steps must be a whole number, at most trainer.max_steps={most}; got {least}")
     if (share := config.get("limit_test_batches")) is not None and (type(share) is not float or share != 1):
         raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
     batches = config.get("limit_train_batches")

@@ -156,6 +156,10 @@ def hydra_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise UserError("a group such as model takes the name of a file in conf/, not null or a number") from error
 
 
 def _hint(error: Exception) -> str:

@@ -2,10 +2,11 @@
 
 import gzip
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
-from generated.world import TINY, VERSE, Case, chance, check, every, name_of
+from generated.world import TINY, VERSE, Case, check, every
 
 GREEN = VERSE.encode()
 
@@ -71,7 +72,7 @@ def drawn(count: int = 60) -> list[Case]:
     """Pieces of several texts after one another, or random bytes, of lengths around those that are just enough."""
     found = []
     for n in range(count):
-        draw = chance("text", n)
+        draw = random.Random(n)
         if n % 3:
             pieces = [draw.choice(list(BYTES.values()))[: draw.randrange(120)] for _ in range(draw.randrange(1, 12))]
             content = b"".join(pieces)
@@ -123,8 +124,8 @@ GOOD_PATHS = [
 
 
 def paths() -> list[Case]:
-    found = [case(name_of(f"path-{path}"), a_library, f"data.path={path}") for path in PATHS]
-    found += [case(name_of(f"path-{path}"), a_library, f"data.path={path}", succeeds=True) for path in GOOD_PATHS]
+    found = [case(f"path-{path}", a_library, f"data.path={path}") for path in PATHS]
+    found += [case(f"path-{path}", a_library, f"data.path={path}", succeeds=True) for path in GOOD_PATHS]
     for fallback in ("null", "pydocs", "file"):
         found.append(case(f"no-network-{fallback}", a_library, "data=shakespeare", f"data.fallback={fallback}"))
     return found

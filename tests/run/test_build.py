@@ -78,7 +78,7 @@ def test_switching_callbacks_off():
         ("trainer.accumulate_grad_batches=-1", r"trainer\.accumulate_grad_batches"),
         ("trainer.precision=12", "trainer: .*12"),
         ("trainer.precision=16-mixed", r"a CPU has no trainer\.precision=16-mixed; trainer\.precision="),
-        ("trainer.min_steps=6000", r"min_steps=6000 is above trainer\.max_steps=5000"),
+        ("trainer.min_steps=6000", r"min_steps must be a whole number, at most trainer\.max_steps=5000; got 6000"),
         ("trainer.devices=0", "trainer: "),
         ("trainer.gradient_clip_val=-1", r"trainer\.gradient_clip_val must be a number, at least 0"),
         ("+callbacks.progress.colour=red", r"callbacks\.progress: .*colour"),

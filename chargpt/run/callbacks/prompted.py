@@ -39,6 +39,8 @@ class AtPrompt(Callback):
     def __init__(self, prompt: str | None, length: int):
         if not 1 + self.beyond <= length <= self.longest:
             raise UserError(f"length must be at least {1 + self.beyond} and at most {self.longest}; got {length}")
+        if not isinstance(prompt, str | None):
+            raise UserError(f"prompt must be a text (a number needs quotes) or null; got {prompt!r}")
         self.prompt = prompt
         self.length = length
 

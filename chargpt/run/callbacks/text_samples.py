@@ -32,6 +32,8 @@ class TextSamples(Callback):
 
     def __init__(self, dirpath: str, prompt: str = "\n", length: int = 300):
         self.folder = Path(dirpath)
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt must be a text (a number needs quotes); got {prompt!r}")
         self.prompt = prompt
         if not 1 <= length <= 10_000:
             raise UserError(f"length must be at least 1 and at most 10,000; got {length}")

@@ -1,6 +1,7 @@
 """Pictures of a prompt after each validation: attention maps and surprise."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from chargpt.run.callbacks import attention_maps, surprise
 from chargpt.run.callbacks.attention_maps import AttentionMaps, attention_weights
 from chargpt.run.callbacks.prompted import AtPrompt
 from chargpt.run.callbacks.surprise import Surprise
+from chargpt.run.callbacks.text_samples import TextSamples
 
 NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
 
@@ -182,6 +184,12 @@ def test_surprise_pictures(many):
 def test_lengths_that_are_refused(kind, length):
     with pytest.raises(UserError, match=f"length must be at least .*; got {length}"):
         kind(length=length)
+
+
+@pytest.mark.parametrize("kind", [AttentionMaps, Surprise, partial(TextSamples, "folder")])
+def test_a_prompt_that_hydra_reads_as_a_number(kind):
+    with pytest.raises(UserError, match=r"prompt must be a text \(a number needs quotes\).*; got 1984"):
+        kind(prompt=1984)
 
 
 def test_one_process_draws(monkeypatch, looks):
