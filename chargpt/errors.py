@@ -83,6 +83,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if "no kernel image is available" in text or "NVIDIA driver on your system is too old" in text:
         advice = "install a PyTorch that fits it (pytorch.org), or use trainer.accelerator=cpu (--device cpu)"
         return f"this PyTorch cannot use the GPU or its driver ({first_line(error)}): {advice}", 1
+    if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
+        return first_line(error), 2  # Lightning's, of an argument such as a callback's `monitor`
     if isinstance(error, OSError):
         return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}", 2
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, start
+from tensorboard.summary.writer import event_file_writer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +23,12 @@ def signals_are_not_ignored():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # Windows lacks it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def event_files_in_order():
+    """TensorBoard reads a run's event files by name, which ends in their number in the process: 10 before 9."""
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 
 @pytest.fixture(scope="session", autouse=True)

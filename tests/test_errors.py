@@ -46,6 +46,7 @@ def test_what_is_logged_is_escaped():
         (UserError("no such text"), 2, "no such text"),
         (NonFiniteError("the loss is nan"), 1, "the loss is nan"),
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("Early stopping conditioned on metric `val_loss` which is not available."), 2, "val_loss"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "out of memory"),
         (RuntimeError("CUDA error: no kernel image is available for execution on the device"), 1, "install a PyTorch"),

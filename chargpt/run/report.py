@@ -35,7 +35,7 @@ MUCH = 0.1  # the share of the lowest loss by which that of a run that diverged 
 
 def quieten() -> None:
     """Silence messages of Lightning's that every run would show."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()  # Hydra's handlers show these, too
     for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # these were asked for

@@ -124,7 +124,7 @@ def _with_resume_of_sweep(arguments: list[str], resume: str) -> list[str]:
 
 def check_run(run: Path) -> None:
     """Refuse what is not the folder of a run, or has links that lead out of it."""
-    if not run.is_dir():
+    if not run.exists():
         raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
     if not (run / OVERRIDES).is_file():
         if (run / SWEEP).is_file():
@@ -262,8 +262,8 @@ def load_state(run: Path) -> Resumption:
                 raise UserError("it is not a state of training")
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
         except (UserError, LookupError, TypeError, AttributeError) as error:
-            why = error if isinstance(error, UserError) else "it is not a state of training"
-            log.warning(f"Passing over {file}: {why}")
+            why = str(error) if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why.removeprefix(f'{file} ')}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
