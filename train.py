@@ -48,7 +48,7 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
 
     started = time.perf_counter()
     report.quieten()
-    cfg, initial = begin_from(cfg) if cfg.init_from is not None and resumption is None else (cfg, None)
+    cfg, initial = begin_from(cfg, resumption)
     run = build(config.read_config(cfg), resumption, initial)
     if resumption is not None and report.is_finished(run, resumption):
         return resumption.best_loss
@@ -65,6 +65,10 @@ def fit(run: "Run", resumption: resume.Resumption | None) -> None:
         if run.trainer.is_global_zero:  # the others may have no folder
             command = f"To resume: {resume.command_to_resume(Path(run.settings.run_dir))}"
             log.warning(f"Stopped after step {stop.step}. {command if stop.saved else 'Nothing was saved'}")
+        raise
+    except SystemExit as end:  # Lightning makes one of Ctrl-C before the first step and after the last
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
         raise
     except Exception as error:
         if run.resuming.stepped or errors.explain(error):
@@ -95,7 +99,7 @@ def main(cfg: DictConfig) -> float | None:
                 return None
             return run_in_folder(cfg)
     except Exception as error:
-        sys.exit(devices.report(error))  # if it went through Hydra, that would add a line of its own
+        sys.exit(devices.report(error))  # through Hydra, it would get a second line
 
 
 def command() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
 from chargpt.errors import UserError, escape, first_line
-from chargpt.files import write
+from chargpt.files import find, write
 from chargpt.jobs import SWEEP, Job, Sweep, command_of_sweep, read_sweep, short_names, shown
 from chargpt.pictures import png
 
@@ -168,7 +168,7 @@ def find_sweep(outputs: Path = Path("outputs")) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = [file for file in outputs.rglob(SWEEP) if file.is_file()]
+    found = find(outputs, SWEEP)
     if not found:
         raise UserError(f"no sweep in {outputs}/: python train.py -m seed=1,2 trains one")
     return max(found, key=lambda file: file.stat().st_mtime).parent

@@ -118,7 +118,7 @@ class CharDataModule(LightningDataModule):
         config = self.config
         path, sha256 = getattr(config, f"{prefix}path"), self._expected.get(f"{prefix}sha256")
         if sha256 is not None and path is None:
-            name = self._expected[f"{prefix}name"]
+            name = self._expected.get(f"{prefix}name", "an unnamed text")
             corpus = find_encoded(sha256, name, config.tokenizer)
             if corpus is not None:
                 return corpus

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -53,6 +54,8 @@ def run(action: Callable[[], object], reporter: Callable[[Exception], int] | Non
             sys.stdout.flush()  # a full disk should be noticed here
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # a reader such as `head` has had enough; Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         return (reporter or report)(error)
     return 0

@@ -49,7 +49,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_is_a(each, parts[0]) for each in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_is_a(each, parts[1]) for each in value.values())
+        return isinstance(value, dict) and all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
     if kind is Any or kind is float:
         return kind is Any or type(value) in (int, float)
     return type(value) is kind  # a boolean is not a number

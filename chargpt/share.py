@@ -4,7 +4,6 @@ import argparse
 import copy
 import inspect
 import json
-import shlex
 import sys
 import textwrap
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.checkpoint import CONFIG, FORMAT, WEIGHTS, Checkpoint, find_checkpoint, public_name, read_checkpoint
-from chargpt.command_line import Parser, file_name
+from chargpt.command_line import Parser, file_name, quoted
 from chargpt.errors import UserError, escape, tell
 from chargpt.files import write
 
@@ -63,7 +62,7 @@ def share(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents(checkpoint).items():
         write(folder / name, content)
-    tell(f"Wrote {folder}. To sample it: python sample.py --ckpt {shlex.quote(str(folder))}")
+    tell(f"Wrote {folder}. To sample it: python sample.py --ckpt {quoted([str(folder)])}")
 
 
 def check_unedited(folder: Path) -> None:
@@ -89,7 +88,7 @@ def check_card(checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         expected, found = model(ids), card.logits(ids, asdict(model.config), model.state_dict())
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        raise RuntimeError(f"chargpt/card.py computes other logits than {model.config}")
+        raise UserError(f"chargpt/card.py does not compute {model.config}: add the option to it")
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -189,6 +189,8 @@ def run_script(
             root.handlers[:], root.level = before[4:]
             logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
             logging.disable(logging.NOTSET)
+            for logger in root.manager.loggerDict.values():
+                logger.disabled = False  # type: ignore[union-attr]  # hydra/job_logging=disabled disables those of then
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
 
 

@@ -138,8 +138,11 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """The configuration with paths that stay right when Hydra changes the directory (`hydra.job.chdir=true`)."""
     cfg = cfg.copy()
     for key in (*TEXTS, "init_from"):
-        if isinstance(path := OmegaConf.select(cfg, key), str):
-            OmegaConf.update(cfg, key, to_absolute_path(str(Path(path).expanduser())))
+        path = OmegaConf.select(cfg, key)
+        given = [path] if isinstance(path, str) else path or []
+        paths = [to_absolute_path(str(Path(each).expanduser())) for each in given]
+        if paths:
+            OmegaConf.update(cfg, key, paths[0] if isinstance(path, str) else paths)
     return cfg
 
 

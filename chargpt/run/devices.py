@@ -146,7 +146,8 @@ def launch(number: int, folder: Path) -> None:
         time.sleep(ONE)
         for each, handler in handlers.items():
             signal.signal(each, handler)
-        for signum in (signal.SIGTERM, signal.SIGKILL):  # by SIGTERM, a process that is still starting ends silently
+        kill = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows lacks it
+        for signum in (signal.SIGTERM, kill):  # by SIGTERM, a process that is still starting ends silently
             with suppress(SignalException):
                 if context is not None:
                     context.close(signum, SAVE)
@@ -191,9 +192,8 @@ def report(error: Exception) -> int:
         return errors.report(error)
     lost = re.search(LOST, str(error))
     if lost and launched_here():
-        time.sleep(1)  # so that `launch` notices the other process first, which it reports
-        return 1
-    if lost and is_first():
+        time.sleep(FIRST)  # meanwhile `launch` reports the process that ended first, and ends this one
+    elif lost and is_first():
         folder = Path(HydraConfig.get().runtime.output_dir)
         log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
         return 1

@@ -1,4 +1,4 @@
-"""Start from trained weights (`init_from=`), for a text of one's own."""
+"""Start from trained weights (`init_from=`), for another text."""
 
 import logging
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.checkpoint import find_checkpoint, read_checkpoint
 from chargpt.errors import UserError
 from chargpt.model import Model
+from chargpt.run.resume import Resumption
 from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,15 @@ class Initial(NamedTuple):
     tokenizer: Tokenizer
 
 
-def begin_from(cfg: DictConfig) -> tuple[DictConfig, Initial]:
-    """The configuration with the architecture of the model that `init_from` names, and that model."""
+def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[DictConfig, Initial | None]:
+    """The configuration with the architecture of the model that `init_from` names, and that model. A run that resumes
+    has both in its checkpoint."""
+    if cfg.init_from is None:
+        return cfg, None
+    if resumption is not None:
+        cfg = cfg.copy()
+        OmegaConf.update(cfg, "model", asdict(resumption.checkpoint.model.config), merge=False, force_add=True)
+        return cfg, None
     path = find_checkpoint(cfg.init_from)
     checkpoint = read_checkpoint(path)
     settings = asdict(checkpoint.model.config)

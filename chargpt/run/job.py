@@ -58,7 +58,10 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], float]) -> float:
             raise UserError(ONE_DEVICE)
         with hydra_errors():
             if was_finished:  # with the same settings
-                check_same(load_state(job.folder), read_config(cfg))
+                from chargpt.run.init_from import begin_from  # imports torch
+
+                state = load_state(job.folder)
+                check_same(state, read_config(begin_from(cfg, state)[0]))
             else:
                 run(cfg)
                 job = replace(job, finished=True)

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 
 def continued(logger: Any, folder: str, first_step: int) -> Any:
-    """A logger's configuration, or a list of them, with which TensorBoard hides earlier points from that step on.
+    """A logger's configuration, or a list of them, with which TensorBoard drops earlier points from `first_step` on.
 
     Args:
         logger: true and null stand for TensorBoard, in the run's folder.
@@ -29,7 +29,7 @@ def continued(logger: Any, folder: str, first_step: int) -> Any:
 
 
 def keep_rows(loggers: Iterable[Logger], step: int) -> None:
-    """Keep the rows of CSV files up to a step: Lightning's logger would begin them anew."""
+    """Keep the rows of CSV files up to a step: Lightning's logger would start the file again."""
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             rows, file = [], Path(logger.log_dir, "metrics.csv")

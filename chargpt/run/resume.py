@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[s
     if resume == "allow" and (folder is None or "${" in folder):
         raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
     if resume == "allow" and not has_state(Path(str(folder))):
+        check_contents(Path(str(folder)))  # before Hydra writes its log there
         return arguments
     if resume != "allow" and _take("init_from", typed)[0] not in (None, "null"):
         raise UserError("init_from= begins a run, and resume= resumes one: they exclude each other")
@@ -108,7 +110,7 @@ def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _parsed(override: str) -> Override:
-    return OverridesParser.create().parse_override(override)
+    return OverridesParser.create().parse_overrides([override])[0]
 
 
 def _with_resume_of_sweep(arguments: list[str], resume: str) -> list[str]:
@@ -141,6 +143,8 @@ def _newest_run(typed: list[str], outputs: Path) -> Path:
     for run in dict.fromkeys(file.parents[1] for file in sorted(files, key=lambda file: -file.stat().st_mtime)):
         overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
         overrides.append(f"run_dir={in_hydras_quotes(str(run))}")
+        folders = [Path(after).absolute() for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
+        overrides += [f"hydra.searchpath=['file://{each}']" for each in folders]
         try:
             check_run(run)
             state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides]))
@@ -166,23 +170,23 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
             f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to"
             " another value or choose an option that is not in conf/ are not read from a run's folder. Type them again"
             f" (after --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
-            f" - or replace them, as in +{_parsed(others[0]).key_or_group.removesuffix('._target_')}=null"
+            f" - or replace them, as in ++{_parsed(others[0]).key_or_group.removesuffix('._target_')}=null"
         )
     return harmless
 
 
 def _stored(run: Path, typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The stored overrides that are harmless and those that are not, without those that are typed now."""
-    now = tuple(_parsed(each).key_or_group for each in typed if _is_override(each))
-    stored = {each: _parsed(each) for each in read_overrides(run)}
-    stored = {
-        each: override
-        for each, override in stored.items()
-        if not any(f"{override.key_or_group}.".startswith(f"{key}.") for key in (*now, *NOT_REPLAYED))
-    }
-    base = composed([each for each, override in stored.items() if _is_option(override)])
-    harmless = [each for each, override in stored.items() if may_replay(override, base)]
-    return harmless, [each for each in stored if each not in harmless]
+    now = [_parsed(each) for each in typed if _is_override(each)]
+    exact = [*NOT_REPLAYED, *(each.key_or_group for each in now)]
+    whole = [f"{each.key_or_group}." for each in now if not _is_option(each)]  # an option keeps single values
+    stored = [each for each in map(_parsed, read_overrides(run)) if each.key_or_group not in exact]
+    stored = [each for each in stored if not each.key_or_group.startswith(tuple(whole))]
+    base = composed([str(each.input_line) for each in stored if _is_option(each)])
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    for each in stored:
+        lines[may_replay(each, base)].append(str(each.input_line))
+    return lines[True], lines[False]
 
 
 def read_overrides(run: Path) -> list[str]:
@@ -205,16 +209,17 @@ def _is_option(override: Override) -> bool:
 
 
 def may_replay(override: Override, base: DictConfig) -> bool:
-    """Whether a stored override can do no harm, whoever wrote it: an option of a group in `conf/`; a callback left out;
-    a number, boolean, null, or a list of these, for a key that exists; text where `conf/` has plain text or null.
+    """Whether a stored override can do no harm, even in a hostile folder: an option of a group in `conf/`; a callback
+    left out; a number, boolean, null or list of these for a key that exists; text where `conf/` has plain text or null.
 
     Args:
         base: what `conf/` composes with the run's options.
     """
     key, value = override.key_or_group, override.value()
-    if override.is_delete() or (override.is_add() and value is None):
-        return key.startswith("callbacks.") and value is None
-    if override.is_add() or override.is_force_add() or override.package or override.is_sweep_override():
+    adds = override.is_add() or override.is_force_add()
+    if override.is_delete() or (adds and value is None):
+        return key.startswith(("callbacks.", "trainer.")) and value is None
+    if adds or override.package or override.is_sweep_override():
         return False
     if _is_option(override):
         return True
@@ -224,9 +229,9 @@ def may_replay(override: Override, base: DictConfig) -> bool:
         return False
     before = OmegaConf.to_container(node).get(name, "${}")  # type: ignore[union-attr]  # it is a dict
     if isinstance(before, dict):
-        return value is None and parent == "callbacks"
+        return value is None or (key == "trainer.logger" and isinstance(value, bool))
     if isinstance(value, str):
-        plain = before is None or (isinstance(before, str) and "${" not in before)
+        plain = before is None or (isinstance(before, str) and "${" not in before) or key == "trainer.devices"
         return plain and "${" not in value and name != "_target_" and not key.startswith("trainer.logger")
     return all(
         each is None or isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
@@ -274,23 +279,12 @@ def load_state(run: Path) -> Resumption:
 
 def fixed_values(settings: Settings) -> dict[str, Any]:
     """The values of `FIXED`, by key."""
-    plain = asdict(settings)
-    found: dict[str, Any] = {}
-    for key in FIXED:
-        group, _, name = key.partition(".")
-        value = plain[group][name] if name else plain[group]
-        found |= (
-            {f"{key}.{each}": inside for each, inside in value.items()} if isinstance(value, dict) else {key: value}
-        )
-    return found
+    found = _leaves(asdict(settings))
+    return {key: found[key] for key in found if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)}
 
 
 def check_same(resumption: Resumption, settings: Settings) -> None:
-    """Refuse settings that would not resume this run but train another one. If it began from another model
-    (`init_from`), they get the architecture of that one."""
-    if settings.init_from is not None:
-        settings.model = resumption.checkpoint.model.config
-        settings.data.block_size = settings.model.block_size
+    """Refuse settings that would not resume this run but train another one."""
     before, now = resumption.fixed, fixed_values(settings)
     for key in now:
         if key in before and before[key] != now[key]:
@@ -316,7 +310,7 @@ def store(cfg: DictConfig, run: Path) -> None:
 
 def began_with(cfg: DictConfig, run: Path) -> bool:
     """Whether a run with this very configuration began in the folder."""
-    return (run / CONFIG).is_file() and (run / CONFIG).read_text(encoding="utf-8") == OmegaConf.to_yaml(cfg)
+    return (run / CONFIG).is_file() and (run / CONFIG).read_bytes() == OmegaConf.to_yaml(cfg).encode()
 
 
 def log_changes(cfg: DictConfig, run: Path) -> None:

@@ -166,6 +166,14 @@ def test_what_stays_the_same_may_be_typed(whole):
     assert resumed(whole, "model.n_layer=2", "seed=1337", "data=file", "model=gpt").model.n_layer == 2
 
 
+def test_a_typed_option_keeps_stored_values(copy):
+    """As after "the text is no longer in the cache": data=file data.path=my.txt; other keys drop what is below them."""
+    add(copy, "trainer.logger.version=3", "seed=1", "seed=2", "seed=1")
+    kept = replayed(copy, ["data=file", "data.path=x", "trainer.logger=false"])
+    assert "data.batch_size=4" in kept
+    assert [each for each in kept if each.startswith("seed=")] == ["seed=1", "seed=2", "seed=1"]
+
+
 def test_a_callback_can_be_left_out(whole):
     assert "throughput" in resumed(whole).callbacks
     assert "throughput" not in resumed(whole, "~callbacks.throughput").callbacks
@@ -345,7 +353,7 @@ def add(run, *overrides):
         "seed=2", "optimizer=muon", "data.num_workers=2", "optimizer.betas=[0.9,0.95]", "callbacks.throughput=null",
         "~callbacks.throughput", "trainer.limit_val_batches=2", "optimizer.schedule=linear", "trainer.precision=auto",
         "callbacks.text_samples.prompt='ROMEO: a/b'", "callbacks.surprise.prompt=ROMEO",
-        "callbacks.averaging.decay=0.9",
+        "callbacks.averaging.decay=0.9", "trainer.logger=false", "trainer.devices=auto", "+callbacks.x=null",
     ],
 )  # fmt: skip
 def test_harmless_overrides_are_replayed(override, copy):

@@ -27,8 +27,8 @@ class Resuming(Callback):
     state: the options of the optimizer, its learning rate, and arguments of callbacks that Lightning keeps as state.
 
     Attributes:
-        at_first_step: is called when the first step since is done: a change that does not work is not kept.
-        stepped: it is done. An error before that comes from the settings or the checkpoint.
+        at_first_step: called after the first batch: changed settings are stored only if they work.
+        stepped: whether that has happened; an earlier error comes from the settings or the checkpoint.
     """
 
     def __init__(self, settings: Settings, resumption: Resumption | None):
@@ -45,7 +45,7 @@ class Resuming(Callback):
         checkpoint["fixed"] = fixed_values(self.settings)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "current_model_state" in checkpoint:  # `state_dict` is the average, of which the module is no part
+        if "current_model_state" in checkpoint:  # `state_dict` is the average: training resumes from this
             best = "best_val_loss.min_value"
             checkpoint["state_dict"][best] = checkpoint["current_model_state"][best]
             module.load_state_dict(checkpoint["current_model_state"])
@@ -96,7 +96,8 @@ def paths_outside(state: Any, folder: str) -> Iterator[str]:
     """Text in a callback's state that is the path of something outside the run's folder: `ModelCheckpoint` removes
     files that its state names, and the state may be a stranger's, or that of a run that was copied."""
     if isinstance(state, str):
-        if os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder):
+        elsewhere = "://" in state or "::" in state  # for libraries that open more than files
+        if elsewhere or (os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder)):
             yield state
     elif isinstance(state, dict | list | tuple | set):
         for each in state:

@@ -141,12 +141,14 @@ def test_the_settings_decide_not_the_file(options, run, tmp_path):
     assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
 
 
-@pytest.mark.parametrize("kind", ["relative", "absolute", "parent", "key"])
+@pytest.mark.parametrize("kind", ["relative", "absolute", "parent", "key", "address"])
 def test_a_state_with_a_path_outside_of_the_run(kind, run, tmp_path, monkeypatch, caplog):
     """ModelCheckpoint would remove it, as a checkpoint that it made before."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    path = {"relative": "mine", "parent": f"{run}/checkpoints/../../mine"}.get(kind, f"{tmp_path}/mine")
+    path = {"relative": "mine", "parent": f"{run}/checkpoints/../../mine", "address": f"local://{tmp_path}/mine"}.get(
+        kind, f"{tmp_path}/mine"
+    )
     callback = ModelCheckpoint(monitor="val/loss")
     made = callback.state_dict()
     made |= {"best_k_models": {path: torch.tensor(99.0)}} if kind == "key" else {"best_model_path": path}
