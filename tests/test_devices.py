@@ -24,6 +24,8 @@ from chargpt.run import devices
 from chargpt.run.resume import load_state
 from train import train
 
+pytestmark = pytest.mark.processes
+
 TESTS = {"PYTHONPATH": str(ROOT / "tests")}  # where the faulty callbacks are found
 TWO = ["trainer.devices=2", "model.dropout=0.2", *STEPS]
 LONG = [*TWO, "trainer.max_steps=100000"]

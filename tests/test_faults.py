@@ -28,6 +28,7 @@ def wait_for(process, text):
     raise AssertionError(f"ended without {text!r}: {seen}")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_command_resumes(signum, status, tiny, tmp_path):
     run = launch(*tiny, "trainer.max_steps=1000000", "trainer.val_check_interval=50", f"hydra.run.dir={tmp_path}/run")
@@ -120,6 +121,7 @@ def test_a_read_only_disk_is_one_line(small_disk, tiny):
     assert re.fullmatch(f"error: Read-only file system: {small_disk}/run.*\n", done.stderr)
 
 
+@pytest.mark.processes
 def test_two_runs_at_once_on_an_empty_cache(tiny, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/{n}") for n in range(2)]
@@ -129,6 +131,7 @@ def test_two_runs_at_once_on_an_empty_cache(tiny, text_file, tmp_path, monkeypat
     assert_same(state(tmp_path / "0")["state_dict"], state(tmp_path / "1")["state_dict"])
 
 
+@pytest.mark.processes
 def test_of_two_runs_in_one_folder_one_is_refused(tiny, tmp_path):
     runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/run") for _ in range(2)]
     messages = [run.communicate(timeout=120)[1] for run in runs]

@@ -110,6 +110,7 @@ def test_init_commands(overrides, tiny, tiny_run, tmp_path):
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
 def test_sweep_commands(overrides, tiny, tmp_path):
     """And the comparison of what they made."""
@@ -176,6 +177,7 @@ def test_completion():
     assert "model=bigram" in done.stdout, done.stderr
 
 
+@pytest.mark.processes
 def test_from_python(tmp_path):
     (block,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
     code = "import torch; torch.set_num_threads(1)\n" + block
@@ -187,6 +189,7 @@ def test_from_python(tmp_path):
 SECTIONS = dict(re.findall(r"^\*\*(An? .*?)\*\*(.*?)(?=^\*\*|\Z)", EXTEND, re.DOTALL | re.MULTILINE))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("what", SECTIONS)
 def test_extending(what, tiny, tmp_path):
     """In a copy of the project: the file is written, or its end, or lines of it; then the command trains."""

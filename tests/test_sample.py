@@ -228,6 +228,7 @@ def test_a_full_disk(tiny_run):
     assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
 
 
+@pytest.mark.processes
 def test_closed_streams(tiny_run, tmp_path):
     def without(*streams, arguments=()):
         closing = "".join(f"os.close({stream});" for stream in streams)

@@ -130,7 +130,7 @@ def test_the_readmes_program_writes_text(config, characters, tmp_path):
 
 def test_a_card_that_computes_something_else_is_not_shared(saved, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(card, "logits", lambda ids, *_: torch.zeros(*ids.shape, len(CHARACTERS)))
-    assert share.main(["--ckpt", str(saved), str(tmp_path / "shared")]) == 1
+    assert share.main(["--ckpt", str(saved), str(tmp_path / "shared")]) == 2
     assert not (tmp_path / "shared").exists()
 
 

@@ -141,7 +141,7 @@ def test_cut_off_and_gone_on_with(whole, fixed, tmp_path):
     assert line.startswith("To resume: python train.py -m resume=allow hydra.sweep.dir=")
     assert "Traceback" not in done.stderr
     assert state(tmp_path / "sweep" / NAMES[0])["global_step"] == 9
-    words = [each for each in shlex.split(line)[5:] if "callbacks.stop" not in each]
+    words = [each for each in shlex.split(line)[4:] if "callbacks.stop" not in each]
     done = run_script("train.py", *words, "+callbacks.stop=null")
     assert done.returncode == 0, done.stderr
     assert "4 of 4 jobs finished" in done.stderr

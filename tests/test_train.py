@@ -206,6 +206,7 @@ print(*operators)
 """
 
 
+@pytest.mark.processes
 def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_run, tmp_path):
     """As on macOS, say: a run has the same losses up to rounding, with samples and `compile=auto`."""
     nowhere = {"PATH": str(tmp_path), "CC": "", "CXX": "no-compiler"}
@@ -224,6 +225,7 @@ def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_ru
     assert last.startswith("error: compile=true cannot be done: there is no C++ compiler no-compiler ")
 
 
+@pytest.mark.processes
 def test_workers_that_are_spawned(tiny, tiny_run, tmp_path):
     """As on Windows and macOS, where a new process has nothing of the old one's memory."""
     code = "import torch.multiprocessing\nif __name__ == '__main__': torch.multiprocessing.set_start_method('spawn')"
@@ -232,6 +234,7 @@ def test_workers_that_are_spawned(tiny, tiny_run, tmp_path):
     assert_same(weights(tiny_run), weights(tmp_path / "run"))
 
 
+@pytest.mark.processes
 def test_a_text_with_a_name_that_the_terminal_cannot_show(text_file, tiny, tmp_path):
     """On a console of Windows with its old encoding: files are written in UTF-8, and read so again."""
     text = tmp_path / "道德經 ő.txt"

@@ -124,7 +124,7 @@ WORDS = {
 }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_override_trains_or_is_refused(tiny, data, tmp_path_factory):
     """In range or out of it: two steps, or one clear error, and nothing else."""

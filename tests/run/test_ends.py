@@ -213,6 +213,7 @@ def saved(folder):
     return lambda: (folder / CHECKPOINTS[1]).exists()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_whole_group(signum, status, long, tmp_path):
     """As `timeout`, SLURM and a closed terminal send it: loader workers have it, too."""
@@ -226,6 +227,7 @@ def test_a_signal_to_the_whole_group(signum, status, long, tmp_path):
     assert "error" not in printed
 
 
+@pytest.mark.processes
 def test_a_run_killed_before_its_first_save_begins_again(tiny, tmp_path):
     """By the same command; `resume=` says so."""
     line = [*tiny, f"hydra.run.dir={tmp_path}/run", "callbacks.last_checkpoint.every_n_steps=1000000"]
@@ -248,6 +250,7 @@ def test_a_run_killed_before_its_first_save_begins_again(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.processes
 def test_one_process_for_a_run(long, tmp_path):
     """Beside a run that lives: resume, resume=auto, the same start, resume=allow."""
     (tmp_path / "outputs").mkdir()
@@ -266,6 +269,7 @@ def test_one_process_for_a_run(long, tmp_path):
     assert (tmp_path / "outputs" / "run" / ".hydra" / "config.yaml").read_bytes() == config
 
 
+@pytest.mark.processes
 def test_one_command_line_for_every_start(long, tmp_path):
     """As a scheduler repeats it."""
     steps, last = [0], tmp_path / "run" / CHECKPOINTS[0]
