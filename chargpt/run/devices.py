@@ -29,7 +29,7 @@ log = logging.getLogger("train")
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
 SAVE = 3600  # seconds that a step and a save may take after a signal
-ONE = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
+TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
 LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
 FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
 
@@ -143,7 +143,7 @@ def launch(number: int, folder: Path) -> None:
     except SignalException as stop:
         handlers = {each: signal.signal(each, signal.SIG_IGN) for each in handled}
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        time.sleep(ONE)
+        time.sleep(TOGETHER)
         for each, handler in handlers.items():
             signal.signal(each, handler)
         kill = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows lacks it

@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
+from chargpt.batches import CALLED
 from chargpt.checkpoint import read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
@@ -27,7 +28,6 @@ from chargpt.run.resume import Resumption, began_with, command_to_resume, log_ch
 log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
 
-CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text
 FEWEST = 3  # validations; fewer do not show how the loss goes on
 NOISE = 0.01  # the share of a loss by which two validations may differ without a reason
 MUCH = 0.1  # the share of the lowest loss by which that of a run that diverged is above it, at least

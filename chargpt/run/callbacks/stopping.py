@@ -13,10 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
 from chargpt.run.callbacks.saving import AtStepEnd, LastCheckpoint
-from chargpt.run.devices import launched_here
+from chargpt.run.devices import TOGETHER, launched_here
 
 SIGHUP = 1  # Windows lacks it
-TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
 ADVICE = (
     "; earlier checkpoints are kept. A lower optimizer.lr, a longer optimizer.warmup_steps, trainer.gradient_clip_val=1"
     " or trainer.precision=32-true may help"
