@@ -66,7 +66,7 @@ def sample(arguments: argparse.Namespace) -> None:
 
     import torch  # takes a while, and what is refused above does not need it
 
-    from chargpt.sampling import Sampling, generate
+    from chargpt.generation import Sampling, generate
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
     try:

@@ -16,8 +16,8 @@ from chargpt import errors
 from chargpt.errors import Stopped, UserError, first_line
 from chargpt.run import config, devices, resume
 from chargpt.run.folder import has_state, held
-from chargpt.run.job import in_sweep, run_job
-from chargpt.run.sweep import reported
+from chargpt.sweep.job import in_sweep, run_job
+from chargpt.sweep.run import reported
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run

@@ -27,7 +27,7 @@ from benchmarks.measure import Measured, hardware, interleaved, matrix_peak, par
 from benchmarks.peers import VOCABULARY
 from benchmarks.training import autocast, chosen, our_step
 from chargpt.batches import RandomBlocks
-from chargpt.kernels.attention import ROWS
+from chargpt.kernels.cpu_attention import ROWS
 from chargpt.model import BigramConfig, GPTConfig, ModelConfig
 from chargpt.module import CPU_PART, CharLM
 from chargpt.optim import OPTIMIZER_CONFIGS

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.curve import Point, read_curve
+from chargpt.history import Point, read_losses
 from chargpt.page.build import filled
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main() -> None:
     command = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
     command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="a folder for each run")
     arguments = command.parse_args()
-    curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_curve(run))}
+    curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_losses(run))}
     draw(curves).savefig(arguments.results / "curves.png", dpi=120)
     demo = arguments.results.with_name("demo.html")
     if demo.exists():

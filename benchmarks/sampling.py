@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.measure import SIDE, hardware, interleaved, parser, product, spread, table
 from benchmarks.peers import LECTURE, VOCABULARY, add_peers, ours, peer, peers
+from chargpt.generation import Sampling, generate
 from chargpt.model import GPT
-from chargpt.sampling import Sampling, generate
 
 INSIDE, PAST, FULL = 250, 25, LECTURE.block_size  # characters
 READ = 1 << 28  # bytes, far more than a cache holds

@@ -21,8 +21,8 @@ _ROOMS = {
     "DataConfig": "batches",
     "GPT": "model",
     "GPTConfig": "model",
-    "Sampling": "sampling",
-    "generate": "sampling",
+    "Sampling": "generation",
+    "generate": "generation",
     "load_checkpoint": "checkpoint",
 }
 __all__ = list(_ROOMS)

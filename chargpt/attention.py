@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chargpt.errors import UserError
-from chargpt.kernels.attention import causal_attention_on_cpu, takes_over
+from chargpt.kernels.cpu_attention import causal_attention_on_cpu, takes_over
 
 
 def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:

@@ -18,7 +18,7 @@ from benchmarks.peers import LECTURE, VOCABULARY, lecture, peer, peers
 from benchmarks.sampling import flops_of_a_window, weights_read
 from benchmarks.scaling import plot, rates, sizes
 from benchmarks.training import chosen, flops_per_step, our_step
-from chargpt.curve import Point, append, read_curve
+from chargpt.history import Point, add_losses, read_losses
 from chargpt.kernels import choice
 from chargpt.kernels.choice import Precision
 from chargpt.model import GPT
@@ -90,11 +90,11 @@ def test_curves_of_results(tmp_path, monkeypatch):
     (tmp_path / "a run").mkdir()
     (tmp_path / "empty").mkdir()
     for step, loss in ((10, 2.5), (20, 1.25), (30, 1.5)):
-        append(tmp_path / "a run", Point(step, step / 2, loss, loss, 1e4))
+        add_losses(tmp_path / "a run", Point(step, step / 2, loss, loss, 1e4))
     monkeypatch.setattr("sys.argv", ["results", "--results", str(tmp_path)])
     results.main()
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    over_steps, over_time = results.draw({"a run": read_curve(tmp_path / "a run")}).axes
+    over_steps, over_time = results.draw({"a run": read_losses(tmp_path / "a run")}).axes
     assert over_steps.lines[0].get_xydata().tolist() == [[10, 2.5], [20, 1.25], [30, 1.5]]
     assert over_time.lines[0].get_xdata()[-1] == 0.25  # minutes
     assert over_time.get_legend().get_texts()[0].get_text() == "a run: 1.2500"
@@ -103,7 +103,7 @@ def test_curves_of_results(tmp_path, monkeypatch):
 def test_the_results_that_are_committed_have_curves():
     folders = [each for each in results.RESULTS.iterdir() if each.is_dir()]
     assert folders
-    assert all(read_curve(folder) for folder in folders)
+    assert all(read_losses(folder) for folder in folders)
 
 
 def test_figures():

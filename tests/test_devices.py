@@ -18,8 +18,8 @@ import torch
 from helpers import ROOT, STEPS, assert_same, composed, curves, launch, run_fresh, signal_at, start, state
 from omegaconf import OmegaConf
 
-from chargpt.curve import read_curve
 from chargpt.errors import UserError
+from chargpt.history import read_losses
 from chargpt.run import devices
 from chargpt.run.resume import load_state
 from train import train
@@ -167,7 +167,7 @@ def test_torchrun(whole, tiny, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"outputs"}
     assert {file.name for file in run.glob("*.log")} == {"train.log"}
     assert_same_end(whole, run)
-    assert [(p.step, p.val_loss) for p in read_curve(run)] == [(p.step, p.val_loss) for p in read_curve(whole)]
+    assert [(p.step, p.val_loss) for p in read_losses(run)] == [(p.step, p.val_loss) for p in read_losses(whole)]
 
 
 @pytest.mark.kills

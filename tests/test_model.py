@@ -142,7 +142,7 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
 
     for block in gpt.blocks:  # the third place: the attention weights; what remains is the projection's bias
         block.sa.dropout.forward = block.ffwd.net[3].forward = lambda x: x
-    monkeypatch.setattr("chargpt.kernels.attention.random_bytes", nothing)
+    monkeypatch.setattr("chargpt.kernels.cpu_attention.random_bytes", nothing)
     x = gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight
     for block in gpt.blocks:
         x = x + block.sa.proj.bias

@@ -15,8 +15,8 @@ from chargpt.batches import DataConfig, SequentialBlocks, parts_of
 from chargpt.checkpoint import load_checkpoint, read_checkpoint
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError
+from chargpt.generation import Sampling, generate
 from chargpt.page.build import build_page as build
-from chargpt.sampling import Sampling, generate
 from chargpt.scoring import score
 
 HARM = {"PYTHONPATH": str(ROOT / "tests")}

@@ -203,7 +203,7 @@ def test_what_fails_before_the_first_character_leaves_the_file(failure, status, 
         raise failure
         yield
 
-    monkeypatch.setattr("chargpt.sampling.generate", fail)
+    monkeypatch.setattr("chargpt.generation.generate", fail)
     (tmp_path / "out.txt").write_text("kept")
     found, out, err = quick("--out", str(tmp_path / "out.txt"))
     assert (found, out, (tmp_path / "out.txt").read_text()) == (status, "", "kept")

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
-from chargpt.curve import Point, read_curve, thinned
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.generation import Sampling, generate
+from chargpt.history import Point, read_losses, read_samples, thinned
 from chargpt.model import GPT, Model
 from chargpt.page.weights import Packed, pack
 from chargpt.pictures import label
-from chargpt.samples import read_samples
-from chargpt.sampling import Sampling, generate
 from chargpt.scoring import part_of_text, score
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
@@ -70,7 +69,7 @@ def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict
     """What the page says of the model and of its run."""
     folder = path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    curve, samples = read_curve(run), read_samples(run)
+    curve, samples = read_losses(run), read_samples(run)
     best = min(curve, key=lambda point: point.val_loss, default=None)
     lowest = best.val_loss if best else checkpoint.best_loss
     model, scoring = checkpoint.model, checkpoint.scoring

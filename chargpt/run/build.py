@@ -12,15 +12,15 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 
+from chargpt.callbacks.averaging import averages_in
+from chargpt.callbacks.hparams import RunRecord
+from chargpt.callbacks.resuming import Resuming
 from chargpt.checkpoint import Scoring
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
 from chargpt.kernels.compiling import compile_model
 from chargpt.module import CharLM
-from chargpt.run.callbacks.averaging import averages_in
-from chargpt.run.callbacks.record import RunRecord
-from chargpt.run.callbacks.resuming import Resuming
 from chargpt.run.config import Settings
 from chargpt.run.init_from import Initial, copy_weights, extended
 from chargpt.run.loggers import continued

@@ -24,8 +24,8 @@ from chargpt.batches import DataConfig
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.model import MODEL_CONFIGS, ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
-from chargpt.run.sweep import job_folder
 from chargpt.settings import make, read_settings
+from chargpt.sweep.run import job_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = ("data.path", "data.val_path", "data.test_path")

@@ -8,12 +8,12 @@ from pathlib import Path
 from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 
-from chargpt import curve, samples
 from chargpt.errors import UserError
 from chargpt.files import locked
+from chargpt.history import LOSSES, PICTURE, SAMPLES
 
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # states of training, the newest first
-WRITTEN = (curve.FILE, curve.PICTURE, samples.FILE, "checkpoints/best.ckpt")  # replaced by a run that begins
+WRITTEN = (LOSSES, PICTURE, SAMPLES, "checkpoints/best.ckpt")  # replaced by a run that begins
 
 
 def short(folder: Path) -> Path:

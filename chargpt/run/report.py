@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from chargpt.batches import CALLED
+from chargpt.callbacks.averaging import validated_weights
 from chargpt.checkpoint import read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
-from chargpt.curve import Point, read_curve
+from chargpt.history import Point, read_losses
 from chargpt.run.build import Run
-from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, short
 from chargpt.run.init_from import Initial
@@ -134,7 +134,7 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     text = run.data.own.get("val", run.data.corpus)
     scored = f"Best validation loss {best:.4f} (nats per {unit}, on {text.name}), {steps}"
     constant = run.module.optimizer_config.schedule == "constant"
-    said = verdict(read_curve(path), trainer.max_steps, run.data.tokenizer.vocab_size, constant=constant)
+    said = verdict(read_losses(path), trainer.max_steps, run.data.tokenizer.vocab_size, constant=constant)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [said])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")

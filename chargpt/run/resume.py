@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.command_line import quoted
 from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
-from chargpt.jobs import SWEEP, command_of_sweep
 from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, read_config, with_quoted_paths
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
+from chargpt.sweep.records import SWEEP, command_of_sweep
 
 if TYPE_CHECKING:
     from chargpt.checkpoint import Checkpoint

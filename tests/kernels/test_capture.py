@@ -7,9 +7,9 @@ import torch
 from helpers import OPTIONS
 
 from chargpt.errors import UserError
+from chargpt.generation import Sampling, generate
 from chargpt.kernels.capture import CapturedStep, worth_capturing
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
-from chargpt.sampling import Sampling, generate
 
 
 @pytest.fixture(params=OPTIONS, ids=str)
@@ -80,7 +80,7 @@ def test_it_writes_the_same_text(gpt, samples, window, monkeypatch):
     expected, calls = text_of(gpt, prompt, **options), []
     call = CapturedStep.__call__
     monkeypatch.setattr(CapturedStep, "__call__", lambda self, *given: calls.append(1) or call(self, *given))
-    monkeypatch.setattr("chargpt.sampling.worth_capturing", lambda device, characters, samples: True)
+    monkeypatch.setattr("chargpt.generation.worth_capturing", lambda device, characters, samples: True)
     assert torch.equal(text_of(gpt, prompt, **options), expected)
     assert len(calls) >= 5
 
@@ -93,5 +93,5 @@ def test_on_cuda_the_captured_step_writes_the_same_text(monkeypatch, length):
     prompt = torch.arange(length, device="cuda")[None] % 11
     options = {"max_new_tokens": 150, "temperature": 0, "window": "stride"}
     captured = text_of(gpt, prompt, **options)
-    monkeypatch.setattr("chargpt.sampling.worth_capturing", lambda *_: False)
+    monkeypatch.setattr("chargpt.generation.worth_capturing", lambda *_: False)
     assert torch.equal(captured, text_of(gpt, prompt, **options))

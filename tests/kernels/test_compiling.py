@@ -6,12 +6,12 @@ from helpers import OPTIONS
 from torch import nn
 
 from chargpt.errors import UserError
+from chargpt.generation import Sampling, generate
 from chargpt.kernels import compiling
 from chargpt.kernels.compiling import PAYS_AFTER, compile_model
 from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig
-from chargpt.sampling import Sampling, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # in the compiler's own code
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

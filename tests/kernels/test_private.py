@@ -5,7 +5,7 @@ import torch
 from helpers import plain_attention, random_qkv
 from torch.nn import functional as F
 
-from chargpt.kernels import attention, choice, linear, private
+from chargpt.kernels import choice, cpu_attention, linear, private
 from chargpt.kernels.private import find
 
 
@@ -35,7 +35,7 @@ def another_build(monkeypatch):
     for name in ("onednn_linear", "onednn_has_bf16", "softmax_gradient"):
         monkeypatch.setattr(private, name, None)
     monkeypatch.setattr(linear, "onednn_linear", None)
-    monkeypatch.setattr(attention, "softmax_gradient", None)
+    monkeypatch.setattr(cpu_attention, "softmax_gradient", None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -57,7 +57,7 @@ def test_linear_without_them(another_build, dtype):
 
 def test_attention_without_them(another_build):
     ours, theirs = random_qkv(100), random_qkv(100)
-    out, expected = attention.causal_attention_on_cpu(ours, 0.0), plain_attention(*theirs)
+    out, expected = cpu_attention.causal_attention_on_cpu(ours, 0.0), plain_attention(*theirs)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     grad = torch.randn(out.shape, dtype=torch.float64)
     (mine,), (right,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(expected, theirs, grad)
@@ -68,9 +68,9 @@ def test_attention_with_dropout_is_the_same_with_and_without_them(monkeypatch):
     def results():
         torch.manual_seed(0)
         qkv = random_qkv(100)
-        out = attention.causal_attention_on_cpu(qkv, 0.3)
+        out = cpu_attention.causal_attention_on_cpu(qkv, 0.3)
         return out, *torch.autograd.grad(out.square().sum(), qkv)
 
     found = results()
-    monkeypatch.setattr(attention, "softmax_gradient", None)
+    monkeypatch.setattr(cpu_attention, "softmax_gradient", None)
     torch.testing.assert_close(results(), found, rtol=1e-9, atol=1e-12)

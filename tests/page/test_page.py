@@ -14,13 +14,12 @@ import torch
 from helpers import start
 
 from chargpt.checkpoint import public_name, read_checkpoint
-from chargpt.curve import FILE as LOSSES
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.history import LOSSES, SAMPLES
 from chargpt.model import GPT, GPTConfig
 from chargpt.page.__main__ import main
 from chargpt.page.build import build_page
 from chargpt.page.weights import pack
-from chargpt.samples import FILE as SAMPLES
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u2028\u202e{{script}}"
 

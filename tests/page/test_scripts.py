@@ -7,10 +7,10 @@ import torch
 from helpers import OPTIONS, plain_attention
 
 from chargpt.errors import CONTROL
+from chargpt.generation import Sampling, generate
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
 from chargpt.page.build import WORKER, bundle
 from chargpt.page.weights import pack
-from chargpt.sampling import Sampling, generate
 
 V = 7
 SIZES = {"block_size": 12, "n_layer": 2, "n_head": 3, "n_embd": 12}
@@ -144,7 +144,7 @@ LOGITS = [0.5, 2.0, 2.0, 1.0, -1.0]
     ids=str,
 )
 def test_choices_follow_the_distribution(scripts, choice):
-    """As `chargpt.sampling.next_token` has it, by its very probabilities."""
+    """As `chargpt.generation.next_token` has it, by its very probabilities."""
     settings = {"temperature": 1.0, "topK": None, "topP": None} | choice
     drawn = scripts.evaluate(
         """([logits, settings]) => Array.from({ length: 20000 }, (_, place) =>
@@ -152,7 +152,7 @@ def test_choices_follow_the_distribution(scripts, choice):
         [LOGITS, settings],
     )
     found = torch.bincount(torch.tensor(drawn), minlength=5).double() / len(drawn)
-    from chargpt.sampling import next_token
+    from chargpt.generation import next_token
 
     given = Sampling(temperature=settings["temperature"], top_k=settings["topK"], top_p=settings["topP"])
     ours = next_token(torch.tensor([LOGITS] * 100_000), given, torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import math
 import pytest
 from helpers import ROOT, STEPS, start
 
-from chargpt.curve import Point, read_curve
+from chargpt.history import Point, read_losses
 from chargpt.run.report import verdict
 
 FALLS = [1.6, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8]  # of a training loss
@@ -28,7 +28,7 @@ def points(losses, train=None, every=500):
     ],
 )
 def test_real_runs(name, said):
-    curve = read_curve(ROOT / "docs" / "results" / name)
+    curve = read_losses(ROOT / "docs" / "results" / name)
     assert len(curve) > 1
     found = verdict(curve, curve[-1].step, 65, constant=False)
     assert said in found if said else found == ""
@@ -83,6 +83,6 @@ def test_a_run_that_ended_early():
 def test_a_run_ends_with_it(tiny, tmp_path, caplog):
     caplog.set_level("INFO")
     start(tmp_path, *tiny, *STEPS)
-    said = verdict(read_curve(tmp_path), 12, 10)
+    said = verdict(read_losses(tmp_path), 12, 10)
     assert said
     assert f"steps in {caplog.text.rpartition(' steps in ')[2].split()[0]} s\n{said}\nCheckpoint:" in caplog.text

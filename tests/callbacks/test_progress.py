@@ -49,7 +49,7 @@ def test_a_line_from_time_to_time(tiny, slow, tmp_path, caplog):
 )
 def test_a_long_run_is_told_early(much, advice, tiny, slow, tmp_path, caplog, monkeypatch):
     """After three of 63 steps, once: two hours are left. A model that is small already is not advised against."""
-    monkeypatch.setattr("chargpt.run.callbacks.progress.MUCH", much)
+    monkeypatch.setattr("chargpt.callbacks.progress.MUCH", much)
     caplog.set_level("INFO")
     start(tmp_path, *tiny, *slow, "trainer.max_steps=63")
     told = [n for n, line in enumerate(caplog.messages) if "This run will take" in line]

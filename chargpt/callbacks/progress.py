@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from chargpt.module import CharLM, is_logged
-from chargpt.run.job import in_sweep
+from chargpt.sweep.job import in_sweep
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from chargpt.callbacks.averaging import validated_weights
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError
 from chargpt.model import Model
 from chargpt.module import CharLM
-from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.tokenizer import Tokenizer
 
 

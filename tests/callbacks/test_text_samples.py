@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import STEPS, assert_same, events, resume, signal_at, start, state
 
-from chargpt.samples import Sample, append, read_samples
+from chargpt.history import Sample, add_sample, read_samples
 
 
 def test_text_samples_leave_training_alone(tiny, tmp_path):
@@ -32,7 +32,7 @@ def test_samples_are_kept_in_a_file_whatever_the_logger(tiny, tmp_path):
     start(tmp_path / "bare", *tiny, *STEPS, "trainer.logger=false")
     with pytest.raises(SystemExit):
         start(tmp_path / "cut", *tiny, *STEPS, *signal_at(7))
-    append(tmp_path / "cut", Sample(9, "written after the last save, before the run was killed"))
+    add_sample(tmp_path / "cut", Sample(9, "written after the last save, before the run was killed"))
     resume(tmp_path / "cut", "+callbacks.stop=null")
     samples = read_samples(tmp_path / "whole")
     assert [sample.step for sample in samples] == [4, 8, 12]
@@ -41,7 +41,7 @@ def test_samples_are_kept_in_a_file_whatever_the_logger(tiny, tmp_path):
 
 def test_samples_in_the_middle_of_training_know_no_dropout(tiny, tmp_path, monkeypatch):
     modes = []
-    from chargpt.run.callbacks import text_samples
+    from chargpt.callbacks import text_samples
 
     real = text_samples.generate
     monkeypatch.setattr(text_samples, "generate", lambda net, *rest: modes.append(net.training) or real(net, *rest))

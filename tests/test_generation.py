@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.generation import Sampling, generate, next_token
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
-from chargpt.sampling import Sampling, generate, next_token
 
 
 @pytest.fixture(params=OPTIONS, ids=str)
@@ -48,7 +48,7 @@ def test_the_lectures_text_within_and_past_the_window(gpt, length, samples):
 def test_logits_within_the_window_are_the_uncached_ones(gpt, monkeypatch):
     """At every position, in float64."""
     seen = []
-    monkeypatch.setattr("chargpt.sampling.next_token", lambda logits, *_: seen.append(logits) or logits.argmax(-1))
+    monkeypatch.setattr("chargpt.generation.next_token", lambda logits, *_: seen.append(logits) or logits.argmax(-1))
     text = [1, *text_of(gpt, torch.tensor([[1]]), max_new_tokens=8)[0].tolist()]
     for length, logits in enumerate(seen, 1):
         torch.testing.assert_close(logits, gpt(torch.tensor([text[:length]]))[:, -1], rtol=1e-10, atol=1e-12)

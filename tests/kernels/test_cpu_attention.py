@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import plain_attention, random_qkv
 
-from chargpt.kernels import attention
-from chargpt.kernels.attention import CPUAttention, causal_attention_on_cpu, takes_over
+from chargpt.kernels import cpu_attention as attention
+from chargpt.kernels.cpu_attention import CPUAttention, causal_attention_on_cpu, takes_over
 from chargpt.kernels.dropout import kept_values, random_bytes
 
 T = 16

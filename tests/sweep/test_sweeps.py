@@ -12,8 +12,8 @@ import pytest
 from helpers import ROOT, STEPS, assert_same, events, launch, run_fresh, run_script, signal_at, state
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from chargpt.jobs import read_sweep
 from chargpt.run.config import with_quoted_paths
+from chargpt.sweep.records import read_sweep
 
 HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]

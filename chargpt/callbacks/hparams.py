@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from chargpt.run.config import Settings
-from chargpt.run.job import swept_values
+from chargpt.sweep.job import swept_values
 
 
 class RunRecord(Callback):

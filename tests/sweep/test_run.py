@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import UserError
-from chargpt.jobs import Plan
-from chargpt.run.job import in_sweep
-from chargpt.run.sweep import check_folder, folder_name
+from chargpt.sweep.job import in_sweep
+from chargpt.sweep.records import Plan
+from chargpt.sweep.run import check_folder, folder_name
 
 
 def test_folder_names():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from helpers import OPTIONS, STEPS, assert_same, curves, events, resume, signal_at, start, state
 
+from chargpt.callbacks import attention_maps, surprise
+from chargpt.callbacks.attention_maps import AttentionMaps, attention_weights
+from chargpt.callbacks.prompted import AtPrompt
+from chargpt.callbacks.surprise import Surprise
+from chargpt.callbacks.text_samples import TextSamples
 from chargpt.errors import Stopped, UserError
 from chargpt.model import GPT, GPTConfig
-from chargpt.run.callbacks import attention_maps, surprise
-from chargpt.run.callbacks.attention_maps import AttentionMaps, attention_weights
-from chargpt.run.callbacks.prompted import AtPrompt
-from chargpt.run.callbacks.surprise import Surprise
-from chargpt.run.callbacks.text_samples import TextSamples
 
 NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
 

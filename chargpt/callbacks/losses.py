@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.curve import FILE, PICTURE, Point, append, keep_until, read_curve, thinned
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import decoration, write
+from chargpt.history import LOSSES, PICTURE, Point, add_losses, drop_losses_after, read_losses, thinned
 from chargpt.pictures import png
 
 if TYPE_CHECKING:
@@ -44,17 +44,17 @@ class Losses(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.perf_counter()
-        with decoration(FILE):
+        with decoration(LOSSES):
             self.folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self.folder, trainer.global_step)
+            drop_losses_after(self.folder, trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             names = ("train/loss", "val/loss", "chars_per_second")
             losses = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
-            with decoration(FILE):
-                append(self.folder, Point(trainer.global_step, self._seconds(), *losses))
+            with decoration(LOSSES):
+                add_losses(self.folder, Point(trainer.global_step, self._seconds(), *losses))
 
 
 class LossPicture(Callback):
@@ -72,7 +72,7 @@ class LossPicture(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         with decoration(PICTURE):
-            if points := read_curve(self.folder):
+            if points := read_losses(self.folder):
                 write(self.folder / PICTURE, png(draw(points)))
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt import errors
 from chargpt.errors import UserError, tell
-from chargpt.jobs import Job, read_job, read_plan
 from chargpt.run.config import hydra_errors, read_config
 from chargpt.run.devices import number_of_devices
 from chargpt.run.folder import has_state
 from chargpt.run.resume import check_same, load_state
-from chargpt.run.sweep import ONE_DEVICE, swept_in
+from chargpt.sweep.records import Job, read_job, read_plan
+from chargpt.sweep.run import ONE_DEVICE, swept_in
 
 
 def in_sweep() -> bool:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from chargpt.command_line import quoted
-from chargpt.curve import Point, read_curve
 from chargpt.errors import UserError
 from chargpt.files import write
+from chargpt.history import Point, read_losses
 
 SWEEP, JOB = "sweep.json", "job.json"
 LARGEST = 1 << 20  # bytes of either
@@ -76,7 +76,7 @@ class Job:
     @cached_property
     def curve(self) -> list[Point]:
         """Its validations."""
-        return read_curve(self.folder)
+        return read_losses(self.folder)
 
     @property
     def best(self) -> Point | None:

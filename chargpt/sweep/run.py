@@ -17,11 +17,11 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig
 
-from chargpt.compare import report, save
 from chargpt.errors import UserError, tell
-from chargpt.jobs import JOB, SWEEP, Job, Plan, read_job, read_plan, read_sweep
 from chargpt.run import devices
 from chargpt.run.folder import check_contents
+from chargpt.sweep.compare import report, save
+from chargpt.sweep.records import JOB, SWEEP, Job, Plan, read_job, read_plan, read_sweep
 
 ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from chargpt.callbacks.prompted import AtPrompt
 from chargpt.model import Model
 from chargpt.pictures import Letters, coloured, enlarged, label, lettered
-from chargpt.run.callbacks.prompted import AtPrompt
 
 COLUMNS = 32  # characters per line
 WIDTH, HEIGHT, GAP, TITLE, BAR = 16, 22, 8, 16, 12  # pixels: of a character, beside and above them, of the colour bar

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from chargpt import compare
-from chargpt.compare import draw, report
-from chargpt.curve import Point, append
 from chargpt.errors import UserError
-from chargpt.jobs import read_sweep, short_names, shown
+from chargpt.history import Point, add_losses
+from chargpt.sweep import compare
+from chargpt.sweep.compare import draw, report
+from chargpt.sweep.records import read_sweep, short_names, shown
 
 
 def job(sweep, number, losses=(), finished=True, error=None, **values):
@@ -23,7 +23,7 @@ def job(sweep, number, losses=(), finished=True, error=None, **values):
     about = {"number": number, "values": values, "finished": finished, "error": error}
     (folder / "job.json").write_text(json.dumps(about), encoding="utf-8")
     for n, loss in enumerate(losses, start=1):
-        append(folder, Point(100 * n, 10.0 * n, loss + 0.1, loss, 1000.0 * n))
+        add_losses(folder, Point(100 * n, 10.0 * n, loss + 0.1, loss, 1000.0 * n))
     return folder
 
 

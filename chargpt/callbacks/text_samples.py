@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from chargpt.callbacks.averaging import validated_weights
+from chargpt.callbacks.hparams import verbatim
 from chargpt.errors import UserError
 from chargpt.files import decoration
+from chargpt.generation import Sampling, generate
+from chargpt.history import Sample, add_sample, drop_samples_after
 from chargpt.module import CharLM
-from chargpt.run.callbacks.averaging import validated_weights
-from chargpt.run.callbacks.record import verbatim
-from chargpt.samples import Sample, append, keep_until
-from chargpt.sampling import Sampling, generate
 
 
 class TextSamples(Callback):
@@ -43,7 +43,7 @@ class TextSamples(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         with decoration("samples.jsonl"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self.folder, trainer.global_step)
+            drop_samples_after(self.folder, trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -57,6 +57,6 @@ class TextSamples(Callback):
             ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
         text = tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
         with decoration("samples.jsonl"):
-            append(self.folder, Sample(trainer.global_step, text))
+            add_sample(self.folder, Sample(trainer.global_step, text))
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_text("sample", verbatim(text), trainer.global_step)

@@ -8,10 +8,10 @@ from faults import clock
 from helpers import STEPS, composed, resume, signal_at, start, state
 from omegaconf import OmegaConf
 
-from chargpt.curve import Point, read_curve
+from chargpt.callbacks import losses as room
+from chargpt.callbacks.losses import MOST_POINTS, draw
 from chargpt.errors import NonFiniteError, Stopped
-from chargpt.run.callbacks import losses as room
-from chargpt.run.callbacks.losses import MOST_POINTS, draw
+from chargpt.history import Point, read_losses
 from train import train
 
 
@@ -43,7 +43,7 @@ def test_odd_curves(loss, tmp_path):
 
 
 def test_it_has_all_points_whatever_the_order(tiny, tmp_path, drawn):
-    first = "+callbacks={aaa: {_target_: chargpt.run.callbacks.losses.LossPicture, dirpath: '${run_dir}'}}"
+    first = "+callbacks={aaa: {_target_: chargpt.callbacks.losses.LossPicture, dirpath: '${run_dir}'}}"
     start(tmp_path, *tiny, *STEPS, first.replace("+callbacks={aaa: ", "+callbacks.aaa=").removesuffix("}"))
     assert drawn == [[4, 8, 12]] * 2
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -90,4 +90,4 @@ def test_seconds_count_all_training(tiny, tmp_path, monkeypatch):
         start(tmp_path, *tiny, *steps, *signal_at(6))
     clock.sleep(1000)
     resume(tmp_path, steps[-1], "+callbacks.stop=null")
-    assert [point.seconds for point in read_curve(tmp_path)] == [40, 80, 120]
+    assert [point.seconds for point in read_losses(tmp_path)] == [40, 80, 120]

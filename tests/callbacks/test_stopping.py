@@ -12,9 +12,9 @@ import pytest
 import torch
 from helpers import STEPS, composed, signal_at, start, state
 
-from chargpt.curve import read_curve
+from chargpt.callbacks.stopping import StopOnSignal
 from chargpt.errors import NonFiniteError, Stopped, UserError
-from chargpt.run.callbacks.stopping import StopOnSignal
+from chargpt.history import read_losses
 from train import train
 
 HANDLED = [
@@ -151,7 +151,7 @@ def test_in_another_thread_it_trains_without_handlers(tiny, tmp_path, handlers):
 @pytest.mark.parametrize(("min_steps", "last"), [("null", 8), (1, 8), (20, 20)])
 def test_min_steps_delay_early_stopping_and_nothing_else(min_steps, last, tiny, tmp_path, handlers):
     start(tmp_path, *tiny, *STEPS, "trainer.max_steps=200", EARLY, f"+trainer.min_steps={min_steps}")
-    assert state(tmp_path)["global_step"] == read_curve(tmp_path)[-1].step == last
+    assert state(tmp_path)["global_step"] == read_losses(tmp_path)[-1].step == last
     assert state(tmp_path)["stopped_early"]
 
 

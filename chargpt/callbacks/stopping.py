@@ -10,9 +10,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from chargpt.callbacks.saving import AtStepEnd, LastCheckpoint
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
-from chargpt.run.callbacks.saving import AtStepEnd, LastCheckpoint
 from chargpt.run.devices import TOGETHER, launched_here
 
 SIGHUP = 1  # Windows lacks it

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from chargpt.callbacks.prompted import AtPrompt
 from chargpt.model import GPT, Block, Model
 from chargpt.pictures import Letters, coloured, enlarged, label, lettered
-from chargpt.run.callbacks.prompted import AtPrompt
 
 MOST_LAYERS, MOST_HEADS = 12, 16  # that are drawn, so that no validation takes long
 CELL, GAP, TITLE = 9, 6, 14  # pixels: of a character, between two panels, above each

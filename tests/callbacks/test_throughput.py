@@ -8,8 +8,8 @@ from faults import clock
 from helpers import events, start
 from lightning.pytorch import Trainer
 
-from chargpt.run.callbacks import text_samples
-from chargpt.run.callbacks.throughput import Throughput
+from chargpt.callbacks import text_samples
+from chargpt.callbacks.throughput import Throughput
 
 # A second for each batch and two for each step; 100 at each turn of a validation, in a text sample and in a save.
 SLOW = [f"+callbacks.slow.{each}" for each in ("_target_=faults.Slow", "batch=1.0", "step=2.0", "validation=100.0")]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
+from chargpt.callbacks import text_samples
+from chargpt.callbacks.averaging import Averaging
 from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import build_parser, score_checkpoint
 from chargpt.module import CharLM
-from chargpt.run.callbacks import text_samples
-from chargpt.run.callbacks.averaging import Averaging
 from chargpt.run.resume import load_state
 
 DECAY = 0.3  # so small that it counts from the fourth step on: until then the average forgets faster

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 
+from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
 from chargpt.files import replace
-from chargpt.run.callbacks.averaging import validated_weights
 from chargpt.run.loggers import flush
 
 LARGE = ("state_dict", "current_model_state", "optimizer_states")  # of a checkpoint: the module's and the optimizer's

@@ -1,0 +1,1 @@
+"""Several runs by one command: running them (`run`), and comparing them (`compare`)."""

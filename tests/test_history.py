@@ -1,0 +1,67 @@
+import json
+import math
+
+from chargpt.history import (
+    LOSSES,
+    SAMPLES,
+    Point,
+    Sample,
+    add_losses,
+    add_sample,
+    drop_losses_after,
+    drop_samples_after,
+    read_losses,
+    read_samples,
+)
+
+POINTS = [Point(4, 0.5, 3.25, 3.5, 1000.0), Point(8, 1.0, 3.0, 3.125, 2000.0), Point(12, 1.5, 2.75, 3.0, 1500.0)]
+TEXTS = [Sample(step, text) for step, text in enumerate(["line\nline", "\u2028 道 \x1b[2J", ""])]
+
+
+def test_losses_are_read_back_and_dropped_after_a_step(tmp_path):
+    assert read_losses(tmp_path) == []
+    drop_losses_after(tmp_path, 9)
+    for point in POINTS:
+        add_losses(tmp_path, point)
+    assert read_losses(tmp_path) == POINTS
+    assert (tmp_path / LOSSES).read_text(encoding="utf-8").startswith("step,seconds,train_loss,val_loss")
+    drop_losses_after(tmp_path, 9)
+    assert read_losses(tmp_path) == POINTS[:2]
+    add_losses(tmp_path, POINTS[2])
+    assert read_losses(tmp_path) == POINTS
+
+
+def test_samples_are_read_back_and_dropped_after_a_step(tmp_path):
+    assert read_samples(tmp_path) == []
+    drop_samples_after(tmp_path, 5)
+    assert not (tmp_path / SAMPLES).exists()
+    for sample in TEXTS:
+        add_sample(tmp_path, sample)
+    assert read_samples(tmp_path) == TEXTS
+    drop_samples_after(tmp_path, 1)
+    assert read_samples(tmp_path) == TEXTS[:2]
+
+
+def test_damaged_losses_are_left_out(tmp_path):
+    add_losses(tmp_path, POINTS[0])
+    with (tmp_path / LOSSES).open("ab") as file:
+        file.write(b"8,1.0\n\xff,1,2,3,4\n12,1,2,nan,4\n12,1,2,inf,4\n16,2,nan,2.5,nan\n20,1,2,")
+    first, second = read_losses(tmp_path)
+    assert first == POINTS[0]
+    assert (second.step, second.val_loss) == (16, 2.5)
+    assert math.isnan(second.train_loss)
+
+
+def test_damaged_samples_are_left_out(tmp_path):
+    good = [json.dumps(each._asdict()).encode() for each in (Sample(1, "a"), Sample(2, "b"))]
+    bad = [b"", b"no json", b"\xff", b"[]", b'{"step": 1}', b'{"step": 1e999, "text": "a"}', b'{"step": 1, "text": 1}']
+    lines = [good[0], *bad, b'{"step": 1, "text": "\\ud800"}', good[1], good[0][:9]]
+    (tmp_path / SAMPLES).write_bytes(b"\n".join(lines))
+    assert read_samples(tmp_path) == [Sample(1, "a"), Sample(2, "b")]
+
+
+def test_folders_in_their_place_hold_nothing(tmp_path):
+    (tmp_path / LOSSES).mkdir()
+    (tmp_path / SAMPLES).mkdir()
+    assert read_losses(tmp_path) == []
+    assert read_samples(tmp_path) == []
