@@ -1,8 +1,9 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import chain, tee
 from operator import itemgetter
@@ -11,7 +12,7 @@ from pathlib import Path
 from chargpt.checkpoint import find_checkpoint, load_checkpoint
 from chargpt.command_line import Parser, file_name, open_output, pick_device, utf8_text
 from chargpt.errors import UserError, escape, tell
-from chargpt.tokenizer import UnknownCharacterError
+from chargpt.tokenizer import Tokenizer, UnknownCharacterError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +48,9 @@ def build_parser() -> Parser:
     parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
-    parser.add_argument("--stop", type=utf8_text, metavar="TEXT", help="end before the first TEXT that is written")
+    parser.add_argument(
+        "--stop", type=utf8_text, default="", metavar="TEXT", help="end before the first TEXT that is written"
+    )
     parser.add_argument(
         "--out", type=file_name, metavar="FILE", help="write there, replacing what it holds, not to the terminal"
     )
@@ -60,11 +63,11 @@ def sample(arguments: argparse.Namespace) -> None:
     path = find_checkpoint(arguments.ckpt)
     if arguments.ckpt is None:
         tell(f"Sampling {path}")
-    prompt = arguments.prompt if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
+    prompt = arguments.prompt.encode() if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed must be at least 0 and below 2**63; got {arguments.seed}")
 
-    import torch  # takes a while, and what is refused above does not need it
+    import torch  # takes a while, and the checks above do not need it
 
     from chargpt.generation import Sampling, generate
 
@@ -76,59 +79,82 @@ def sample(arguments: argparse.Namespace) -> None:
         raise UserError(f"--{name.replace('_', '-')} {message}") from error
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
-    try:
-        prompt_ids = tokenizer.encode(prompt, skip_unknown=arguments.unknown == "skip")
-    except UnknownCharacterError as error:
-        raise UserError(f"the prompt has {error}; --unknown skip drops them") from None
+    prompt_ids = encode(tokenizer, prompt, "the prompt", skip_unknown=arguments.unknown == "skip")
+    crlf = encode(tokenizer, arguments.stop.replace("\n", "\r\n").encode(), "--stop", skip_unknown=True)
+    stops = [crlf, encode(tokenizer, arguments.stop.encode(), "--stop")]  # lines of the training text may end in CR LF
     start = prompt_ids or tokenizer.encode("\n", skip_unknown=True) or [0]  # the lecture, too, begins with a new line
     generator = torch.Generator(device)
-    if arguments.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(arguments.seed)
-
+    generator.manual_seed(generator.seed() if arguments.seed is None else arguments.seed)
     tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
     tokens = chain([next(tokens)], tokens)  # an error up to here leaves the output file as it was
     samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
     with open_output(arguments.out) as out:
-        show = escape if out.isatty() else str
         for n, ids in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
-            out.write(show(tokenizer.decode(prompt_ids)))
-            for text in until(arguments.stop, tokenizer.decode_parts(ids)):
-                out.write(show(text))
+            parts = chain([prompt_ids], ([id] for id in until(stops, ids)))
+            for text in shown(parts, tokenizer) if out.isatty() else exact(parts, tokenizer):
+                out.write(text)
                 out.flush()
             out.write("\n")
 
 
-def read_prompt(file: str) -> str:
-    """The text of a UTF-8 file, or of standard input for `-`."""
+def read_prompt(file: str) -> bytes:
+    """The contents of a file, or of standard input for `-`."""
     try:
-        return (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode()
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the prompt from {file}: {error.strerror}") from error
+
+
+def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool = False) -> list[int]:
+    """The ids of a UTF-8 text; of any bytes for a model of bytes."""
+    if tokenizer.characters is None:
+        return list(text)
+    try:
+        return tokenizer.encode(text.decode(), skip_unknown=skip_unknown)
     except UnicodeDecodeError as error:
-        raise UserError(f"the prompt in {file} is not UTF-8 at byte offset {error.start}") from error
+        raise UserError(f"{what} is not UTF-8 at byte offset {error.start}") from error
+    except UnknownCharacterError as error:
+        advice = ", so it would never be found" if what == "--stop" else "; --unknown skip drops them"
+        if "\\" in error.characters:
+            advice += r"; bash takes a new line as $'\n', --prompt-file as it is in the file"
+        raise UserError(f"{what} has {error}{advice}") from None
 
 
-def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[list[int]]]:
+def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[int]]:
     """The columns of rows, one after the other; the first one grows while rows still come."""
     for column, copy in enumerate(tee(rows, columns)):
-        yield map(itemgetter(slice(column, column + 1)), copy)
+        yield map(itemgetter(column), copy)
 
 
-def until(stop: str | None, parts: Iterator[str]) -> Iterator[str]:
-    """A text that comes in parts, up to and without `stop`; what may be the beginning of `stop` is held back."""
-    held = ""
-    for character in chain.from_iterable(parts):
-        held += character
-        while held and not (stop or "").startswith(held):
-            yield held[0]
-            held = held[1:]
-        if held and held == stop:
-            return
-    yield held
+def until(stops: list[list[int]], ids: Iterator[int]) -> Iterator[int]:
+    """Ids up to and without the first of `stops`; ids that may be the beginning of one are held back."""
+    held: list[int] = []
+    for id in ids:
+        held.append(id)
+        for stop in stops:
+            if held[-len(stop) :] == stop:
+                yield from held[: -len(stop)]
+                return
+        while held and not any(stop[: len(held)] == held for stop in stops):
+            yield held.pop(0)
+    yield from held
+
+
+def exact(parts: Iterable[list[int]], tokenizer: Tokenizer) -> Iterator[str]:
+    """A text that comes in parts, for a file. Bytes are written as they are, by streams with `surrogateescape`."""
+    if tokenizer.characters is None:
+        return (bytes(ids).decode(errors="surrogateescape") for ids in parts)
+    return tokenizer.decode_parts(parts)
+
+
+def shown(parts: Iterable[list[int]], tokenizer: Tokenizer) -> Iterator[str]:
+    """A text that comes in parts, for a terminal: CR LF is a new line, other control characters are escaped."""
+    lines = io.IncrementalNewlineDecoder(None, translate=True)
+    for text in tokenizer.decode_parts(parts):
+        yield escape(lines.decode(text))
+    yield escape(lines.decode("", final=True))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class Parser(argparse.ArgumentParser):
         """Parse the arguments (by default the process's), run the command and return its exit status."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8")  # text is UTF-8 here, whatever the locale
+                # UTF-8, whatever the locale; `surrogateescape` writes bytes that are not UTF-8 as they are
+                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         return errors.run(lambda: action(self.parse_args(argv)))
 
 
@@ -49,14 +50,10 @@ def file_name(argument: str) -> str:
 
 @contextlib.contextmanager
 def open_output(file: str | None) -> Iterator[TextIO]:
-    """Where text goes: a file, or standard output.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Where text goes: a file, or standard output."""
     try:
         if file is not None:
-            with open(file, "w", encoding="utf-8", newline="") as out:
+            with open(file, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
                 yield out
         elif sys.stdout is None:
             raise UserError("standard output is closed")
@@ -66,18 +63,15 @@ def open_output(file: str | None) -> Iterator[TextIO]:
     except OSError as error:
         if file is None:  # Python flushes standard output when it ends, which would fail once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a reader such as `head` has had enough
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` closed the pipe
             raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads: numbers to the right, the last column to the left."""
+    """Columns under their heads, aligned to the right, but the last one to the left."""
     lines = [[escape(cell).replace("\n", "\\n") for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        [*(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False)), line[-1]] for line in lines
-    )
-    return "\n".join("  ".join(line) for line in padded)
+    *widths, _ = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines)
 
 
 def quoted(arguments: Sequence[str]) -> str:
@@ -86,11 +80,7 @@ def quoted(arguments: Sequence[str]) -> str:
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device of that name; `auto` is the GPU where there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """The device of that name; `auto` is the GPU, if there is one."""
     import torch
 
     if name == "auto":

@@ -56,7 +56,7 @@ class CharLM(LightningModule):
         characters: the vocabulary, in order of id; None for bytes.
         corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text; likewise `val_name`
             and so on of texts of their own that validate or test.
-        scoring: how it is validated, as a `Scoring` has it; kept for `chargpt.evaluate`.
+        scoring: how it is validated, see `EvalSettings`; kept for `chargpt.evaluate`.
 
     Raises:
         UserError: a setting is unknown or out of range.

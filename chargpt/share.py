@@ -10,6 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load, save
+
+from chargpt import card
 from chargpt.checkpoint import CONFIG, FORMAT, WEIGHTS, Checkpoint, find_checkpoint, public_name, read_checkpoint
 from chargpt.command_line import Parser, file_name, quoted
 from chargpt.errors import UserError, escape, tell
@@ -57,16 +61,15 @@ def share(arguments: argparse.Namespace) -> None:
     if arguments.ckpt is None:
         tell(f"Sharing {path}")
     check_unedited(folder)
-    checkpoint = read_checkpoint(path)
-    check_card(checkpoint)
+    files = contents(read_checkpoint(path))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents(checkpoint).items():
+    for name, content in files.items():
         write(folder / name, content)
     tell(f"Wrote {folder}. To sample it: python sample.py --ckpt {quoted([str(folder)])}")
 
 
 def check_unedited(folder: Path) -> None:
-    """Refuse a folder with anything in it that this command did not write, or that was changed since."""
+    """Refuse a folder with a file that this command did not write, or that was changed since."""
     names = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
     try:
         written = contents(read_checkpoint(folder / WEIGHTS)) if names else {}
@@ -77,27 +80,9 @@ def check_unedited(folder: Path) -> None:
             raise UserError(f"{folder} holds {name}, which this command did not write like this: name a new folder")
 
 
-def check_card(checkpoint: Checkpoint) -> None:
-    """Compute some logits by the program that goes with the model; what it cannot compute must not be shared."""
-    import torch
-
-    from chargpt import card
-
-    model = copy.deepcopy(checkpoint.model).float().eval()
-    ids = torch.arange(min(model.config.block_size, 64))[None] % checkpoint.tokenizer.vocab_size
-    with torch.no_grad():
-        expected, found = model(ids), card.logits(ids, asdict(model.config), model.state_dict())
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        raise UserError(f"chargpt/card.py does not compute {model.config}: add the option to it")
-
-
 def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of a folder, by name: the weights first, for which a disk may be too small."""
-    from safetensors.torch import save
-
-    from chargpt import card
-
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT,
         "model": asdict(checkpoint.model.config),
         "characters": checkpoint.tokenizer.characters,
@@ -106,13 +91,22 @@ def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         "best_loss": checkpoint.best_loss,
         "step": checkpoint.step,
     }
+    weights = save(checkpoint.model.state_dict(), {"format": "pt"})
+    check_card(checkpoint, config["model"], weights)
     shown = facts(config, sum(weight.numel() for weight in checkpoint.model.parameters()))
     readme = README.format(unit=checkpoint.tokenizer.unit, facts=shown, code=inspect.getsource(card))
-    return {
-        WEIGHTS: save(checkpoint.model.state_dict(), {"format": "pt"}),
-        CONFIG: json.dumps(config, indent=2).encode(),
-        "README.md": readme.encode(),
-    }
+    return {WEIGHTS: weights, CONFIG: json.dumps(config, indent=2).encode(), "README.md": readme.encode()}
+
+
+@torch.no_grad()
+def check_card(checkpoint: Checkpoint, config: dict[str, Any], weights: bytes) -> None:
+    """Refuse a model whose logits `card.py` does not compute from the shared weights: it lacks an option."""
+    model = copy.deepcopy(checkpoint.model).float().eval()
+    ids = torch.arange(min(model.config.block_size, 64))[None] % checkpoint.tokenizer.vocab_size
+    expected = model(ids)
+    found = card.logits(ids, config, {name: weight.float() for name, weight in load(weights).items()})
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise UserError(f"chargpt/card.py does not compute {model.config}: add the option to it")
 
 
 def facts(config: dict[str, Any], parameters: int) -> str:

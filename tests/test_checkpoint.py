@@ -8,10 +8,9 @@ from dataclasses import asdict
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from chargpt.checkpoint import Scoring, find_checkpoint, load, load_checkpoint, public_name, read_checkpoint
+from chargpt.checkpoint import EvalSettings, find_checkpoint, load, load_checkpoint, public_name, read_checkpoint
 from chargpt.errors import UserError
 from chargpt.model import GPT, BigramConfig, GPTConfig
 from chargpt.module import CharLM
@@ -48,7 +47,7 @@ def test_what_lightning_saved(saved):
     assert checkpoint.model.config == CONFIG
     assert checkpoint.tokenizer.characters == CHARACTERS
     assert checkpoint.text == TEXT
-    assert checkpoint.scoring == Scoring([0.8, 0.1, 0.1], 2)
+    assert checkpoint.scoring == EvalSettings([0.8, 0.1, 0.1], 2)
     assert checkpoint.best_loss == pytest.approx(module.best_val_loss.compute().item())
     assert checkpoint.step == 2
     assert checkpoint.optimizer == asdict(AdamWConfig())
@@ -57,6 +56,7 @@ def test_what_lightning_saved(saved):
 
 
 def test_load_checkpoint_is_ready_to_use(saved):
+    """It can also be trained on, and leaves the caller's random numbers alone."""
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -64,6 +64,7 @@ def test_load_checkpoint_is_ready_to_use(saved):
     assert torch.equal(torch.rand(3), expected)
     assert isinstance(model, GPT)
     assert not model.training
+    assert all(weight.requires_grad for weight in model.parameters())
     assert model(torch.tensor([tokenizer.encode("abc")])).shape == (1, 3, 5)
 
 
@@ -88,8 +89,16 @@ def test_the_lectures_keys_and_as_little_as_is_needed(contents, tmp_path):
     torch.save(little, tmp_path / "lecture.ckpt")
     checkpoint = read_checkpoint(tmp_path / "lecture.ckpt")
     assert torch.equal(checkpoint.model.blocks[0].sa.qkv.weight, qkv)
-    assert (checkpoint.model.config, checkpoint.text, checkpoint.scoring) == (CONFIG, {}, Scoring())
+    assert (checkpoint.model.config, checkpoint.text, checkpoint.scoring) == (CONFIG, {}, EvalSettings())
     assert (checkpoint.best_loss, checkpoint.step, checkpoint.optimizer) == (None, None, {})
+
+
+def test_a_bigram(tmp_path):
+    module = CharLM(BigramConfig(), AdamWConfig(), CHARACTERS)
+    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "bigram.ckpt")
+    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
+    assert model.config == BigramConfig()
+    assert torch.equal(model.token_embedding_table.weight, module.net.token_embedding_table.weight)
 
 
 def touch(path, when):
@@ -131,12 +140,15 @@ def test_find_by_name(tmp_path):
         find_checkpoint(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("name", "public"),
-    [("/home/me/verse.txt", "verse.txt"), (r"C:\me\verse.txt", "verse.txt"), ("a/b/", "b"), ("/", "an unnamed text")],
-)
-def test_public_name(name, public):
-    assert public_name(name) == public
+NAMES = {
+    "/home/me/verse.txt": "verse.txt", r"C:\me\verse.txt": "verse.txt", "a/b/": "b", "/": "an unnamed text",
+    "x" * 999: 200 * "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name(name):
+    assert public_name(name) == NAMES[name]
 
 
 def refused(path, message=""):
@@ -184,17 +196,22 @@ def test_flipped_bits(saved, tmp_path):
     assert noticed > 50
 
 
-def test_not_there_or_not_readable(tmp_path, monkeypatch):
+def test_not_there_or_not_readable(tmp_path):
     refused(tmp_path / "none.ckpt", "cannot read .*none.ckpt: No such file")
     refused(tmp_path, "cannot read .*: Is a directory")
+
+
+def test_a_machine_with_too_little_memory_does_not_make_a_file_damaged(saved, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match="damaged"):
+        load(saved[0])
 
     def fail(*_, **__):
         raise MemoryError
 
-    torch.save({}, tmp_path / "large.ckpt")
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(MemoryError):
-        load(tmp_path / "large.ckpt")
+        load(saved[0])
 
 
 def changed(group, **values):
@@ -219,35 +236,29 @@ CHANGES = [
     (lambda contents: [1, 2], "not a file that chargpt wrote"),
     (lambda contents: torch.zeros(2), "not a file that chargpt wrote"),
     (lambda contents: {"model": torch.zeros(3), "iter_num": 5}, "not a file that chargpt wrote"),  # nanoGPT's
-    (changed("", state_dict=None), "not a file that chargpt wrote"),
     (changed("", state_dict=[1]), "not a file that chargpt wrote"),
-    (changed("", state_dict={}), "weights are not floating-point"),
+    (changed("", state_dict={}), "weights do not fit"),
     (changed("", hyper_parameters=5), "not a file that chargpt wrote"),
     (changed("", global_step="two"), "step"),
     (changed(SETTINGS, characters=None), "vocabulary"),
-    (changed(SETTINGS, characters="ba"), "vocabulary"),
     (changed(SETTINGS, characters=["a", "b"]), "vocabulary"),
     (changed(SETTINGS, characters="abcdefg"), "weights do not fit"),
-    (changed(SETTINGS, model="bigram"), "model"),
     (changed(SETTINGS, corpus={"name": ["a"]}), "text"),
     (changed(SETTINGS, scoring={"split": [0.5, 0.6]}), "scoring.split"),
     (changed(SETTINGS, scoring={"batch_size": 0}), "scoring.batch_size"),
-    (changed(SETTINGS, scoring=[1]), "scoring|a file that"),
+    (changed(SETTINGS, scoring=[1]), "scoring"),
     (changed(MODEL, name="os.system"), "os.system"),
     (changed(MODEL, _target_="os.system"), "unknown key model._target_"),
     (changed(MODEL, n_head="1"), "model.n_head"),
-    (changed(MODEL, n_head=3), "n_embd must be divisible"),
-    (changed(MODEL, n_layer=2), "too few weights"),
-    (changed(MODEL, n_embd=10**7), "too few weights"),
+    (changed(MODEL, n_embd=10**7), "weights do not fit"),
     (changed(MODEL, block_size=5), "weights do not fit"),
     (weight(NAME, torch.zeros(6)), "weights do not fit"),
     (weight("net.another", torch.zeros(5)), "weights do not fit"),
-    (weight(NAME, "text"), "weights are not floating-point"),
-    (weight(NAME, torch.zeros(5, dtype=torch.int32)), "weights are not floating-point"),
-    (weight(NAME, torch.zeros(5).double()), "weights are not floating-point"),
-    (weight(NAME, torch.full((5,), torch.nan)), "weights are not finite"),
-    (weight(NAME, torch.full((5,), -torch.inf)), "weights are not finite"),
+    (weight(NAME, "text"), "weights do not fit"),
+    (weight(NAME, torch.zeros(5, dtype=torch.int32)), "weights do not fit"),
     (weight(NAME, torch.empty(5, device="meta")), "weights do not fit"),
+    (weight(NAME, torch.zeros(5).double()), "not finite numbers of one type"),
+    (weight(NAME, torch.full((5,), torch.nan)), "not finite numbers of one type"),
 ]
 
 
@@ -293,20 +304,3 @@ def test_no_code_is_run(name, tmp_path, monkeypatch):
     assert not (tmp_path / "was_here").exists()
     torch.load("evil.ckpt", weights_only=False)
     assert (tmp_path / "was_here").exists()
-
-
-def test_another_programs_folder(tmp_path):
-    """As Hugging Face's libraries write them."""
-    save_file({"wte": torch.zeros(2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"config\.json is damaged, or not a file that chargpt wrote"):
-        load_checkpoint(tmp_path)
-
-
-def test_a_bigram(tmp_path):
-    module = CharLM(BigramConfig(), AdamWConfig(), CHARACTERS)
-    contents = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
-    torch.save(contents, tmp_path / "bigram.ckpt")
-    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
-    assert model.config == BigramConfig()
-    assert torch.equal(model.token_embedding_table.weight, module.net.token_embedding_table.weight)

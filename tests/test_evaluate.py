@@ -1,15 +1,103 @@
-"""`python -m chargpt.evaluate` as a person runs it."""
+"""Scores against the plain formula, one character at a time; and `python -m chargpt.evaluate` as a person runs it."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, start, state
+from torch.nn import functional as F
 
 from chargpt import evaluate
+from chargpt.checkpoint import EvalSettings
+from chargpt.errors import NonFiniteError, UserError
+from chargpt.evaluate import score
+from chargpt.model import BigramConfig, GPTConfig, build_model
+
+SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model(SMALL, 11).eval()
+
+
+def text(length):
+    return np.random.default_rng(0).integers(0, 11, length).astype(np.uint8)
+
+
+@torch.no_grad()
+def one_by_one(model, ids, first_of):
+    """The mean loss and accuracy if character n is predicted from those from first_of(n) on."""
+    losses, hits = [], 0
+    for n in range(1, len(ids)):
+        logits = model(torch.tensor(ids[first_of(n) : n].astype(np.int64))[None])[0, -1]
+        losses.append(F.cross_entropy(logits, torch.tensor(int(ids[n]))).item())
+        hits += int(logits.argmax() == ids[n])
+    return pytest.approx(np.mean(losses), abs=1e-6), pytest.approx(hits / len(losses))
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
+def test_by_blocks(length, model):
+    ids = text(length)
+    for batch_size in (1, 3):
+        found = score(model, ids, EvalSettings(batch_size=batch_size))
+        assert (found.loss, found.accuracy) == one_by_one(model, ids, lambda n: (n - 1) // 8 * 8)
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
+@pytest.mark.parametrize("stride", [1, 3, 5, 8])
+def test_by_windows(length, stride, model):
+    """A character's window begins where the step puts it, and at the text's end where the last window does."""
+    ids, step, targets = text(length), 8 - stride + 1, length - 1
+    size = min(8, targets)
+
+    def first_of(n):
+        start = 0 if n <= size else math.ceil((n - size) / step) * step
+        return min(start, targets - size)
+
+    assert all(n - first_of(n) >= min(n, stride) for n in range(1, length))
+    found = score(model, ids, EvalSettings(batch_size=3), stride)
+    assert (found.loss, found.accuracy) == one_by_one(model, ids, first_of)
+
+
+def test_a_bigram():
+    torch.manual_seed(0)
+    model, ids = build_model(BigramConfig(block_size=4), 11).eval(), text(30)
+    found = score(model, ids, EvalSettings())
+    assert (found.loss, found.accuracy) == one_by_one(model, ids, lambda n: n - 1)
+
+
+def test_the_precision_is_the_runs(model):
+    """bf16 gives other numbers than fp32, near them."""
+    exact, rough = (score(model, text(500), EvalSettings(precision=name)).loss for name in ("32-true", "bf16-mixed"))
+    assert exact != rough
+    assert exact == pytest.approx(rough, abs=0.01)
+
+
+def test_a_long_sum_is_exact():
+    """A float32 sum of a million equal losses would be off by more."""
+    model = build_model(BigramConfig(block_size=256), 3).eval()
+    with torch.no_grad():
+        model.token_embedding_table.weight.fill_(0.1)
+    found = score(model, np.zeros(1_000_001, np.uint8), EvalSettings())
+    assert found.loss == pytest.approx(math.log(3), rel=1e-7)
+    assert found.accuracy == 1
+
+
+def test_texts_and_models_that_cannot_be_scored(model):
+    with pytest.raises(UserError, match="less than two characters"):
+        score(model, text(1), EvalSettings())
+    broken = build_model(SMALL, 11).eval()
+    with torch.no_grad():
+        broken.lm_head.bias[3] = float("nan")
+    with pytest.raises(NonFiniteError):
+        score(broken, text(20), EvalSettings())
 
 
 @pytest.fixture
@@ -27,39 +115,37 @@ def best_loss(folder):
     return float(state(folder)["state_dict"]["best_val_loss.min_value"])
 
 
-@pytest.fixture(scope="module", params=["32-true", "bf16-mixed", "64-true"])
-def scored(request, tiny, tmp_path_factory):
-    """A run whose blocks do not fill the last batch."""
-    folder = tmp_path_factory.mktemp("run")
-    start(folder, *tiny, f"trainer.precision={request.param}", "data.split=[0.7,0.3]", "data.batch_size=3")
-    return folder
-
-
-def test_the_score_is_the_one_that_training_reported(scored, run):
-    status, out, err = run("--ckpt", scored, "--json")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_the_score_is_the_validation_loss(precision, tiny, tmp_path, run):
+    """Of a run whose blocks do not fill the last batch."""
+    start(tmp_path, *tiny, f"trainer.precision={precision}", "data.split=[0.7,0.3]", "data.batch_size=3")
+    status, out, err = run("--ckpt", tmp_path, "--json")
     assert (status, err) == (0, "")
     [found] = json.loads(out)
-    assert found["loss"] == pytest.approx(best_loss(scored), abs=1e-6)
+    assert found["loss"] == pytest.approx(best_loss(tmp_path), abs=1e-6)
     assert found["text"].startswith("the validation split of ")
-    assert found["checkpoint"] == f"{scored}/checkpoints/best.ckpt"
+    assert found["checkpoint"] == f"{tmp_path}/checkpoints/best.ckpt"
 
 
 def test_the_numbers_in_words(tiny_run, run):
     status, out, err = run("--ckpt", tiny_run)
     assert (status, err) == (0, "")
+    [found] = json.loads(run("--ckpt", tiny_run, "--json")[1])
     checkpoint, characters, loss, perplexity, accuracy = out.splitlines()
     assert checkpoint.startswith(f"{tiny_run}/checkpoints/best.ckpt in 32-true on cpu, on the validation split of ")
-    assert characters.endswith(" characters predicted")
-    assert loss.startswith(f"loss: {best_loss(tiny_run):.4f} nats per character, ")
-    assert perplexity.startswith("perplexity: ")
-    assert accuracy.endswith("%")
+    assert characters == f"{found['characters']} characters predicted"
+    bits = found["loss"] / math.log(2)
+    assert loss == f"loss: {best_loss(tiny_run):.4f} nats per character, {bits:.4f} bits per character, " + (
+        f"{bits:.4f} bits per byte"  # the text is ASCII
+    )
+    assert perplexity == f"perplexity: {math.exp(found['loss']):.4f}"
+    assert accuracy == f"accuracy: {found['accuracy']:.2%}"
 
 
-def test_its_own_text_is_known_by_its_hash(tiny_run, text_file, tmp_path, run):
+def test_its_own_text_is_recognized_by_its_hash(tiny_run, text_file, tmp_path, run):
     copy = shutil.copy(text_file, tmp_path / "other name.txt")
     (own,), (named,) = (json.loads(run("--ckpt", tiny_run, "--json", *more)[1]) for more in ((), ("--text", copy)))
-    assert named["loss"] == own["loss"]
-    assert named["text"] == f"the validation split of {copy}"
+    assert named == own | {"text": f"the validation split of {copy}"}
 
 
 def test_another_text(tiny_run, text_file, tmp_path, run):
@@ -77,15 +163,23 @@ def test_another_text(tiny_run, text_file, tmp_path, run):
     assert odd[0] == plain[0] | {"text": str(tmp_path / "odd.txt")}
 
 
+def test_characters_and_bytes_compare_by_bits_per_byte(tmp_path, tiny, run):
+    """A text of two-byte characters: half as many bits per byte; a model of bytes scores every byte."""
+    (tmp_path / "e.txt").write_text("éèê\u00eb" * 200, encoding="utf-8")
+    for kind in ("characters", "bytes"):
+        start(tmp_path / kind, *tiny, f"data.path={tmp_path / 'e.txt'}", f"data.tokenizer={kind}")
+    rows = json.loads(run("--ckpt", tmp_path / "characters", tmp_path / "bytes", "--json")[1])
+    assert (rows[0]["characters"], rows[1]["bytes"]) == (79, 159)
+    assert rows[0]["bits_per_byte"] == pytest.approx(rows[0]["bits_per_character"] / 2)
+    assert rows[1]["bits_per_byte"] == pytest.approx(rows[1]["loss"] / math.log(2))
+
+
 def test_with_a_stride(tiny_run, run):
     [found] = json.loads(run("--ckpt", tiny_run, "--json", "--stride", "8")[1])
     assert found["stride"] == 8
     assert "loss" not in found
-    assert found["sliding_loss"] > 0
-    assert (
-        f"sliding loss (from 8 characters or more): {found['sliding_loss']:.4f}"
-        in run("--ckpt", tiny_run, "--stride", "8")[1]
-    )
+    line = f"sliding loss (from 8 characters or more): {found['sliding_loss']:.4f}"
+    assert line in run("--ckpt", tiny_run, "--stride", "8")[1]
 
 
 def test_several_make_a_table(tiny_run, tmp_path, run):
@@ -100,7 +194,6 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
     names = [f"{place}/checkpoints/{name}.ckpt" for place, name in zip(places, ("best", "best", "last"), strict=True)]
     assert [row.split()[-1] for row in rows] == names
     assert rows[0].split()[:5] == rows[1].split()[:5]
-    assert len(json.loads(run("--ckpt", tmp_path, "--json")[1])) == 2
     (tmp_path / "1_b" / "checkpoints" / "best.ckpt").write_bytes(b"")
     status, out, err = run("--ckpt", tmp_path, "--json")
     assert (status, len(json.loads(out))) == (2, 1)
@@ -113,19 +206,18 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
     [
         (("--stride", "0"), "stride must be at least 1 and at most block_size=16 characters; got 0"),
         (("--stride", "17"), "stride must be at least 1 and at most block_size=16 characters; got 17"),
-        (("--stride", "x"), "argument --stride: invalid int value: 'x'"),
         (("--text", "no/such/file"), "no text at "),
         (("--text", "/dev/null"), "/dev/null is not a file"),
+        (("--split", "test"), "the run had no test part"),
         (("--device", "gpu"), "cannot use the device gpu"),
         (("--ckpt", "no/such/run"), "no such checkpoint or run: no/such/run"),
         (("--ckpt", "README.md"), "README.md is damaged"),
-        (("--ckpt",), "argument --ckpt: expected at least one argument"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tiny_run, run):
     status, out, err = run("--ckpt", tiny_run, *arguments)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error: {message}")
+    assert f"error: {message}" in err or f"{tiny_run}: {message}" in err
     assert err.count("\n") == 1
 
 
@@ -137,24 +229,15 @@ def test_a_text_that_is_not_in_the_cache(tiny_run, run, tmp_path, monkeypatch):
     assert "verse.txt" in err
 
 
-def test_a_checkpoint_from_before_it_was_kept(tiny_run, tmp_path, run):
-    """It is taken to have been scored in fp32, on the last tenth."""
+@pytest.mark.processes
+def test_what_needs_no_lightning_does_not_wait_for_it():
+    code = "import sys, sample, chargpt.evaluate, chargpt.share, chargpt.page.__main__\n"
+    code += "assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_text_without_a_name(tiny_run, tmp_path, run):
     kept = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)
-    del kept["hyper_parameters"]["scoring"]
-    torch.save(kept, tmp_path / "old.ckpt")
-    [old] = json.loads(run("--ckpt", tmp_path / "old.ckpt", "--json")[1])
-    assert old["loss"] == pytest.approx(best_loss(tiny_run), abs=1e-6)
     kept["hyper_parameters"]["corpus"] = {}
     torch.save(kept, tmp_path / "old.ckpt")
     assert "was validated on a text that it does not name" in run("--ckpt", tmp_path / "old.ckpt")[2]
-
-
-def test_without_lightning(tiny_run):
-    code = (
-        "import sys; from chargpt.evaluate import main; main(sys.argv[1:]);"
-        "print([name for name in sys.modules if name in ('lightning', 'hydra', 'torchmetrics', 'matplotlib')])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--ckpt", str(tiny_run)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -15,9 +15,9 @@ from chargpt.batches import DataConfig, SequentialBlocks, parts_of
 from chargpt.checkpoint import load_checkpoint, read_checkpoint
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError
+from chargpt.evaluate import score
 from chargpt.generation import Sampling, generate
 from chargpt.page.build import build_page as build
-from chargpt.scoring import score
 
 HARM = {"PYTHONPATH": str(ROOT / "tests")}
 THREE = "data.split=[0.8,0.1,0.1]"

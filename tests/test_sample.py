@@ -100,18 +100,20 @@ def test_stop(quick):
 
 
 @pytest.mark.parametrize(
-    ("stop", "text", "expected"),
+    ("stops", "text", "expected"),
     [
-        (None, "abc", "abc"),
-        ("b", "abc", "a"),
-        ("aab", "aaab!", "a"),
-        ("abac", "ababac!", "ab"),
-        ("xyz", "wxyxyz", "wxy"),
-        ("xyz", "wxy", "wxy"),
+        ([""], "abc", "abc"),
+        (["b"], "abc", "a"),
+        (["aab"], "aaab!", "a"),
+        (["abac"], "ababac!", "ab"),
+        (["xyz"], "wxyxyz", "wxy"),
+        (["xyz"], "wxy", "wxy"),
+        (["\r\n", "\n"], "a\rb\r\nc", "a\rb"),
+        (["\r\n", "\n"], "a\nc", "a"),
     ],
 )
-def test_until(stop, text, expected):
-    assert "".join(until(stop, iter(text))) == expected
+def test_until(stops, text, expected):
+    assert "".join(until([list(stop) for stop in stops], iter(text))) == expected
 
 
 def test_text_streams(tiny_run):
@@ -271,7 +273,7 @@ def test_one_endless_text_is_not_kept():
     watched = [weakref.ref(row) for row in rows]
     rows.reverse()
     (text,) = side_by_side(iter(rows.pop, None), 1)
-    assert [next(text) for _ in range(100)] == [[n] for n in range(100)]
+    assert [next(text) for _ in range(100)] == list(range(100))
     assert watched[0]() is None
 
 

@@ -8,15 +8,12 @@ from chargpt.checkpoint import find_checkpoint
 from chargpt.command_line import Parser, file_name
 from chargpt.errors import UserError, tell
 from chargpt.files import write
+from chargpt.page.build import build_page
 from chargpt.page.weights import KINDS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        Its exit status.
-    """
+    """Run the command line and return its exit status."""
     return build_parser().run(write_page, argv)
 
 
@@ -42,19 +39,12 @@ def build_parser() -> Parser:
 
 
 def write_page(arguments: argparse.Namespace) -> None:
-    """Make the page that the arguments ask for.
-
-    Raises:
-        UserError: an argument or the checkpoint cannot be used, or the page cannot be written.
-    """
+    """Make the page and write it."""
     path, out = find_checkpoint(arguments.ckpt), Path(arguments.out)
     if out.suffix not in (".html", ".htm"):  # no checkpoint or text is written over by a slip
         raise UserError(f"--out names an HTML file, such as page.html; got {out}")
     if arguments.ckpt is None:
         tell(f"Making a page of {path}")
-
-    from chargpt.page.build import build_page
-
     page = build_page(path, arguments.weights).encode()
     write(out, page)
     tell(f"{out} is a page of {len(page) / 1e6:.1f} MB: open it in a browser")

@@ -1,4 +1,4 @@
-"""From a checkpoint to a page: one HTML file with the model, what is known of it, and all that runs it."""
+"""From a checkpoint to a page: one HTML file with the model, facts about it, and the scripts that run it."""
 
 import base64
 import copy
@@ -17,46 +17,39 @@ from torch import Tensor
 
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
+from chargpt.evaluate import part_of_text, score
 from chargpt.generation import Sampling, generate
-from chargpt.history import Point, read_losses, read_samples, thinned
-from chargpt.model import GPT, Model
-from chargpt.page.weights import Packed, pack
+from chargpt.history import read_losses, read_samples, thinned
+from chargpt.model import GPT, Model, ModelConfig
+from chargpt.page.weights import pack
 from chargpt.pictures import label
-from chargpt.scoring import part_of_text, score
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
-PAGE = ("weights.js", "glyphs.js", "pictures.js", "main.js")
-LARGEST = 200_000_000  # bytes of weights: one text of JavaScript's must hold them in base64
+PAGE = ("weights.js", "glyphs.js", "pictures.js", "text.js", "writing.js", "character.js", "attention.js", "main.js")
+LARGEST = 200_000_000  # bytes of weights: JavaScript must hold them as one string in base64
 MOST_POINTS, MOST_SAMPLES = 1_000, 100  # of the curve, and of the samples along it
-CHECKED = 32  # characters by which the page checks itself
-MOST_LOGITS = 20_000  # that it compares, but for those of one character
+CHECKED = 32  # characters in the page's check of itself
+MOST_LOGITS = 20_000  # that it compares, or those of one character if these are more
 MOST_PLACES = 500  # characters on the map
 
 
 def build_page(path: Path, kind: str = "fp16") -> str:
-    """The page of a checkpoint.
-
-    Args:
-        kind: of its weights: `fp16` or `int8`.
-
-    Raises:
-        UserError: the checkpoint cannot be used, or its weights are too many or too large.
-        NonFiniteError: the model's outputs are not finite numbers.
-    """
+    """The page of a checkpoint, with weights in `fp16` or `int8`."""
     checkpoint = read_checkpoint(path)
-    if checkpoint.tokenizer.characters is None:
+    tokenizer, model = checkpoint.tokenizer, checkpoint.model.eval().float()  # as the page computes
+    if tokenizer.characters is None:
         raise UserError(f"{path} is a model of bytes, and the page shows models of characters")
-    model = checkpoint.model.eval().float()  # as the page computes
+    check_options(model.config)
     packed = pack(model.state_dict(), kind)
+    size = f"{len(packed.content) / 1e6:,.1f} MB"
     if len(packed.content) > LARGEST:
-        size, most = len(packed.content) / 1e6, LARGEST / 1e6
-        raise UserError(f"the weights take {size:,.0f} MB in {kind}, more than the {most:,.0f} MB that a page holds")
+        raise UserError(f"the weights take {size} in {kind}, more than the {LARGEST / 1e6:,.0f} MB that a page holds")
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(packed.rounded)
     facts = {
-        **_told(checkpoint, path, packed, kind),
+        **_about(checkpoint, path, f"{kind}, {size}"),
         "config": asdict(model.config),
-        "characters": checkpoint.tokenizer.characters,
+        "characters": tokenizer.characters,
         "weights": {"tensors": packed.tensors},
         "check": _check(rounded, checkpoint),
         "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
@@ -65,53 +58,66 @@ def build_page(path: Path, kind: str = "fp16") -> str:
     return filled(facts, base64.b64encode(packed.content).decode())
 
 
-def _told(checkpoint: Checkpoint, path: Path, packed: Packed, kind: str) -> dict[str, Any]:
-    """What the page says of the model and of its run."""
+def check_options(config: ModelConfig) -> None:
+    """Refuse a model with an option that `model.js` does not know."""
+    [known] = re.findall(r"^export const OPTIONS = (\[.*?\]);", _read("model.js"), re.MULTILINE | re.DOTALL)
+    if unknown := asdict(config).keys() - json.loads(known):
+        raise UserError(f"chargpt/page/model.js does not know model.{min(unknown)}: add the option to it")
+
+
+def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
+    """Facts about the model and its run, as the page shows them."""
     folder = path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else folder
     curve, samples = read_losses(run), read_samples(run)
-    best = min(curve, key=lambda point: point.val_loss, default=None)
-    lowest = best.val_loss if best else checkpoint.best_loss
-    model, scoring = checkpoint.model, checkpoint.scoring
+    model, characters = checkpoint.model, checkpoint.tokenizer.characters or ""
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
     name = public_name(checkpoint.text.get("name", "an unnamed text"))
-    sizes = ""
+    summary, in_words = parameters, ""
     if isinstance(model, GPT):
         config = model.config
-        sizes = f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
-        sizes += f", a context of {config.block_size:,} characters"
-    loss = "" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
-    told = [
-        ("Characters", "".join(map(label, (checkpoint.tokenizer.characters or "")[:MOST_PLACES]))),
-        ("Trained on", name),
-        ("SHA-256 of the text", checkpoint.text.get("sha256", "not known")[:64]),
-        ("Validated on", _validated_on(checkpoint)),
-        ("Best validation loss of the run", f"{loss}, after {best.step:,} steps" if best else loss or "not known"),
-        ("Steps", "not known" if checkpoint.step is None else f"{checkpoint.step:,}"),
-        ("Weights saved on", _day(path.stat().st_mtime)),
-        ("Precision in training", scoring.precision),
-        ("Weights in this page", f"{parameters} in {kind}, {len(packed.content) / 1e6:.1f} MB"),
-    ]
-    settings = [
-        *((f"scoring.{key}", str(value)) for key, value in asdict(scoring).items()),
-        *((f"model.{key}", str(value)) for key, value in asdict(model.config).items()),
-        *((f"optimizer.{key}", str(value)) for key, value in checkpoint.optimizer.items()),
-    ]
+        summary += f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
+        summary += f", a context of {config.block_size:,} characters"
+    best = min(curve, key=lambda point: point.val_loss, default=None)
+    lowest = best.val_loss if best else checkpoint.best_loss
+    loss = "not known" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
+    if lowest is not None:
+        summary += f"; best validation loss of its run {loss}"
+    if best:
+        first, last = curve[0], curve[-1]
+        in_words = f"Validation loss {first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f}"
+        in_words += f" after {last.step:,}; the lowest is {best.val_loss:.4f}"
+    facts = {
+        "Characters": "".join(map(label, characters[:MOST_PLACES])),
+        "Trained on": name,
+        "SHA-256 of the text": checkpoint.text.get("sha256", "not known")[:64],
+        "Validated on": _validated_on(checkpoint),
+        "Best validation loss of the run": f"{loss}, after {best.step:,} steps" if best else loss,
+        "Steps": "not known" if checkpoint.step is None else f"{checkpoint.step:,}",
+        "Weights saved on": _day(path.stat().st_mtime),
+        "Precision in training": checkpoint.scoring.precision,
+        "Weights in this page": f"{parameters} in {weights}",
+    }
+    groups = {"scoring": asdict(checkpoint.scoring), "model": asdict(model.config), "optimizer": checkpoint.optimizer}
     return {
         "name": name,
-        "summary": f"{parameters}{sizes}" + (f"; best validation loss of its run {loss}" if loss else ""),
-        "told": [(*each, "facts") for each in told] + [(*each, "settings") for each in settings],
+        "summary": summary,
+        "facts": list(facts.items()),
+        "settings": [(f"{group}.{key}", str(each)) for group in groups for key, each in groups[group].items()],
         "best": best and best.val_loss,
-        "curve": [[point.step, _finite(point.train_loss), point.val_loss] for point in thinned(curve, MOST_POINTS)],
-        "curve_in_words": _in_words(curve),
+        "curve": [
+            [point.step, point.train_loss if math.isfinite(point.train_loss) else None, point.val_loss]
+            for point in thinned(curve, MOST_POINTS)
+        ],
+        "curve_in_words": in_words,
         "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
     }
 
 
 def _validated_on(checkpoint: Checkpoint) -> str:
-    """Which part of its text, or which other text."""
-    if own := checkpoint.text.get("val_name"):
-        return public_name(own)
+    """Which part of the text, or which other text."""
+    if name := checkpoint.text.get("val_name"):
+        return public_name(name)
     _, share, *test = checkpoint.scoring.split
     if test:
         return f"the {100 * share:.3g}% of it before the last {100 * test[0]:.3g}%, which test"
@@ -119,37 +125,21 @@ def _validated_on(checkpoint: Checkpoint) -> str:
 
 
 def _day(seconds: float) -> str:
-    """The date of a file, which an archive may have set to any."""
+    """The date of a file, which may be out of range: an archive can set any."""
     try:
         return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%d %B %Y")
     except (ValueError, OverflowError, OSError):
         return "not known"
 
 
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _in_words(curve: list[Point]) -> str:
-    if not curve:
-        return ""
-    first, last = curve[0], curve[-1]
-    return (
-        f"Validation loss {first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f} after {last.step:,};"
-        f" the lowest is {min(point.val_loss for point in curve):.4f}"
-    )
-
-
 @torch.inference_mode()
 def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A text of the model's own, and the logits that it has in PyTorch, with the very weights of the page."""
+    """A text that the model writes and its logits in PyTorch, by the page's weights: the page compares its own."""
     start = checkpoint.tokenizer.encode("\n", skip_unknown=True) or [0]
-    length = min(CHECKED, model.config.block_size)
     ids = torch.tensor([start])
-    if length > 1:
-        generator = torch.Generator().manual_seed(0)
-        tokens = list(generate(model, ids, Sampling(max_new_tokens=length - 1), generator))
-        ids = torch.cat([ids, torch.stack(tokens, 1)], 1)  # (1, length)
+    if (length := min(CHECKED, model.config.block_size)) > 1:
+        tokens = generate(model, ids, Sampling(max_new_tokens=length - 1), torch.Generator().manual_seed(0))
+        ids = torch.cat([ids, torch.stack(list(tokens), 1)], 1)  # (1, length)
     logits = model(ids)[0]  # (length, vocab_size)
     if not logits.isfinite().all():
         raise NonFiniteError("the model's outputs are not finite numbers")
@@ -158,51 +148,43 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
-    """What the rounding of the weights does to the validation loss, where the text is at hand."""
+    """The effect of rounding the weights on the validation loss, if the cache has the text."""
     found = part_of_text(checkpoint, "val", skip_unknown=True)
     if found is None:
-        return "What int8 costs in validation loss is not known: the text was not at hand."
+        return "What int8 costs in validation loss is not known: the text was not in the cache."
     exact, loss = (score(model, found[0], checkpoint.scoring).loss for model in (checkpoint.model, rounded))
     return f"In int8 its validation loss is {loss:.4f} instead of {exact:.4f}."
 
 
 def _places(embeddings: Tensor) -> list[list[float]]:
-    """Where characters stand on a map: their embeddings, (vocab_size, C), along the two directions in which they
-    differ most; either is stretched to [-1, 1]."""
-    embeddings = embeddings.double()
-    centered = embeddings - embeddings.mean(0)
+    """Where characters stand on a map: their embeddings, (vocab_size, C), along the two directions in which they differ
+    most (PCA), each stretched to [-1, 1]."""
+    centered = embeddings.double() - embeddings.double().mean(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, lengths, _ = torch.svd_lowrank(centered, q=min(6, *centered.shape), niter=8)
-    places = torch.zeros(len(centered), 2, dtype=torch.float64)
-    found = (left * lengths)[:, :2]
-    places[:, : found.shape[1]] = found
+    places = torch.cat([left * lengths, torch.zeros(len(centered), 2).double()], 1)[:, :2]
     least, most = places.aminmax(dim=0)
     places = 2 * (places - least) / (most - least).clamp(min=1e-12) - 1
     return [[round(x, 4), round(y, 4)] for x, y in places.tolist()]
 
 
 def filled(facts: dict[str, Any], weights: str) -> str:
-    """The HTML file.
-
-    Args:
-        facts: the model's configuration, vocabulary, table of weights and so on, as the scripts read them.
-        weights: in base64.
-    """
+    """The HTML file, from what its scripts read: facts, and weights in base64."""
     style, script = _read("page.css"), f'"use strict";\n{{\n{bundle(PAGE)}\nopen();\n}}\n'
     rules = {
         "default-src": "'none'",
         "script-src": f"'{_hash(script)}'",
         "style-src": f"'{_hash(style)}'",
         "worker-src": "blob:",
-        "child-src": "blob:",  # of browsers that do not know worker-src
+        "child-src": "blob:",  # for browsers that do not know worker-src
         "base-uri": "'none'",
         "form-action": "'none'",
     }
     parts = {
         "policy": "; ".join(f"{name} {value}" for name, value in rules.items()),
         "style": style,
-        # Of what comes from outside only this is in the page, and it has no character that HTML knows.
+        # Only this comes from outside, and it has no character with a meaning in HTML.
         "facts": json.dumps(facts, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026"),
         "weights": weights,
         "worker": f'"use strict";\n{{\n{bundle(WORKER)}\nlisten(self);\n}}\n',
@@ -212,7 +194,7 @@ def filled(facts: dict[str, Any], weights: str) -> str:
 
 
 def bundle(names: tuple[str, ...]) -> str:
-    """The modules of those names as one script, less their imports: a page from the disk may load no modules."""
+    """These modules as one script, without their imports: a page opened from a disk may not load modules."""
     return "\n".join(re.sub(r"^import .*$|^export ", "", _read(name), flags=re.MULTILINE) for name in names)
 
 
@@ -221,5 +203,4 @@ def _read(name: str) -> str:
 
 
 def _hash(content: str) -> str:
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

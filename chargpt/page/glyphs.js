@@ -1,6 +1,6 @@
-// How characters are shown: as text, never as markup, and what could command or turn it, as an escape.
+// How characters are shown: as text, never as markup; those that could control or reverse it as escapes.
 
-// As in chargpt/errors.py: control characters, line separators, what turns the direction of text, tags.
+// As in chargpt/errors.py: control characters, line separators, marks of direction, tags.
 const UNPRINTABLE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u{e0000}-\u{e007f}]/u;
 const NAMES = { "\n": "new line", " ": "space", "\t": "tab" };
 const SIGNS = { "\n": "↵", " ": "␣", "\t": "⇥" };
@@ -19,19 +19,24 @@ export function inText(character) {
   return isUnprintable(character) ? escaped(character) : character;
 }
 
-// All of a text; of accents upon accents a few, since the time that they take grows with the square of their number.
+// A whole text, CR LF as a new line. Of accents on one letter 16 are kept: the time to draw them is quadratic.
 export function printable(text) {
-  return Array.from(text.replace(/(\p{M}{16})\p{M}+/gu, "$1…"), inText).join("");
+  return Array.from(text.replace(/\r\n/g, "\n").replace(/(\p{M}{16})\p{M}+/gu, "$1…"), inText).join("");
 }
 
-// Blanks, and what is not seen or is no character.
+// Blanks, and characters that draw nothing.
 const INVISIBLE = /[\p{Z}\p{C}\p{Default_Ignorable_Code_Point}\u2800\ufffc]/u;
 
-// Alone, where a space would not be seen, and an accent needs something to stand on.
+// One character alone: a space becomes visible, and an accent gets a circle to stand on.
 export function sign(character) {
   if (SIGNS[character]) return SIGNS[character];
   if (INVISIBLE.test(character)) return escaped(character);
   return /\p{M}/u.test(character) ? `◌${character}` : inText(character);
+}
+
+// One character among other words: a letter from right to left does not reorder them (Unicode's isolates).
+export function isolated(character) {
+  return `\u2068${sign(character)}\u2069`;
 }
 
 // To be read aloud.

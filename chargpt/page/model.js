@@ -1,6 +1,12 @@
-// The two models of chargpt/model.py, for one text: what was read is kept in a cache, of which the end can be dropped.
+// The two models of chargpt/model.py, for one text; its end can be dropped from their cache.
 //
-// Matrices are Float32Arrays, row by row, as PyTorch has them: a linear layer's is (outputs, inputs).
+// Matrices are Float32Arrays, row by row, as in PyTorch: a linear layer's is (outputs, inputs).
+
+// The options of chargpt/model.py that these models know; the last two matter in training only. A page of a model with
+// others is refused.
+export const OPTIONS = [
+  "name", "block_size", "n_layer", "n_head", "n_embd", "positions", "token_shift", "dropout", "zero_init"
+];
 
 const ROTARY_BASE = 10000;
 const EPSILON = 1e-5; // LayerNorm's
@@ -28,7 +34,7 @@ class GPT {
         down: [of("ffwd.net.2.weight"), of("ffwd.net.2.bias")],
       };
     });
-    // What each pair of a head's channels turns by from one position to the next.
+    // The angle between two positions for each pair of a head's channels.
     this.speeds = Array.from({ length: this.headSize / 2 }, (_, i) =>
       Math.fround(ROTARY_BASE ** -Math.fround((2 * i) / this.headSize)),
     );
@@ -46,7 +52,7 @@ class GPT {
     return { length: 0, room: 0, layers };
   }
 
-  // Make room for so many characters: not for all that a context may have, which can be beyond any memory.
+  // Make room for so many characters, not for block_size, which may be beyond any memory.
   grow(cache, length) {
     if (length <= cache.room) return;
     const { block_size, n_embd: C } = this.config;

@@ -1,14 +1,14 @@
-// The model at work, apart from the page, so that the page never stands still.
+// The model in a thread of its own, so that the page stays responsive.
 //
-// It is sent {type, ...} and answers likewise:
+// Messages, and the answers to them:
 //   start {facts, bytes}               -> ready {difference}
 //   write {job, ids, settings, heads}  -> read {job, from, seen} and written {job, ids, seen, speed} ..., then done
-//   stop                               -> done {job, reason}
-//   shown {length}: so many characters are in the page, which may be slower than the model
+//   stop                               -> done {job, reason, stop}: `stop` holds the ids that it stopped at
+//   shown {length}: the characters on the page, which may be slower than the model
 //   attention {position, start}        -> attention {position, start, rows}
-// A job ends where another begins; its number tells whose an answer is. `seen` has an entry per character: where its
-// context began, its probability, and the likeliest characters in its place. `start` is where the context of a position
-// begins, or null for what the model has before it now.
+// A job ends when another begins; answers carry its number. `seen` has an entry per character: where its context began,
+// its probability, and the likeliest characters in its place. `start` is where the context of a position begins, or null
+// for the model's present window.
 
 import { unpack, fromBase64 } from "./weights.js";
 import { buildModel } from "./model.js";
@@ -24,7 +24,7 @@ export class Writer {
   constructor(post, pause) {
     this.post = post;
     this.pause = pause;
-    this.job = null; // none is at work
+    this.job = null; // the one that is being written
     this.turn = 0; // of writing
     this.look = 0; // a new look at attention ends the one at work
   }
@@ -91,7 +91,7 @@ export class Writer {
       seen.push(this.lookAt(logits, id, this.begin));
       this.text.push(id);
       const now = performance.now();
-      const stopped = settings.stop.length > 0 && endsWith(this.text, settings.stop, ids.length);
+      const stopped = settings.stops.find((stop) => endsWith(this.text, stop, ids.length));
       if (now - reported > PATIENCE || stopped || n === settings.length) {
         report(now, n);
         await this.pause();
@@ -99,7 +99,7 @@ export class Writer {
         if (job !== this.job) return;
       }
       if (stopped || n === settings.length) {
-        this.end(stopped ? "stop" : "length");
+        this.end(stopped ? "stop" : "length", stopped);
         break;
       }
       if (this.text.length - this.begin > block_size) {
@@ -114,7 +114,7 @@ export class Writer {
     await this.readBefore(job, turn, begin);
   }
 
-  // Of a prompt that is longer than the window, look at what stands before it, too, now that there is time.
+  // Then read the part of a long prompt that stands before the window.
   async readBefore(job, turn, begin) {
     const { block_size } = this.model.config;
     const cache = this.model.newCache();
@@ -124,16 +124,16 @@ export class Writer {
       while (start + cache.length < end) {
         const from = start + cache.length;
         const ids = this.text.slice(from, Math.min(from + AT_ONCE, end));
-        this.tell(job, from, this.model.read(ids, cache), start, 0);
+        this.report(job, from, this.model.read(ids, cache), start, 0);
         await this.pause();
         if (turn !== this.turn) return;
       }
     }
   }
 
-  // Read what of the window is not in the cache, and tell of the characters from a place on; returns the last
-  // character's logits, or null where another job came.
-  async readOn(job, tellFrom) {
+  // Read the part of the window that is not in the cache, and report the characters from a place on; returns the last
+  // character's logits, or null if another job came.
+  async readOn(job, reportFrom) {
     const V = this.model.vocabSize;
     let logits = null;
     while (this.begin + this.cache.length < this.text.length) {
@@ -141,17 +141,17 @@ export class Writer {
       const ids = this.text.slice(from, from + AT_ONCE);
       const all = this.model.read(ids, this.cache);
       logits = all.subarray((ids.length - 1) * V);
-      this.tell(job, from, all, this.begin, tellFrom);
+      this.report(job, from, all, this.begin, reportFrom);
       await this.pause();
       if (job !== this.job) return null;
     }
     return logits;
   }
 
-  // Post how the characters after those that were read, from a place in the text on, had been expected.
-  tell(job, from, logits, start, tellFrom) {
+  // Post the probabilities of the characters that follow those read, from a place in the text on.
+  report(job, from, logits, start, reportFrom) {
     const V = this.model.vocabSize;
-    const first = Math.max(from + 1, tellFrom);
+    const first = Math.max(from + 1, reportFrom);
     const next = this.text.slice(first, from + 1 + logits.length / V);
     const seen = next.map((id, n) => {
       const row = (first + n - 1 - from) * V;
@@ -194,8 +194,8 @@ export class Writer {
     this.go?.();
   }
 
-  end(reason) {
-    this.post({ type: "done", job: this.job, reason });
+  end(reason, stop) {
+    this.post({ type: "done", job: this.job, reason, stop });
     this.job = null;
   }
 }
@@ -217,7 +217,7 @@ export function listen(scope) {
   const writer = new Writer((message) => scope.postMessage(message), pause);
   scope.onunhandledrejection = ({ reason }) => {
     setTimeout(() => {
-      throw reason; // which the page is told of
+      throw reason; // reaches the page as an error
     });
   };
   scope.onmessage = ({ data }) => {

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationSchedule
 from chargpt.callbacks.averaging import averages_in
 from chargpt.callbacks.hparams import RunRecord
 from chargpt.callbacks.resuming import Resuming
-from chargpt.checkpoint import Scoring
+from chargpt.checkpoint import EvalSettings
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision
@@ -71,7 +71,7 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     first_step = resumption.step + 1 if resumption else 0
     arguments["logger"] = continued(arguments.get("logger"), settings.run_dir, first_step)
     trainer = build_trainer(arguments, [resuming, RunRecord(settings), *callbacks])
-    scoring = Scoring(settings.data.split, settings.data.batch_size, str(trainer.precision))
+    scoring = EvalSettings(settings.data.split, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
     if initial is not None:
         copy_weights(initial, module.net, tokenizer)

@@ -64,7 +64,7 @@ def test_the_best_checkpoint_has_the_score_that_it_was_saved_for(averaged):
     for name in ("best.ckpt", "last.ckpt"):  # the loss falls until the end
         path = folder / "checkpoints" / name
         row = score_checkpoint(path, build_parser().parse_args([]))
-        assert row.score.loss == pytest.approx(best, abs=1e-6)
+        assert row["loss"] == pytest.approx(best, abs=1e-6)
 
 
 def test_samples_are_the_averages(tiny, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_lightnings_own_averaging_is_saved_as_best_too(tiny, tmp_path):
     ema = [f"+callbacks.ema._target_={own}", "+callbacks.ema.decay=0.8"]
     best = start(tmp_path, *tiny, *STEPS, *ema)
     row = score_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build_parser().parse_args([]))
-    assert row.score.loss == pytest.approx(best, abs=1e-6)
+    assert row["loss"] == pytest.approx(best, abs=1e-6)
     loaded = load_state(tmp_path)
     assert loaded.best_loss == best
 

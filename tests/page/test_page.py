@@ -59,7 +59,7 @@ def test_what_the_page_holds(run):
     assert [step for step, *_ in facts["curve"]] == [20, 40, 60]
     assert [step for step, _ in facts["samples"]] == [20, 40, 60]
     assert len(facts["places"]) == len(facts["characters"])
-    assert ["optimizer.lr", "0.01", "settings"] in facts["told"]
+    assert ["optimizer.lr", "0.01"] in facts["settings"]
     numbers = sum(weight.numel() for weight in checkpoint.model.parameters())
     assert 2 * numbers <= len(base64.b64decode(page.scripts["weights"])) <= 2 * numbers + 200
 
@@ -250,7 +250,7 @@ def test_stop(page):
 def test_what_is_wrong_is_told(page):
     page.fill("#prompt", "1 é\u202e")
     page.click("#go")
-    assert page.inner_text("#error") == "The model does not know these characters of the prompt: é (U+00E9), U+202E."
+    assert "these characters of the prompt: \u2068é\u2069 (U+00E9), U+202E." in page.inner_text("#error")
     page.fill("#prompt", "")
     page.fill("#temperature", "-1")
     page.click("#go")

@@ -204,7 +204,7 @@ WRITE = """async ([prompt, settings, changes]) => {
     for (const ids of changes) await writer.write({ job: 2, ids, settings, heads });
     return { posts, text: writer.text };
 }"""
-GREEDY = {"temperature": 0, "topK": None, "topP": None, "seed": 1, "stop": [], "exact": False}
+GREEDY = {"temperature": 0, "topK": None, "topP": None, "seed": 1, "stops": [], "exact": False}
 
 
 @pytest.mark.parametrize("window", ["stride", "exact"])
@@ -288,8 +288,8 @@ def test_stop(scripts):
     load(scripts, made(MODELS[0]))
     free = scripts.evaluate(WRITE, [[1], GREEDY | {"length": 20, "temperature": 1}, []])["text"]
     ending = free[5:7]
-    done = scripts.evaluate(WRITE, [[1], GREEDY | {"length": 20, "temperature": 1, "stop": ending}, []])
-    assert done["posts"][-1] == {"type": "done", "job": 1, "reason": "stop"}
+    done = scripts.evaluate(WRITE, [[1], GREEDY | {"length": 20, "temperature": 1, "stops": [ending]}, []])
+    assert done["posts"][-1] == {"type": "done", "job": 1, "reason": "stop", "stop": ending}
     assert done["text"] == free[: len(done["text"])]
     assert done["text"][-2:] == ending
     assert len(done["text"]) <= 7
