@@ -118,7 +118,7 @@ def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool =
     except UnknownCharacterError as error:
         advice = ", so it would never be found" if what == "--stop" else "; --unknown skip drops them"
         if "\\" in error.characters:
-            advice += r"; bash takes a new line as $'\n', --prompt-file as it is in the file"
+            advice += r"; for a new line, type $'\n' in bash, or use --prompt-file"
         raise UserError(f"{what} has {error}{advice}") from None
 
 

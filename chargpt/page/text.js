@@ -38,11 +38,13 @@ export class ShownText {
   append(id, seen = null, parent = at("text")) {
     const span = document.createElement("span");
     const character = this.characters[id];
-    // The style sheet shows a carriage return, unless a new line follows: the two are one line break.
-    span.textContent = character === "\r" ? "" : inText(character);
-    span.classList.toggle("newline", character === "\n");
-    span.classList.toggle("return", character === "\r");
-    span.classList.toggle("escape", isUnprintable(character));
+    if (character === "\r") {
+      span.className = "return"; // the style sheet shows it, unless a new line follows: CR LF is one line break
+    } else {
+      span.textContent = inText(character);
+      span.classList.toggle("newline", character === "\n");
+      span.classList.toggle("escape", isUnprintable(character));
+    }
     span.dataset.at = this.length;
     parent.append(span);
     this.entries.push({ id, seen: null, span });
