@@ -1,5 +1,8 @@
 """`sample.py` as a person runs it."""
 
+import contextlib
+import io
+import itertools
 import os
 import re
 import shutil
@@ -13,90 +16,126 @@ import torch
 from helpers import ROOT, run_fresh
 
 import sample
-from chargpt.errors import EscapingFormatter, NonFiniteError, UserError
-from chargpt.model import Bigram, BigramConfig
-from sample import build_parser, side_by_side, until
-
-
-def run(tiny_run, *arguments, **options):
-    return run_fresh("sample.py", "--ckpt", str(tiny_run), "--device", "cpu", *arguments, **options)
+from chargpt.errors import NonFiniteError, UserError
+from sample import side_by_side, until
 
 
 @pytest.fixture
-def quick(tiny_run, capsys, caplog):
-    """In this process, for speed: the exit status, what was written, what was logged."""
+def run(tiny_run, capsys):
+    """In this process, for speed: the exit status, and what was written to standard output and standard error."""
 
-    def run_inside(*arguments):
-        caplog.clear()
-        status = sample.main(["--ckpt", str(tiny_run), "--device", "cpu", *arguments])
-        return status, capsys.readouterr().out, "\n".join(map(EscapingFormatter().format, caplog.records))
+    def run(*arguments, ckpt=tiny_run):
+        status = sample.main([*(["--ckpt", str(ckpt)] if ckpt else []), "--device", "cpu", *map(str, arguments)])
+        return status, *capsys.readouterr()
 
-    return run_inside
+    return run
 
 
+@pytest.fixture
+def bigram(tmp_path):
+    """Write a checkpoint of a bigram; each character is followed by the next one in `order`, or all are as likely."""
+
+    def bigram(characters, order=""):
+        weights = torch.zeros(256, 256) if characters is None else torch.zeros(len(characters), len(characters))
+        ids = list(order) if characters is None else [characters.index(each) for each in order]
+        for id, following in itertools.pairwise(ids):
+            weights[id, following] = 100
+        settings = {"characters": characters, "model": {"name": "bigram"}}
+        state = {"net.token_embedding_table.weight": weights}
+        torch.save({"hyper_parameters": settings, "state_dict": state}, tmp_path / "bigram.ckpt")
+        return tmp_path / "bigram.ckpt"
+
+    return bigram
+
+
+def split(out):
+    return re.split(r"--- sample \d of 3 ---\n", out)
+
+
+@pytest.mark.processes
 def test_a_sample_in_a_fresh_process(tiny_run):
-    first, second = (run(tiny_run, "--prompt", "7 green", "--max-new-tokens", "50", "--seed", "1") for _ in range(2))
+    arguments = ("--ckpt", str(tiny_run), "--prompt", "7 green", "--max-new-tokens", "50", "--seed", "1")
+    first, second = (run_fresh("sample.py", *arguments) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("7 green")
     assert len(first.stdout) == len("7 green") + 50 + 1
-    assert first.stdout == second.stdout
-    assert first.stderr == ""
+    assert (first.stdout, first.stderr) == (second.stdout, "")
 
 
-def test_seeds_differ_and_zero_temperature_does_not(quick):
+def test_seeds_differ_and_zero_temperature_does_not(run):
     def text(*arguments):
-        return quick("--max-new-tokens", "60", *arguments)[1]
+        return run("--max-new-tokens", "60", *arguments)[1]
 
     assert text("--seed", "1") != text("--seed", "2")
     assert text() != text()
     assert text("--seed", "1", "--temperature", "0") == text("--seed", "2", "--temperature", "0")
-    assert text("--seed", "1", "--top-k", "1") == text("--temperature", "0")
+    assert text("--seed", "1", "--top-k", "1") == text("--temperature", "0") == text("--top-p", "1e-9")
 
 
-def test_several_samples(quick):
-    status, out, _ = quick("--num-samples", "3", "--max-new-tokens", "20", "--seed", "1", "--prompt", "on")
+def test_several_samples(run):
+    status, out, _ = run("--num-samples", "3", "--max-new-tokens", "20", "--seed", "1", "--prompt", "on")
     assert status == 0
-    parts = re.split(r"--- sample \d of 3 ---\n", out)
-    assert parts[0] == ""
-    assert [len(part) for part in parts[1:]] == [23] * 3
-    assert len(set(parts)) == 4
+    assert [len(part) for part in split(out)] == [0, 23, 23, 23]
+    assert len(set(split(out))) == 4
 
 
-def test_a_stopped_text_leaves_the_others_alone(quick):
+def test_a_stopped_text_leaves_the_others_alone(run):
     arguments = ("--num-samples", "3", "--max-new-tokens", "40", "--seed", "1")
-    whole = re.split(r"--- sample \d of 3 ---\n", quick(*arguments)[1])[1:]
+    whole = split(run(*arguments)[1])[1:]
     stop = whole[0][5:9]
-    cut = re.split(r"--- sample \d of 3 ---\n", quick(*arguments, "--stop", stop)[1])[1:]
+    cut = split(run(*arguments, "--stop", stop)[1])[1:]
     assert cut == [text[: text.index(stop)] + "\n" if stop in text else text for text in whole]
     assert len(cut[0]) < len(whole[0])
 
 
-def test_stride(quick):
-    exact, stride = (quick("--seed", "1", "--max-new-tokens", "100", "--window", w)[1] for w in ("exact", "stride"))
+def test_stride(run):
+    exact, stride = (run("--seed", "1", "--max-new-tokens", "100", "--window", w)[1] for w in ("exact", "stride"))
     assert exact[:15] == stride[:15]  # within the window of 16 there is no difference
     assert len(exact) == len(stride)
 
 
-def test_prompt_from_file_and_standard_input(tiny_run, tmp_path):
+def test_prompt_from_file_and_standard_input(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("3 green")
-    by_file = run(tiny_run, "--prompt-file", str(tmp_path / "prompt.txt"), "--max-new-tokens", "9", "--seed", "1")
-    by_pipe = run(tiny_run, "--prompt-file", "-", "--max-new-tokens", "9", "--seed", "1", input="3 green")
-    assert by_file.stdout == by_pipe.stdout
-    assert by_file.stdout.startswith("3 green")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"3 green")))
+    texts = [
+        run("--max-new-tokens", "9", "--seed", "1", "--prompt-file", each)[1] for each in (tmp_path / "prompt.txt", "-")
+    ]
+    assert texts == [run("--max-new-tokens", "9", "--seed", "1", "--prompt", "3 green")[1]] * 2
 
 
-def test_out_file(quick, tmp_path):
+def test_out_file(run, tmp_path):
     arguments = ("--prompt", "a", "--max-new-tokens", "30", "--seed", "1")
-    status, out, _ = quick("--out", str(tmp_path / "text.txt"), *arguments)
+    status, out, _ = run("--out", tmp_path / "text.txt", *arguments)
     assert (status, out) == (0, "")
-    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == quick(*arguments)[1]
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == run(*arguments)[1]
 
 
-def test_stop(quick):
-    whole = quick("--max-new-tokens", "200", "--seed", "1")[1]
-    stop = whole[40:43]
-    cut = quick("--max-new-tokens", "200", "--seed", "1", "--stop", stop)[1]
-    assert cut == whole[: whole.index(stop)] + "\n"
+def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
+    order = [0, 255, 0xC3, 0xA9, 128, 10, 13, 0]
+    (tmp_path / "seed.bin").write_bytes(bytes(order[:2]))
+    arguments = ("--prompt-file", tmp_path / "seed.bin", "--out", tmp_path / "out.bin", "--temperature", "0")
+    assert run(*arguments, "--max-new-tokens", "12", ckpt=bigram(None, order))[0] == 0
+    assert (tmp_path / "out.bin").read_bytes() == bytes(order[:-1] * 2) + b"\n"
+    status, _, err = run("--prompt-file", tmp_path / "seed.bin")
+    assert (status, err) == (2, "error: the prompt is not UTF-8 at byte offset 1\n")
+
+
+@pytest.mark.parametrize("arguments", [("--prompt", r"wall\n"), ("--stop", r"\n")])
+def test_a_typed_backslash_n(arguments, run):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert r"outside the vocabulary: '\\' (U+005C)" in err
+    assert r"$'\n'" in err
+    assert "--prompt-file" in err
+
+
+@pytest.mark.parametrize(
+    ("order", "stop", "expected"),
+    [("ab\r\n\r", "\n\n", "ab"), ("ab\r\n\r", "\r\n\r\n", "ab"), ("ab\r\na", "b\n", "a"), ("ab\na", "b\n", "a")],
+)
+def test_a_new_line_to_stop_at_may_be_cr_lf_in_the_text(order, stop, expected, run, bigram):
+    arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", "9", "--stop", stop)
+    assert run(*arguments, ckpt=bigram("\n\rab", order))[1] == expected + "\n"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +155,7 @@ def test_until(stops, text, expected):
     assert "".join(until([list(stop) for stop in stops], iter(text))) == expected
 
 
+@pytest.mark.processes
 def test_text_streams(tiny_run):
     """Characters arrive one by one, while more are being written."""
     command = [sys.executable, "sample.py", "--ckpt", str(tiny_run), "--max-new-tokens", "1000000"]
@@ -126,143 +166,114 @@ def test_text_streams(tiny_run):
         assert process.wait(30) == 0
 
 
-def test_help_needs_no_torch_and_sampling_no_lightning(tiny_run):
-    code = (
-        "import sys; sys.argv = ['sample.py', {}]; import runpy\n"
-        "try: runpy.run_path('sample.py', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "print(*sorted(m for m in ('torch', 'lightning', 'hydra', 'torchmetrics', 'tensorboard') if m in sys.modules))"
-    )
-    for arguments, expected in (("'--help'", ""), (f"'--ckpt', {str(tiny_run)!r}, '--max-new-tokens', '1'", "torch")):
-        done = subprocess.run([sys.executable, "-c", code.format(arguments)], cwd=ROOT, capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == expected
+@pytest.mark.processes
+def test_help_needs_no_torch():
+    code = "import sys, sample\ntry: sample.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompt", "7 gréen€"], r"the prompt has characters outside the vocabulary: 'é' \(U\+00E9\), '€'"),
+        (["--stop", "Q"], r"--stop has characters outside the vocabulary: 'Q' \(U\+0051\), so it would never be found"),
         (["--temperature", "-1"], "--temperature must be 0"),
+        (["--temperature", "nan"], "--temperature must be 0"),
         (["--top-k", "0"], "--top-k must be at least 1"),
+        (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["--top-p", "1.5"], "--top-p must be above 0 and at most 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (["--num-samples", "0"], "--num-samples must be at least 1"),
-        (["--seed", "-1"], "--seed must be at least 0"),
-        (["--device", "gpu9"], "cannot use the device gpu9"),
-        (["--prompt-file", "no/such/file"], "cannot read the prompt from no/such/file: No such file"),
-        (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
-        (["--ckpt", "no/such/run"], "no such checkpoint or run: no/such/run"),
-        (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
-        (["--ckpt", "a\0"], "argument --ckpt: not the name of a file"),
-        (["--out", "a\0"], "argument --out: not the name of a file"),
-        (["--out", "."], "cannot write to .: Is a directory"),
-        (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
-        (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
-        (["--prompt", os.fsdecode(b"\xff")], "argument --prompt: the text is not UTF-8"),
-        (["--stop", "\ud800"], "argument --stop: the text is not UTF-8"),
-        (["--nonsense", "\x1b"], r"unrecognized arguments: --nonsense \\x1b"),
-        (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
-        (["--device", "mkldnn"], "cannot use the device mkldnn"),
-        (["--device", ""], "cannot use the device : "),
-        (["--seed", "1" + 30 * "0"], "--seed must be at least 0 and below"),
-        (["--temperature", "nan"], "--temperature must be 0"),
-        (["--temperature", "inf"], "--temperature must be 0"),
-        (["--prompt", "a", "--prompt-file", "-"], "argument --prompt-file: not allowed with argument --prompt"),
         (["--window", "wide"], "--window must be one of exact, stride; got 'wide'"),
-        (["--unknown", "keep"], "argument --unknown: invalid choice: 'keep'"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--seed", "1" + 30 * "0"], "--seed must be at least 0 and below"),
+        (["--device", "gpu9"], "cannot use the device gpu9"),
+        (["--device", ""], "cannot use the device : "),
+        (["--prompt-file", "no/such/file"], "cannot read the prompt from no/such/file: No such file"),
+        (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
+        (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
+        (["--out", "a\0"], "argument --out: not the name of a file"),
+        (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
+        (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
         (["--ckpt", str(ROOT / "README.md")], ".*README.md is damaged, or not a file that chargpt wrote"),
-        (["--ckpt"], "argument --ckpt: expected one argument"),
-        (["green"], "unrecognized arguments: green"),
+        (["--prompt", os.fsdecode(b"\xff")], "argument --prompt: the text is not UTF-8"),
+        (["--prompt", "a", "--prompt-file", "-"], "argument --prompt-file: not allowed with argument --prompt"),
+        (["--nonsense", "\x1b"], r"unrecognized arguments: --nonsense \\x1b"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(quick, arguments, message):
-    status, out, err = quick(*arguments)
+def test_bad_input_is_one_line_and_status_2(run, arguments, message):
+    status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert re.match(f"error: {message}", err)
     assert len(err.splitlines()) == 1
 
 
-def test_out_and_ckpt_in_the_home_folder(tiny_run, quick, tmp_path, monkeypatch):
+def test_out_and_ckpt_in_the_home_folder(tiny_run, run, tmp_path, monkeypatch):
     """As the shell leaves them in `--ckpt=~/run`."""
     shutil.copytree(tiny_run, tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert quick("--ckpt=~/run", "--out=~/text.txt", "--max-new-tokens", "5")[0] == 0
+    assert run("--ckpt=~/run", "--out=~/text.txt", "--max-new-tokens", "5")[0] == 0
     assert len((tmp_path / "text.txt").read_text(encoding="utf-8")) == 6
 
 
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
         (NonFiniteError("not finite"), 1, "not finite"),
         (UserError("too much"), 2, "too much"),
-        (OSError(5, "Input/output error"), 2, "Input/output error"),
     ],
 )
-def test_what_fails_before_the_first_character_leaves_the_file(failure, status, message, quick, tmp_path, monkeypatch):
+def test_an_error_before_the_first_character_leaves_the_file(failure, status, message, run, tmp_path, monkeypatch):
     def fail(*_):
         raise failure
         yield
 
     monkeypatch.setattr("chargpt.generation.generate", fail)
     (tmp_path / "out.txt").write_text("kept")
-    found, out, err = quick("--out", str(tmp_path / "out.txt"))
+    found, out, err = run("--out", tmp_path / "out.txt")
     assert (found, out, (tmp_path / "out.txt").read_text()) == (status, "", "kept")
     assert re.match(f"error: {message}", err)
     assert len(err.splitlines()) == 1
 
 
-def test_a_bug_keeps_its_traceback(quick, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("sample.load_checkpoint", fail)
-    status, _, err = quick()
-    assert status == 1
-    assert "unexpected RuntimeError: a bug" in err
-    assert "Traceback" in err
-
-
-def test_a_full_disk(tiny_run):
-    with open("/dev/full", "w") as full:
-        done = run(tiny_run, "--max-new-tokens", "5", capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
-
-
 @pytest.mark.processes
-def test_closed_streams(tiny_run, tmp_path):
-    def without(*streams, arguments=()):
-        closing = "".join(f"os.close({stream});" for stream in streams)
-        code = f"import os, sys; {closing} os.execv(sys.executable, [sys.executable, 'sample.py', *sys.argv[1:]])"
-        command = [sys.executable, "-c", code, "--ckpt", str(tiny_run), "--max-new-tokens", "5", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_full_and_closed_streams(tiny_run, tmp_path):
+    def redirected(*redirections, out=""):
+        command = f"{sys.executable} sample.py --ckpt '{tiny_run}' --max-new-tokens 5 {out} {' '.join(redirections)}"
+        done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
 
-    done = without(1)
-    assert (done.returncode, done.stderr) == (2, "error: standard output is closed\n")
-    done = without(1, 2)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
-    done = without(0, 1, 2, arguments=("--out", str(tmp_path / "text.txt")))
-    assert done.returncode == 0
+    assert redirected(">/dev/full") == (2, "error: cannot write to standard output: No space left on device\n")
+    assert redirected(">&-") == (2, "error: standard output is closed\n")
+    assert redirected(">&-", "2>&-") == (2, "")
+    assert redirected("<&-", ">&-", "2>&-", out=f"--out '{tmp_path}/text.txt'") == (0, "")
     assert len((tmp_path / "text.txt").read_text()) == 6
 
 
-def test_a_terminal_is_not_commanded(tmp_path):
-    """What a vocabulary may hold is shown there, and written as it is elsewhere."""
-    characters = "\t\n\x1b]a\x9b\u202e"
-    weights = {"net.token_embedding_table.weight": torch.zeros(len(characters), len(characters))}
-    settings = {"characters": characters, "model": {"name": "bigram"}}
-    torch.save({"hyper_parameters": settings, "state_dict": weights}, tmp_path / "evil.ckpt")
-    arguments = ("--ckpt", str(tmp_path / "evil.ckpt"), "--prompt", "\x1b]", "--seed", "1", "--max-new-tokens", "99")
-    written = run_fresh("sample.py", *arguments).stdout
-    assert set(written) == set(characters)
+@pytest.mark.parametrize(
+    ("characters", "order", "shown"),
+    [
+        ("\t\n\x1b]a\x9b\u202e", "a\x1b]\x9b\u202e\t\na", "a\\x1b]\\x9b\\u202e\t\n" * 2),
+        ("\n\ra", "a\r\na", "a\n" * 2),  # CR LF is a line break
+    ],
+)
+def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monkeypatch):
+    """Control characters are escaped there, and written as they are into files."""
+    length = 2 * len(order[:-1])
+    arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", length - 1)
+    path = bigram(characters, order)
+    assert run(*arguments, ckpt=path)[1] == 2 * order[:-1] + "\n"
     master, terminal = os.openpty()
-    done = run_fresh("sample.py", *arguments, capture_output=False, stdout=terminal, stderr=subprocess.PIPE)
-    os.close(terminal)
-    shown = os.read(master, 10_000).decode().replace("\r\n", "\n")
+    with open(terminal, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        assert run(*arguments, ckpt=path)[0] == 0
+    found = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(master, 10_000):
+            found += part
     os.close(master)
-    assert done.returncode == 0, done.stderr
-    assert shown == written.replace("\x1b", r"\x1b").replace("\x9b", r"\x9b").replace("\u202e", r"\u202e")
+    assert found.decode().replace("\r\n", "\n") == shown + "\n"
 
 
 def test_one_endless_text_is_not_kept():
@@ -277,40 +288,25 @@ def test_one_endless_text_is_not_kept():
     assert watched[0]() is None
 
 
-def test_unknown_characters_can_be_skipped(quick):
-    kept = quick("--prompt", "7 gréen€", "--unknown", "skip", "--seed", "1")
-    assert kept == quick("--prompt", "7 gren", "--seed", "1")
+def test_unknown_characters_can_be_skipped(run):
+    kept = run("--prompt", "7 gréen€", "--unknown", "skip", "--seed", "1")
+    assert kept == run("--prompt", "7 gren", "--seed", "1")
 
 
-def test_no_run_yet(tmp_path):
-    done = run_fresh("sample.py", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no run in outputs/")
-
-
-def test_the_newest_run(tiny_run, tmp_path):
+def test_the_newest_run(tiny_run, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(ckpt=None)[2].startswith("error: no run in outputs/")
     shutil.copytree(tiny_run, tmp_path / "outputs" / "day" / "run")
-    done = run_fresh("sample.py", "--max-new-tokens", "5", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == f"Sampling {Path('outputs', 'day', 'run', 'checkpoints', 'best.ckpt')}\n"
+    status, _, err = run("--max-new-tokens", "5", ckpt=None)
+    assert (status, err) == (0, f"Sampling {Path('outputs', 'day', 'run', 'checkpoints', 'best.ckpt')}\n")
 
 
-def test_characters_of_several_bytes(tmp_path):
-    """Out as UTF-8 whatever the locale says."""
+@pytest.mark.processes
+def test_characters_of_several_bytes(bigram):
+    """Out as UTF-8 in any locale."""
     characters = "".join(sorted("道🫠é\u0301"))
-    config = {"name": "bigram", "block_size": 4}
-    model = Bigram(BigramConfig(block_size=4), vocab_size=4)
-    state = {f"net.{name}": value for name, value in model.state_dict().items()}
-    content = {"hyper_parameters": {"characters": characters, "model": config}, "state_dict": state}
-    torch.save(content, tmp_path / "wide.ckpt")
     environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = run_fresh("sample.py", "--ckpt", str(tmp_path / "wide.ckpt"), "--prompt", "道", env=environment)
+    done = run_fresh("sample.py", "--ckpt", str(bigram(characters)), "--prompt", "道", env=environment)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout) == {*characters, "\n"}
     assert len(done.stdout) == 1 + 500 + 1
-
-
-def test_parser_knows_the_contract():
-    line = "--ckpt x --prompt ROMEO: --max-new-tokens 500 --temperature 0.8 --top-k 40 --top-p 0.95 --num-samples 3"
-    parsed = build_parser().parse_args(line.split())
-    assert (parsed.temperature, parsed.top_k, parsed.top_p, parsed.num_samples) == (0.8, 40, 0.95, 3)

@@ -1,7 +1,9 @@
 """The page as a file, and as a person has it in a browser."""
 
 import base64
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import start
+from helpers import ROOT, start
 
-from chargpt.checkpoint import public_name, read_checkpoint
+from chargpt.checkpoint import read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.history import LOSSES, SAMPLES
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig
 from chargpt.page.__main__ import main
-from chargpt.page.build import build_page
+from chargpt.page.build import build_page, check_options
 from chargpt.page.weights import pack
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\u2028\u202e{{script}}"
@@ -112,6 +114,23 @@ def test_hostile_text_is_text(run, tmp_path, tab):
     written(tab)
     assert tab.inner_text("#text").startswith("<script>")
     assert tab.locator("img").count() == 0
+
+
+def test_a_model_with_an_option_that_the_page_lacks_is_refused(run, monkeypatch):
+    """As the README's example, which adds an activation."""
+    config = dataclasses.make_dataclass("Config", [("activation", str, "GELU")], bases=(GPTConfig,))
+    monkeypatch.setitem(MODEL_CONFIGS, "gpt", config)
+    with pytest.raises(UserError, match=r"page/model\.js does not know model\.activation"):
+        build_page(run / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize("config", [GPTConfig(), BigramConfig()], ids=lambda config: config.name)
+def test_the_page_knows_every_option(config):
+    """A new option belongs into `OPTIONS` of model.js, and is used there unless it matters in training only."""
+    check_options(config)
+    source = (ROOT / "chargpt" / "page" / "model.js").read_text(encoding="utf-8")
+    for field in dataclasses.fields(config):
+        assert field.name in {"dropout", "zero_init"} or len(re.findall(rf"\b{field.name}\b", source)) > 1, field.name
 
 
 def written(tab, how="Done"):
@@ -221,18 +240,17 @@ def test_a_prompt_longer_than_the_window(page):
     assert "probability" in page.inner_text("#probability")
 
 
-@pytest.mark.parametrize("field", ["temperature", "length", "seed"])
-def test_a_field_that_is_empty(page, field):
-    page.fill(f"#{field}", "")
-    page.click("#go")
-    assert page.is_visible("#error")
-    assert text_of(page) == ""
-
-
-@pytest.mark.parametrize(("field", "value"), [("temperature", "0.8312"), ("top-p", "0.955"), ("top-k", "3")])
-def test_values_between_steps(page, field, value):
+def test_fields_that_are_empty_and_values_between_steps(page):
     page.click("summary >> nth=0")
-    page.fill(f"#{field}", value)
+    for field in ("temperature", "length", "seed"):
+        value = page.input_value(f"#{field}")
+        page.fill(f"#{field}", "")
+        page.click("#go")
+        assert page.is_visible("#error")
+        assert text_of(page) == ""
+        page.fill(f"#{field}", value)
+    for field, value in (("temperature", "0.8312"), ("top-p", "0.955"), ("top-k", "3")):
+        page.fill(f"#{field}", value)
     page.click("#go")
     written(page)
     assert not page.is_visible("#error")
@@ -247,7 +265,7 @@ def test_stop(page):
     assert 50 <= len(text_of(page)) < 100_000
 
 
-def test_what_is_wrong_is_told(page):
+def test_errors_are_shown(page):
     page.fill("#prompt", "1 é\u202e")
     page.click("#go")
     assert "these characters of the prompt: \u2068é\u2069 (U+00E9), U+202E." in page.inner_text("#error")
@@ -310,14 +328,13 @@ def test_by_keyboard(page):
     assert page.text_content("#spoken").strip()
 
 
-@pytest.mark.parametrize("width", [320, 390])
-def test_on_a_phone(page, width):
-    page.set_viewport_size({"width": width, "height": 700})
+def test_on_a_phone(page):
+    page.set_viewport_size({"width": 320, "height": 700})
     page.click("#go")
     written(page)
     page.click("#text span:nth-child(9)")
     page.wait_for_selector("#heads button")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 320
 
 
 def test_samples_along_the_curve(page):
@@ -327,6 +344,69 @@ def test_samples_along_the_curve(page):
     page.keyboard.press("Home")
     assert page.text_content("#sample-step") == "20"
     assert page.inner_text("#sample") != last
+
+
+@pytest.fixture
+def open_bigram(tmp_path, tab):
+    """Open the page of a bigram in which each character is followed by the next one in `order`."""
+
+    def open_bigram(order):
+        characters = "".join(sorted(set(order)))
+        model = Bigram(BigramConfig(block_size=8), len(characters))
+        for character, following in itertools.pairwise(order):
+            model.token_embedding_table.weight.data[characters.index(character), characters.index(following)] = 50
+        weights = {f"net.{name}": value for name, value in model.state_dict().items()}
+        settings = {"model": vars(model.config), "characters": characters}
+        torch.save({"state_dict": weights, "hyper_parameters": settings}, tmp_path / "a.ckpt")
+        assert main(["--ckpt", str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "page.html")]) == 0
+        tab.goto((tmp_path / "page.html").as_uri())
+        tab.wait_for_selector("#go:not([disabled])")
+        return tab
+
+    return open_bigram
+
+
+def test_cr_lf_is_one_line_break(open_bigram):
+    """It is seen as one, and found as one; a carriage return alone is seen."""
+    page = open_bigram("ab\r\na")
+    page.fill("#prompt", "a")
+    page.fill("#length", "5")
+    page.click("#go")
+    written(page)
+    assert page.inner_text("#text") == "ab\nab"
+    shown = "(span) => getComputedStyle(span, '::before').content"
+    assert page.locator("#text .return >> nth=0").evaluate(shown) == "none"
+    page.click("summary >> nth=0")
+    page.fill("#stop-at", "b↵")
+    page.click("#go")
+    written(page, "Found")
+    assert text_of(page) == "a"
+    page = open_bigram("ab\ra")
+    page.fill("#prompt", "a")
+    page.click("#go")
+    written(page)
+    assert page.locator("#text .return >> nth=0").evaluate(shown) == r'"\\u000d"'
+
+
+def test_the_tooltip_of_letters_from_right_to_left(open_bigram):
+    """Each letter stands before its own probability."""
+    page = open_bigram("אבגדהא")
+    page.fill("#prompt", "א")
+    page.click("#go")
+    written(page)
+    page.hover("#text span:nth-child(3)")
+    places = page.evaluate("""() => {
+        const text = document.querySelector("#tip").firstChild;
+        const range = document.createRange();
+        return [...text.data].flatMap((each, n) => {
+            range.setStart(text, n);
+            range.setEnd(text, n + 1);
+            const { top, left } = range.getBoundingClientRect();
+            return /[א-ה%]/.test(each) ? [[Math.round(top), left]] : [];
+        });
+    }""")
+    assert len(places) >= 4
+    assert places == sorted(places)
 
 
 def test_damaged_weights_are_noticed(run, tmp_path, tab):
@@ -376,26 +456,10 @@ def test_what_is_not_html_is_not_replaced(run, tmp_path):
     assert main(["--ckpt", str(run), "--out", str(tmp_path / "missing" / "page.html")]) == 2
 
 
-@pytest.mark.parametrize("when", [1e12, -1e12])
-def test_a_file_of_any_date(when, run, tmp_path):
-    file = tmp_path / "a.ckpt"
-    shutil.copyfile(run / "checkpoints" / "best.ckpt", file)
-    os.utime(file, (when, when))
+def test_a_file_of_any_date(run, tmp_path):
+    file = shutil.copyfile(run / "checkpoints" / "best.ckpt", tmp_path / "a.ckpt")
+    os.utime(file, (1e12, 1e12))
     assert "Weights saved on" in build_page(file)
-
-
-@pytest.mark.parametrize(
-    ("name", "public"),
-    [
-        ("/home/me/texts/", "texts"),
-        (r"C:\me\a.txt", "a.txt"),
-        ("a/b.txt", "b.txt"),
-        ("/", "an unnamed text"),
-        ("x" * 999, 200 * "x"),
-    ],
-)
-def test_what_a_text_is_called_among_strangers(name, public):
-    assert public_name(name) == public
 
 
 def test_in_the_folder_of_the_checkpoint(run, monkeypatch):
