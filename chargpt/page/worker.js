@@ -37,13 +37,13 @@ export class Writer {
     this.post({ type: "ready", difference: this.check(facts.check) });
   }
 
-  // The largest difference between our logits and PyTorch's, where these are large as a share of the largest.
+  // The largest difference from PyTorch's logits, relative to the largest of these if it is above 1.
   check({ ids, logits }) {
     const expected = new Float32Array(fromBase64(logits).buffer);
-    const ours = this.model.read(ids, this.model.newCache());
-    const first = ours.length - expected.length; // of the last characters
+    const found = this.model.read(ids, this.model.newCache());
+    const first = found.length - expected.length; // of the last characters
     const scale = expected.reduce((most, logit) => Math.max(most, Math.abs(logit)), 1);
-    return expected.reduce((most, logit, i) => Math.max(most, Math.abs(logit - ours[first + i]) / scale), 0);
+    return expected.reduce((most, logit, i) => Math.max(most, Math.abs(logit - found[first + i]) / scale), 0);
   }
 
   // Make the text begin with `ids`, and continue it.
@@ -63,7 +63,7 @@ export class Writer {
     if (!headsAsBefore || begin !== this.begin || same < begin) {
       this.cache.length = 0;
     } else {
-      // What follows the last character that stays is read again, so that its prediction is at hand.
+      // The last character that stays is read again for its prediction of the next.
       this.cache.length = Math.min(this.cache.length, Math.max(0, same - 1 - begin));
     }
     this.model.headsOn.set(heads);

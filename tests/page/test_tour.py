@@ -30,7 +30,7 @@ def test_the_tour(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     shown = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= shown
-    said = "".join(output.text for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output)
-    assert "ROMEO:" in said
-    assert "30 steps in" in said
-    assert "60 in all" in said
+    printed = "".join(output.text for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output)
+    assert "ROMEO:" in printed
+    assert "30 steps in" in printed
+    assert "60 in all" in printed
