@@ -80,8 +80,7 @@ def sample(arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     prompt_ids = encode(tokenizer, prompt, "the prompt", skip_unknown=arguments.unknown == "skip")
-    crlf = encode(tokenizer, arguments.stop.replace("\n", "\r\n").encode(), "--stop", skip_unknown=True)
-    stops = [crlf, encode(tokenizer, arguments.stop.encode(), "--stop")]  # lines of the training text may end in CR LF
+    stops = stops_of(arguments.stop, tokenizer)
     start = prompt_ids or tokenizer.encode("\n", skip_unknown=True) or [0]  # the lecture, too, begins with a new line
     generator = torch.Generator(device)
     generator.manual_seed(generator.seed() if arguments.seed is None else arguments.seed)
@@ -116,10 +115,20 @@ def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool =
     except UnicodeDecodeError as error:
         raise UserError(f"{what} is not UTF-8 at byte offset {error.start}") from error
     except UnknownCharacterError as error:
-        advice = ", so it would never be found" if what == "--stop" else "; --unknown skip drops them"
+        advice = ", so it will not be found" if what == "--stop" else "; --unknown skip drops them"
         if "\\" in error.characters:
             advice += r"; for a new line, type $'\n' in bash, or use --prompt-file"
         raise UserError(f"{what} has {error}{advice}") from None
+
+
+def stops_of(text: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids to stop at; a new line is also found as CR LF, in which lines of the training text may end."""
+    try:
+        stop = encode(tokenizer, text.encode(), "--stop")
+    except UserError as error:
+        tell(f"warning: {error}")
+        return []
+    return [encode(tokenizer, text.replace("\n", "\r\n").encode(), "--stop", skip_unknown=True), stop]
 
 
 def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[int]]:

@@ -120,10 +120,10 @@ def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
     assert (status, err) == (2, "error: the prompt is not UTF-8 at byte offset 1\n")
 
 
-@pytest.mark.parametrize("arguments", [("--prompt", r"wall\n"), ("--stop", r"\n")])
-def test_a_typed_backslash_n(arguments, run):
-    status, _, err = run(*arguments)
-    assert status == 2
+@pytest.mark.parametrize(("option", "status"), [("--prompt", 2), ("--stop", 0)])
+def test_a_typed_backslash_n(option, status, run):
+    found, _, err = run(option, r"\n", "--max-new-tokens", "5")
+    assert found == status
     assert r"outside the vocabulary: '\\' (U+005C)" in err
     assert r"$'\n'" in err
     assert "--prompt-file" in err
@@ -136,6 +136,12 @@ def test_a_typed_backslash_n(arguments, run):
 def test_a_new_line_to_stop_at_may_be_cr_lf_in_the_text(order, stop, expected, run, bigram):
     arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", "9", "--stop", stop)
     assert run(*arguments, ckpt=bigram("\n\rab", order))[1] == expected + "\n"
+
+
+def test_a_text_to_stop_at_that_cannot_occur(run):
+    status, out, err = run("--stop", "Q", "--max-new-tokens", "5")
+    assert (status, len(out)) == (0, 6)
+    assert err == "warning: --stop has characters outside the vocabulary: 'Q' (U+0051), so it will not be found\n"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,6 @@ def test_help_needs_no_torch():
     ("arguments", "message"),
     [
         (["--prompt", "7 gréen€"], r"the prompt has characters outside the vocabulary: 'é' \(U\+00E9\), '€'"),
-        (["--stop", "Q"], r"--stop has characters outside the vocabulary: 'Q' \(U\+0051\), so it would never be found"),
         (["--temperature", "-1"], "--temperature must be 0"),
         (["--temperature", "nan"], "--temperature must be 0"),
         (["--top-k", "0"], "--top-k must be at least 1"),
