@@ -201,11 +201,7 @@ def test_not_there_or_not_readable(tmp_path):
     refused(tmp_path, "cannot read .*: Is a directory")
 
 
-def test_a_machine_with_too_little_memory_does_not_make_a_file_damaged(saved, monkeypatch):
-    monkeypatch.setattr(torch, "load", lambda *_, **__: 1 / 0)
-    with pytest.raises(UserError, match="damaged"):
-        load(saved[0])
-
+def test_a_lack_of_memory_is_not_damage(saved, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
