@@ -1,8 +1,8 @@
 """Characters written per second, against the peers: `python -m benchmarks.sampling --nanogpt DIR --lecture FILE`.
 
-Inside the window: from one character to 250. Past it: from a full window. All in fp32, at the lecture's sizes. Beside
-each of ours with one sample stands its bound, measured in the same rounds: inside the window every character needs all
-weights to be read from memory once; past it, exact, the products of a whole window.
+Inside the context window: from one character to 250. Past it: from a full window. In fp32, with the lecture's sizes.
+The bound, measured in the same rounds, is the time to read all weights once per character inside the window, and to
+multiply a whole window's matrices past it.
 """
 
 import argparse
@@ -34,19 +34,19 @@ def peer_text(name: str, arguments: argparse.Namespace, length: int, count: int)
 
 
 def reading(device: str) -> Callable[[], object]:
-    """Read memory as fast as PyTorch can: a sum needs each number once."""
+    """Read memory as fast as PyTorch can: a sum reads each number once."""
     numbers = torch.ones(READ // 4, device=device)
     return lambda: [numbers.sum() for _ in range(4)]
 
 
 def weights_read(model: GPT) -> int:
-    """Bytes of weights that a step reads: of the position table a single row."""
+    """Bytes of weights that a step reads; of the position table it reads one row only."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return 4 * (parameters - model.position_embedding_table.weight.numel())
 
 
 def flops_of_a_window(model: GPT) -> float:
-    """What the logits after a full window need: of the last block only keys and values, but for one character."""
+    """To predict the character after a full window: the last block needs only keys and values of the others."""
     matrices = sum(parameter.numel() for parameter in model.blocks[0].parameters() if parameter.dim() == 2)
     attention = 2 * FULL * LECTURE.n_embd  # two products, over half of the window on average
     return FULL * ((LECTURE.n_layer - 1) * (2 * matrices + attention) + 2 * 2 * LECTURE.n_embd**2)
@@ -55,7 +55,7 @@ def flops_of_a_window(model: GPT) -> float:
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add_peers(arguments)
-    arguments.add_argument("--batch", type=int, default=64, help="samples side by side, in the last row (default 64)")
+    arguments.add_argument("--batch", type=int, default=64, help="samples at once in the last row (default 64)")
     arguments = arguments.parse_args()
     device = arguments.device
     contenders, counts = {}, {}

@@ -1,8 +1,8 @@
 """Characters per second in training, against the peers: `python -m benchmarks.training --nanogpt DIR --lecture FILE`.
 
-A step is the lecture's: 64 blocks of 256 characters forward, the loss, backward, AdamW. Ours is `CharLM`'s own loss and
-optimizer, without the Trainer (`benchmarks.overhead` measures that), in every combination of precision and library of
-matrix products, so that the rule by which a run chooses them (`chargpt.kernels.choice`) can be checked on any machine.
+A step is the lecture's: 64 blocks of 256 characters forward, the loss, backward, AdamW; here without the Trainer, which
+`benchmarks.overhead` measures. All combinations of precision and matrix library are timed, to check on any machine what
+`chargpt.kernels.choice` would choose.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig, OptimizerConfig
 
 B = 64
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # as they are called here, and by Lightning
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # names here and in Lightning
 
 
 def flops_per_step(parameters: int, n_layer: int, n_embd: int, characters: int, block_size: int) -> float:
-    """As PaLM counts (Chowdhery et al. 2022, appendix B): six per weight and character, and attention's products."""
+    """As in PaLM (Chowdhery et al. 2022, appendix B): six per weight and character, and attention's products."""
     return characters * (6 * parameters + 12 * n_layer * n_embd * block_size)
 
 
@@ -61,7 +61,7 @@ def our_step(
     batch_size: int = B,
     optimizer_config: type[OptimizerConfig] = AdamWConfig,
 ) -> Callable[[], None]:
-    """A step of ours, on a CPU by oneDNN or not, or (None) as the rule says."""
+    """A step of `CharLM`; on a CPU, `onednn` forces or forbids oneDNN's products (None: as a run chooses)."""
     torch.manual_seed(0)
     choice.forced_onednn = onednn
     module = CharLM(config, optimizer_config(), "".join(map(chr, range(VOCABULARY)))).to(device).train()
@@ -80,7 +80,7 @@ def our_step(
 
 
 def chosen(device: str) -> tuple[str, str]:
-    """The name and the precision of our row that a run would be, if it was asked for nothing else."""
+    """The name and precision of the row that `trainer.precision=auto` would choose."""
     wanted = choice.best_precision(device).name
     precision = next((name for name, lightnings in PRECISIONS.items() if lightnings == wanted), "bf16")
     if device != "cpu":
@@ -92,7 +92,7 @@ def chosen(device: str) -> tuple[str, str]:
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add_peers(arguments)
-    arguments.add_argument("--compile", action="store_true", help="measure the peers compiled, too")
+    arguments.add_argument("--compile", action="store_true", help="also measure the peers with torch.compile")
     arguments.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=tuple(PRECISIONS))
     arguments = arguments.parse_args()
     device = arguments.device
@@ -131,7 +131,7 @@ def main() -> None:
     print(table(rows))
     if rule in medians:
         behind = medians[rule] / best_ours - 1
-        print(f"\n* what a run chooses by itself here: {behind:.0%} slower than the fastest of ours")
+        print(f"\n* what trainer.precision=auto chooses here: {behind:.0%} slower than the fastest row of chargpt")
 
 
 if __name__ == "__main__":
