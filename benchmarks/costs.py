@@ -113,10 +113,6 @@ class Step:
         T, shifted = self.model.block_size, C // 2 if L and self.model.token_shift else 0
         return 8 * L * (T * C + (T + 1) * shifted)
 
-    def exchanged_bytes(self, devices: int) -> float:
-        """What each device sends in a step: fp32 gradients, by a ring's all-reduce."""
-        return 2 * (devices - 1) / devices * 4 * self.parameters
-
 
 def pairs(T: int) -> int:
     """Pairs of characters for which attention on a CPU multiplies queries and keys: the past, in blocks of queries."""
