@@ -18,9 +18,6 @@ from typing import TypeVar
 
 import torch
 
-from chargpt.kernels.choice import uses_onednn
-from chargpt.kernels.private import onednn_linear
-
 Key = TypeVar("Key", bound=Hashable)
 Work = Callable[[], Callable[[], object]]  # returns the function to time
 
@@ -39,37 +36,14 @@ def hardware() -> str:
     )
 
 
-SIDE = 2048  # of the square matrices whose product measures a machine's peak
-
-
-def product(dtype: torch.dtype, device: str = "cpu", onednn: bool | None = None) -> Callable[[], object]:
-    """Multiply two square matrices; `onednn` as in `benchmarks.training.our_step`."""
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-    if onednn or (onednn is None and device == "cpu" and uses_onednn(dtype)):
-        return lambda: onednn_linear(a, b, None, "none", [], "")
-    return lambda: a @ b
-
-
-def matrix_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """FLOP/s of the fastest of several products of square matrices, by PyTorch's default library and by oneDNN."""
-    libraries = [False] if onednn_linear is None or device != "cpu" else [False, True]
-    works = [product(dtype, device, onednn) for onednn in libraries]
-    with torch.no_grad():
-        return 2 * SIDE**3 / min(seconds(work, device) for _ in range(20) for work in works)
-
-
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:
     """How long one call takes, the device's work included."""
-    synchronize(device)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
     started = time.perf_counter()
     work()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - started
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 @dataclass

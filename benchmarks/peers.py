@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import module_from
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPTConfig
 
 LECTURE, VOCABULARY = GPTConfig(), 65
 SIZES = {"vocab_size": VOCABULARY} | {  # the options that all of them have
@@ -131,11 +131,6 @@ def peer(name: str, arguments: argparse.Namespace) -> nn.Module:
         nano = module_from(arguments.nanogpt / "model.py")
         model = nano.GPT(nano.GPTConfig(**SIZES, bias=False))
     return model.to(arguments.device)
-
-
-def ours(device: str) -> GPT:
-    torch.manual_seed(0)
-    return GPT(LECTURE, VOCABULARY).to(device)
 
 
 def lecture(file: Path, device: str) -> nn.Module:

@@ -13,21 +13,16 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import hardware, interleaved, matrix_peak, parser, spread, table
+from benchmarks.measure import hardware, interleaved, parser, spread, table
 from benchmarks.peers import LECTURE, VOCABULARY, add_peers, peer, peers
 from chargpt.kernels import choice
 from chargpt.kernels.compiling import PAYS_AFTER, compile_model
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig, OptimizerConfig
 
 B = 64
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # names here and in Lightning
-
-
-def flops_per_step(parameters: int, n_layer: int, n_embd: int, characters: int, block_size: int) -> float:
-    """As in PaLM (Chowdhery et al. 2022, appendix B): six per weight and character, and attention's products."""
-    return characters * (6 * parameters + 12 * n_layer * n_embd * block_size)
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager:
@@ -37,8 +32,7 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager:
 def peer_step(name: str, arguments: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
     device = arguments.device
     model = peer(name, arguments).train()
-    fused = {"fused": True} if device == "cuda" else {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, **fused)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=device == "cuda")
     if compiled:
         model.compile()
     batch = torch.randint(VOCABULARY, (B, LECTURE.block_size + 1), device=device)
@@ -111,23 +105,16 @@ def main() -> None:
     medians = {key: statistics.median(found.seconds) for key, found in measured.items()}
     best_peer = min(median for (name, _), median in medians.items() if not name.startswith("chargpt"))
     best_ours = min(median for (name, _), median in medians.items() if name.startswith("chargpt"))
-    T = LECTURE.block_size
-    parameters = sum(p.numel() for p in GPT(LECTURE, VOCABULARY).parameters())
-    flops = flops_per_step(parameters, LECTURE.n_layer, LECTURE.n_embd, B * T, T)
-    peaks = {"fp32": matrix_peak(torch.float32, device), "bf16": matrix_peak(torch.bfloat16, device)}
-    rule = chosen(device)
-    rows = [
-        ["model", "precision", "seconds per step", "characters per second", "of the best peer", "of matrix peak", "GB"],
-    ]  # fmt: skip
+    rule, characters = chosen(device), B * LECTURE.block_size
+    rows = [["model", "precision", "seconds per step", "characters per second", "of the best peer", "GB"]]
     for (name, precision), found in measured.items():
         median = medians[name, precision]
-        share = flops / median / peaks[precision]
-        speed = [f"{B * T / median:,.0f}", f"{best_peer / median:.2f}x", f"{share:.0%}", f"{found.megabytes / 1e3:.1f}"]
+        rates = [characters / spent for spent in found.seconds]
         mark = " *" if (name, precision) == rule else ""
-        rows.append([name + mark, precision, spread(found.seconds, digits=3), *speed])
+        speed = [spread(found.seconds, digits=3), spread(rates, digits=0), f"{best_peer / median:.2f}x"]
+        rows.append([name + mark, precision, *speed, f"{found.megabytes / 1e3:.1f}"])
     print(hardware())
-    print(f"{B} x {T} characters, dropout {LECTURE.dropout}; medians of {arguments.repeats} interleaved rounds (range)")
-    print(f"matrix peak: fp32 {peaks['fp32'] / 1e9:,.0f}, bf16 {peaks['bf16'] / 1e9:,.0f} GFLOP/s\n")
+    print(f"{B} x {LECTURE.block_size} characters; medians of {arguments.repeats} interleaved rounds (range)\n")
     print(table(rows))
     if rule in medians:
         behind = medians[rule] / best_ours - 1
