@@ -1,4 +1,4 @@
-"""Timing that several contenders can be compared by, on a machine that others use, too."""
+"""Timing of several contenders on a machine that is also used by others."""
 
 import argparse
 import contextlib
@@ -18,11 +18,8 @@ from typing import TypeVar
 
 import torch
 
-from chargpt.kernels.choice import uses_onednn
-from chargpt.kernels.private import onednn_linear
-
 Key = TypeVar("Key", bound=Hashable)
-Work = Callable[[], Callable[[], object]]  # makes what is to be timed
+Work = Callable[[], Callable[[], object]]  # returns the function to time
 
 
 def hardware() -> str:
@@ -39,60 +36,31 @@ def hardware() -> str:
     )
 
 
-SIDE = 2048  # of the matrices whose product shows what a machine can do
-
-
-def product(dtype: torch.dtype, device: str = "cpu", onednn: bool | None = None) -> Callable[[], object]:
-    """Multiply two square matrices, on a CPU by oneDNN or not, or (None) by whichever the rule chooses."""
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-    if onednn or (onednn is None and device == "cpu" and uses_onednn(dtype)):
-        return lambda: onednn_linear(a, b, None, "none", [], "")
-    return lambda: a @ b
-
-
-def matrix_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """FLOP/s of the best of several products of square matrices, by PyTorch's own choice of library and by oneDNN."""
-    libraries = [False] if onednn_linear is None or device != "cpu" else [False, True]
-    works = [product(dtype, device, onednn) for onednn in libraries]
-    with torch.no_grad():
-        return 2 * SIDE**3 / min(seconds(work, device) for _ in range(20) for work in works)
-
-
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:
     """How long one call takes, the device's work included."""
-    synchronize(device)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
     started = time.perf_counter()
     work()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - started
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 @dataclass
 class Measured:
-    """What a contender's calls took.
-
-    Attributes:
-        seconds: of each round.
-        megabytes: of memory at most, the GPU's where there is one, otherwise all of the process.
-    """
+    """Seconds of each round, and peak memory: the GPU's if there is one, else the whole process's."""
 
     seconds: list[float] = field(default_factory=list)
     megabytes: float = 0.0
 
 
 def interleaved(contenders: dict[Key, Work], repeats: int, device: str = "cpu") -> dict[Key, Measured]:
-    """Measure contenders in turn, each in a process of its own, so that none works in memory that another left behind.
+    """Measure contenders in separate processes, in interleaved rounds, so that a busy moment affects all of them.
 
-    Rounds are interleaved, so that a busy moment of the machine falls on all alike. In each, a first call counts for
-    nothing, and afterwards a contender gives its memory back, so that many of them fit into a small machine.
+    Each round has a warm-up call. Afterwards memory is returned to the system, so that many contenders fit.
 
     Args:
-        contenders: each makes its work, in its process, and can be pickled.
+        contenders: by name; each must be picklable.
     """
     measured = {name: Measured() for name in contenders}
     context = multiprocessing.get_context("spawn")
@@ -127,19 +95,19 @@ def _measure(device: str) -> tuple[float, float]:
 
 
 def peak_memory(device: str) -> float:
-    """MB that this process took at most."""
+    """MB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     if Path("/proc/self/status").exists():
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    import resource  # Windows has none
+    import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of cells, the first the header, as Markdown."""
+    """Markdown; the first row is the header."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -153,7 +121,7 @@ def spread(values: list[float], unit: str = "", digits: int = 2) -> str:
 
 
 def module_from(file: Path, source: str | None = None) -> ModuleType:
-    """A file of somebody else's as a module, or instead of its text another."""
+    """Import a file; `source` replaces its text."""
     spec = importlib.util.spec_from_file_location(f"peer_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there

@@ -1,6 +1,6 @@
-"""What Lightning, logging and the bar cost per step, and how soon things start: `python -m benchmarks.overhead`.
+"""What Lightning costs per step, and how long things take to start: `python -m benchmarks.overhead`.
 
-The same model, batches and optimizer, in a bare loop and through `train(cfg)` with its default callbacks and logger.
+The same steps in a bare loop, and through `train(cfg)` with the default callbacks and logger.
 """
 
 import statistics
@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.measure import hardware, parser, seconds, spread, table
 from chargpt.batches import RandomBlocks
@@ -57,10 +59,8 @@ def bare(settings: Settings, steps: int, device: str) -> float:
     return seconds(lambda: loop(2, steps), device) / (steps - 2)
 
 
-def through_lightning(cfg, folder: Path) -> float:
-    """Seconds per step as TensorBoard has it, between the first step and the last."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def through_lightning(cfg: DictConfig, folder: Path) -> float:
+    """Seconds per step between the first logged step and the last, from TensorBoard's file."""
     train(cfg)
     reader = EventAccumulator(str(folder))
     reader.Reload()
@@ -68,68 +68,45 @@ def through_lightning(cfg, folder: Path) -> float:
     return cfg.data.batch_size * cfg.data.block_size / statistics.harmonic_mean(rates)
 
 
-def first_output(command: list[str], stream: str) -> float:
-    """Seconds until a command prints its first character on the stream (for train.py: the line of a first step)."""
+def start(script: str, stream: str, expected: str, *arguments: str) -> float:
+    """Seconds until a script prints a line that begins as expected."""
     started = time.perf_counter()
-    with subprocess.Popen(command, text=True, **{stream: subprocess.PIPE}) as process:
-        if stream == "stdout":
-            process.stdout.read(1)
-        else:
-            next(line for line in process.stderr if line.startswith("step "))
+    with subprocess.Popen([sys.executable, script, *arguments], text=True, **{stream: subprocess.PIPE}) as process:
+        next(line for line in getattr(process, stream) if line.startswith(expected))
         spent = time.perf_counter() - started
         process.kill()
     return spent
 
 
-def imports(statement: str) -> float:
-    return seconds(lambda: subprocess.run([sys.executable, "-c", statement], check=True))
-
-
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    arguments.add_argument("--steps", type=int, default=100, help="steps a round (default 100)")
+    arguments.add_argument("--steps", type=int, default=100, help="steps per round (default 100)")
     arguments = arguments.parse_args()
-    precision = best_precision(arguments.device).name
+    precision, rounds = best_precision(arguments.device).name, range(arguments.repeats)
     rows = [["model", "bare, ms per step", "train(cfg), ms per step", "ratio"]]
     with tempfile.TemporaryDirectory() as folder:
-        for m, size in enumerate(arguments.sizes):
+        for size in arguments.sizes:
             loops, lightnings = [], []
-            for n in range(arguments.repeats):
-                run = Path(folder, f"{m}_{n}")
+            for n in rounds:
+                run = Path(folder, f"{arguments.sizes.index(size)}_{n}")
                 overrides = [
                     *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
                     f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}",
                     f"compile={arguments.device == 'cuda'}", "trainer.limit_val_batches=0",
                 ]  # fmt: skip
+                run.mkdir()
                 cfg = composed(overrides)
                 lightnings.append(1e3 * through_lightning(cfg, run))
                 loops.append(1e3 * bare(read_config(cfg), arguments.steps, arguments.device))
             ratio = statistics.median(a / b for a, b in zip(lightnings, loops, strict=True))
             rows.append([size, spread(loops), spread(lightnings), f"{ratio:.2f}x"])
-        print(hardware())
-        print(f"{precision}; {arguments.steps} steps, medians of {arguments.repeats} rounds (range)\n")
-        print(table(rows))
-
-        checkpoint = run / "checkpoints" / "last.ckpt"
-        step = [sys.executable, "train.py", *SIZES["tiny"], "data=pydocs", "trainer.max_steps=1"]
-        rows = [["start", "seconds", "of the imports alone"]]
-        for name, imported, command, stream in (
-            ("train.py, first step", "import torch, lightning", [*step, f"hydra.run.dir={folder}/{{n}}"], "stderr"),
-            (
-                "sample.py, first character",
-                "import torch",
-                [sys.executable, "sample.py", f"--ckpt={checkpoint}"],
-                "stdout",
-            ),
-        ):
-            needed, spent = [], []
-            for n in range(arguments.repeats):
-                needed.append(imports(imported))
-                spent.append(first_output([part.format(n=n) for part in command], stream))
-            ratio = statistics.median(a / b for a, b in zip(spent, needed, strict=True))
-            rows.append([name, spread(spent), f"{ratio:.2f}x of {statistics.median(needed):.2f} s"])
-        print(f"\n{table(rows)}")
+        print(f"{hardware()}\n{precision}; {arguments.steps} steps, medians of {arguments.repeats} rounds (range)\n")
+        print(f"{table(rows)}\n")
+        once = [*SIZES["tiny"], "data=pydocs", "trainer.max_steps=1"]
+        firsts = [start("train.py", "stderr", "step ", *once, f"hydra.run.dir={folder}/{n}") for n in rounds]
+        texts = [start("sample.py", "stdout", "", f"--ckpt={run}", "--stop=\n") for n in rounds]
+        print(f"To the first step of train.py: {spread(firsts, ' s')}; to a line of sample.py: {spread(texts, ' s')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The models that ours is measured against: a plain one of our own, and others' where their code is at hand."""
+"""The models to compare with: a plain one, and nanoGPT's and the lecture's if you have their code."""
 
 import argparse
 import ast
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import module_from
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPTConfig
 
 LECTURE, VOCABULARY = GPTConfig(), 65
-SIZES = {"vocab_size": VOCABULARY} | {  # what the peers know of, whatever options ours has
+SIZES = {"vocab_size": VOCABULARY} | {  # the options that all of them have
     name: getattr(LECTURE, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "dropout")
 }
 
 
 class PlainHead(nn.Module):
-    """One head of causal self-attention, as the lecture's formula has it."""
+    """One head of causal self-attention, by the lecture's formula."""
 
     def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float):
         super().__init__()
@@ -72,7 +72,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """The lecture's model head by head, under its names, with PyTorch's own dropout. Tests hold ours to it, too."""
+    """The lecture's model with its names, head by head, with PyTorch's dropout; tests compare `GPT` with it."""
 
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int, dropout: float):
         super().__init__()
@@ -90,7 +90,7 @@ class PlainGPT(nn.Module):
 
 
 class WithLoss(nn.Module):
-    """A model that returns logits as one that returns (logits, loss), as nanoGPT's and the lecture's do."""
+    """Make a model return (logits, loss), as nanoGPT's and the lecture's do."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -111,18 +111,17 @@ class WithLoss(nn.Module):
 
 
 def add_peers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to measure, too")
-    parser.add_argument("--lecture", type=Path, metavar="FILE", help="the lecture's gpt.py to measure, too")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument("--lecture", type=Path, metavar="FILE", help="the lecture's gpt.py")
 
 
 def peers(arguments: argparse.Namespace) -> list[str]:
-    """The names of those to measure against."""
     others = {"lecture": arguments.lecture, "nanoGPT": arguments.nanogpt}
     return ["plain", *(name for name, given in others.items() if given)]
 
 
 def peer(name: str, arguments: argparse.Namespace) -> nn.Module:
-    """The model of that name at the lecture's sizes, on the device."""
+    """A model with the lecture's sizes."""
     torch.manual_seed(0)
     if name == "plain":
         model = WithLoss(PlainGPT(**SIZES))
@@ -134,13 +133,8 @@ def peer(name: str, arguments: argparse.Namespace) -> nn.Module:
     return model.to(arguments.device)
 
 
-def ours(device: str) -> GPT:
-    torch.manual_seed(0)
-    return GPT(LECTURE, VOCABULARY).to(device)
-
-
 def lecture(file: Path, device: str) -> nn.Module:
-    """The model of the lecture's script: of its statements imports, numbers and classes are run, not the training."""
+    """The lecture's model from its script, of which only imports, constants and classes are run, not the training."""
     tree = ast.parse(file.read_text())
     kept = [
         node

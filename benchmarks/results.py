@@ -1,7 +1,7 @@
-"""Make what `docs/` shows: `python -m benchmarks.results`.
+"""Draw docs/results/curves.png and rebuild docs/demo.html: `python -m benchmarks.results`.
 
-`docs/results/curves.png` is drawn from the `losses.csv` in each folder beside it, and `docs/demo.html` made anew of its
-own facts and weights, with the page's scripts as they are now.
+The curves come from the `losses.csv` in each folder of docs/results. The demo keeps its model and gets the current
+scripts of the page.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def draw(curves: dict[str, list[Point]]) -> "Figure":
 
 def main() -> None:
     command = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
-    command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="a folder for each run")
+    command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="with a folder for each run")
     arguments = command.parse_args()
     curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_losses(run))}
     draw(curves).savefig(arguments.results / "curves.png", dpi=120)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def renewed(page: str) -> str:
-    """A page with the same model, as it would be made now."""
+    """A page with the same model and the current scripts."""
     facts, weights = (re.search(rf'id="{name}">(.*?)</script>', page, re.DOTALL)[1] for name in ("data", "weights"))
     return filled(json.loads(facts), weights)
 

@@ -1,6 +1,6 @@
-"""How characters per second and memory in training grow with each size: `python -m benchmarks.scaling --plot FILE`.
+"""Training speed and memory over each size of the model: `python -m benchmarks.scaling --plot FILE`.
 
-One size at a time is varied around the lecture's. A step is that of `benchmarks.training`.
+One size at a time differs from the lecture's. The steps are those of `benchmarks.training`.
 """
 
 import statistics
@@ -22,7 +22,7 @@ VARIED = {
 
 
 def sizes(name: str, value: int) -> tuple[GPTConfig, int]:
-    """The model's sizes and the batch's, all the lecture's but one."""
+    """The lecture's model and batch size, with one of them changed."""
     return (LECTURE, value) if name == "batch_size" else (replace(LECTURE, **{name: value}), B)
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     command.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
     arguments = command.parse_args()
     measured = {}
-    for name in arguments.vary:  # one size at a time, so that not all processes stand in memory together
+    for name in arguments.vary:  # one size at a time: their processes would not fit into memory together
         steps = {
             v: partial(our_step, arguments.device, arguments.precision, None, *sizes(name, v)) for v in VARIED[name]
         }

@@ -1,4 +1,4 @@
-"""The benchmarks' own parts; what they measure is not for a test."""
+"""The parts of the benchmarks; their figures are not tested."""
 
 import importlib
 import math
@@ -10,31 +10,26 @@ import pytest
 import torch
 from contender import note
 from helpers import ROOT
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import optimizers, results
+from benchmarks import costs, results, text
 from benchmarks.measure import Measured, interleaved, spread, table
-from benchmarks.peers import LECTURE, VOCABULARY, lecture, peer, peers
-from benchmarks.sampling import flops_of_a_window, weights_read
+from benchmarks.peers import LECTURE, lecture, peer, peers
 from benchmarks.scaling import plot, rates, sizes
-from benchmarks.training import chosen, flops_per_step, our_step
+from benchmarks.training import our_step
 from chargpt.history import Point, add_losses, read_losses
 from chargpt.kernels import choice
-from chargpt.kernels.choice import Precision
-from chargpt.model import GPT
-from chargpt.optim import MuonConfig
 
 SHARED = ("__init__", "measure", "peers")
+COMMANDS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in SHARED)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in SHARED)
-)
-def test_each_is_a_command(name):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_is_a_command_in_the_documents(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
+    assert f"python -m benchmarks.{name}" in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
-def test_of_a_script_only_definitions_are_run(tmp_path):
+def test_only_definitions_of_a_script_run(tmp_path):
     file = tmp_path / "gpt.py"
     file.write_text(
         "import torch\nn = 3\nraise SystemExit('trained')\n"
@@ -43,7 +38,7 @@ def test_of_a_script_only_definitions_are_run(tmp_path):
     assert lecture(file, "cpu").weight.shape == (65, 3)
 
 
-def test_peers_without_others():
+def test_the_plain_model_is_always_a_peer():
     arguments = Namespace(lecture=None, nanogpt=None, device="cpu")
     assert peers(arguments) == ["plain"]
     plain = peer("plain", arguments)
@@ -52,41 +47,61 @@ def test_peers_without_others():
     assert plain.generate(torch.zeros(1, 2, dtype=torch.int64), 3).shape == (1, 5)
 
 
-def test_rounds_are_interleaved_and_processes_apart(tmp_path):
+@pytest.mark.processes
+def test_rounds_are_interleaved_in_separate_processes(tmp_path):
     file = tmp_path / "calls"
-    sizes = {"a": 1, "b": 200_000_000}
-    measured = interleaved({name: partial(note, file, name, size) for name, size in sizes.items()}, repeats=2)
+    held = {"a": 1, "b": 200_000_000}  # bytes
+    measured = interleaved({name: partial(note, file, name, size) for name, size in held.items()}, repeats=2)
     lines = file.read_text().splitlines()
     made = [line.split()[-1] for line in lines if line.startswith("made")]
     assert len(set(made)) == 2
     assert "".join(line[0] for line in lines if not line.startswith("made")) == "aabb" * 2
-    assert {name: len(found.seconds) for name, found in measured.items()} == {"a": 2, "b": 2}
+    assert [len(found.seconds) for found in measured.values()] == [2, 2]
     assert measured["b"].megabytes - measured["a"].megabytes == pytest.approx(200, abs=50)
 
 
-def test_sizes_vary_one_at_a_time():
+def test_sizes_vary_one_at_a_time(tmp_path):
     assert sizes("n_layer", 3) == (replace(LECTURE, n_layer=3), 64)
     assert sizes("batch_size", 8) == (LECTURE, 8)
     assert rates("block_size", 128, Measured([2.0, 4.0])) == [4096, 2048]
-
-
-def test_optimizers_step_the_models_of_the_experiments():
-    assert optimizers.sizes("lecture") == (LECTURE, 64)
-    model, batch_size = optimizers.sizes("cpu")
-    step = our_step("cpu", "fp32", None, replace(model, n_layer=1), batch_size, MuonConfig)
-    step()
-
-
-def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
     measured = {name: {1: Measured([1.0], 5.0), 2: Measured([0.5], 8.0)} for name in ("n_layer", "batch_size")}
     plot(measured, "a machine", tmp_path / "plot.svg")
     image = (tmp_path / "plot.svg").read_text()
     assert image.count("<!-- n_layer -->") == image.count("<!-- peak memory, GB -->") == 1
 
 
+def test_steps_are_those_of_the_experiments():
+    steps = costs.experiments(half=False)
+    assert (steps["lecture"].model, steps["lecture"].B, steps["lecture"].optimizer) == (LECTURE, 64, "adamw")
+    assert steps["cpu"].optimizer == "muon"
+    costs.work(replace(steps["cpu"], model=replace(steps["cpu"].model, n_layer=1), B=2), "fp32")()()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_trains_all_weights(precision, monkeypatch):
+    monkeypatch.setattr(choice, "forced_onednn", None)
+    made = []
+    monkeypatch.setattr("benchmarks.training.compile_model", lambda net, *_: made.append(net))
+    config = replace(LECTURE, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    step = our_step("cpu", precision, False, config, batch_size=2)
+    [net] = made
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    step()
+    assert net.training
+    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_texts_are_encoded_and_drawn_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "set by prepare")
+    monkeypatch.setattr(text, "BATCHES", 2)
+    text.write(tmp_path / "text", "ab", 2, files=4)
+    assert len(list((tmp_path / "text").glob("*.txt.gz"))) == 1
+    encoded, found, drawn, _ = text.prepare(str(tmp_path / "text"), str(tmp_path / "cache"))
+    assert min(encoded, found, drawn) > 0
+
+
 def test_curves_of_results(tmp_path, monkeypatch):
-    """What has no curve is passed over."""
+    """A folder without a curve is skipped."""
     (tmp_path / "a run").mkdir()
     (tmp_path / "empty").mkdir()
     for step, loss in ((10, 2.5), (20, 1.25), (30, 1.5)):
@@ -98,58 +113,11 @@ def test_curves_of_results(tmp_path, monkeypatch):
     assert over_steps.lines[0].get_xydata().tolist() == [[10, 2.5], [20, 1.25], [30, 1.5]]
     assert over_time.lines[0].get_xdata()[-1] == 0.25  # minutes
     assert over_time.get_legend().get_texts()[0].get_text() == "a run: 1.2500"
-
-
-def test_the_results_that_are_committed_have_curves():
-    folders = [each for each in results.RESULTS.iterdir() if each.is_dir()]
-    assert folders
-    assert all(read_losses(folder) for folder in folders)
+    committed = [each for each in results.RESULTS.iterdir() if each.is_dir()]
+    assert committed
+    assert all(read_losses(folder) for folder in committed)
 
 
 def test_figures():
     assert spread([3.0, 1.0, 2.0], " s") == "2.00 s (1.00 to 3.00)"
     assert table([["a", "bb"], ["ccc", "d"]]).splitlines() == ["| a   | bb |", "|-----|----|", "| ccc | d  |"]
-    assert flops_per_step(10, 0, 0, 7, 0) == 420
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_of_ours_learns(precision, monkeypatch):
-    """It is the lecture's step but for its sizes; the library of matrix products is the one asked for."""
-    monkeypatch.setattr(choice, "forced_onednn", None)
-    made = []
-    monkeypatch.setattr("benchmarks.training.compile_model", lambda net, *_: made.append(net))
-    config = replace(LECTURE, block_size=8, n_layer=1, n_head=2, n_embd=16)
-    step = our_step("cpu", precision, False, config, batch_size=2)
-    assert choice.forced_onednn is False
-    (net,) = made
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    step()
-    assert net.training
-    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "onednn", "expected"),
-    [
-        ("cpu", "32-true", False, ("chargpt, PyTorch", "fp32")),
-        ("cpu", "bf16-mixed", True, ("chargpt, oneDNN", "bf16")),
-        ("cuda", "bf16-mixed", True, ("chargpt", "bf16")),
-    ],
-)
-def test_the_row_that_a_run_would_choose(device, precision, onednn, expected, monkeypatch):
-    monkeypatch.setattr(choice, "best_precision", lambda device: Precision(precision, "of the test"))
-    monkeypatch.setattr(
-        choice, "uses_onednn", lambda dtype: onednn and (dtype == torch.bfloat16) == ("bf16" in precision)
-    )
-    assert chosen(device) == expected
-
-
-def test_bounds_of_sampling():
-    """Against PyTorch's own count of a window's products, which takes attention for twice what is needed of it."""
-    with torch.device("meta"):
-        model = GPT(LECTURE, VOCABULARY).eval()
-        idx = torch.zeros(1, LECTURE.block_size, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        model.read(idx, model.new_cache(1))
-    assert 0.9 < flops_of_a_window(model) / counter.get_total_flops() < 1
-    assert weights_read(model) == 4 * (10_788_929 - 256 * 384)
