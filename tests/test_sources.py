@@ -47,47 +47,43 @@ def found(*paths):
 def test_a_folder(tmp_path):
     """Its texts at any depth, sorted; hidden files and those of other kinds are left out."""
     make(tmp_path, "b.txt", "a.txt", "sub.txt/c.txt", "sub.txt/[d] é.txt", "sub.txt/deep/e.txt.gz", "notes.md")
-    make(tmp_path, "a.txt.gz", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "__MACOSX/a.txt", "x/._a.txt")
+    make(tmp_path, "a.txt.gz", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "__MACOSX/._a.txt")
     expected = ["a.txt", "b.txt", "sub.txt/[d] é.txt", "sub.txt/c.txt", "sub.txt/deep/e.txt.gz"]
-    assert found(tmp_path) == expected
-    assert found(f"{tmp_path}/") == expected
+    assert found(tmp_path) == found(f"{tmp_path}/") == expected
     assert find_files(str(tmp_path)).name == str(tmp_path)
 
 
-def test_a_glob(tmp_path):
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.md", ["notes.md"]),
+        ("**/*.md", ["notes.md", "x.txt/more.md"]),
+        ("**/*.txt", ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]),
+        ("x/**", ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]),
+        (".*/?.txt", [".hidden/a.txt"]),
+        ("x/[c-e].txt", ["x/c.txt"]),
+        ("x/[e].txt", ["x/[e].txt"]),  # a file of this name
+        ("x/.b.txt", ["x/.b.txt"]),
+    ],
+)
+def test_a_glob(pattern, expected, tmp_path):
     make(tmp_path, ".hidden/a.txt", "x/.b.txt", "x/c.txt", "x/y/z/d.txt", "x/[e].txt", "notes.md", "x.txt/more.md")
-    assert found(tmp_path / "*.md") == ["notes.md"]
-    assert found(tmp_path / "**/*.md") == ["notes.md", "x.txt/more.md"]
-    assert found(tmp_path / "**/*.txt") == ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]
-    assert found(tmp_path / "x/**") == ["x/[e].txt", "x/c.txt", "x/y/z/d.txt"]
-    assert found(tmp_path / ".*/?.txt") == [".hidden/a.txt"]
-    assert found(tmp_path / "x/[c-e].txt") == ["x/c.txt"]
-    assert found(tmp_path / "x/[e].txt") == ["x/[e].txt"]  # a file of this name
-    assert found(tmp_path / "x/.b.txt") == ["x/.b.txt"]
+    assert found(tmp_path / pattern) == expected
 
 
 def test_a_list(tmp_path):
     """Files, folders and globs in this order, each file once."""
     make(tmp_path, "b.txt", "a.txt", "x/c.txt", "x/d.txt")
     assert found(tmp_path / "b.txt", tmp_path / "x", tmp_path / "*.txt") == ["b.txt", "x/c.txt", "x/d.txt", "a.txt"]
-    text = find_text("file", [f"{tmp_path}/b.txt", f"{tmp_path}/x"])
-    assert (text.name, text.source) == (f"{tmp_path}/b.txt, {tmp_path}/x", "file")
+    assert find_text("file", [f"{tmp_path}/b.txt", f"{tmp_path}/x"]).name == f"{tmp_path}/b.txt, {tmp_path}/x"
 
 
-@pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt", "[ab]*"])
+@pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt"])
 def test_a_file_of_several_names_counts_once(pattern, tmp_path):
     make(tmp_path, "b.txt")
     (tmp_path / "a.txt").symlink_to("b.txt")
     (tmp_path / "itself").symlink_to(".")
-    assert found(tmp_path / pattern) == ["b.txt"]
     assert [file.name for file in find_files(str(tmp_path / pattern)).files] == ["a.txt"]
-
-
-def test_a_folder_behind_a_link(tmp_path):
-    make(tmp_path, "away/d.txt", "data/b.txt")
-    (tmp_path / "data" / "link").symlink_to("../away")
-    (tmp_path / "data" / "gone.txt").symlink_to("nowhere")
-    assert found(tmp_path / "data") == ["data/b.txt", "away/d.txt"]
 
 
 def test_names_from_home_and_above(tmp_path, monkeypatch):
@@ -124,19 +120,20 @@ def test_any_name_of_a_file(name, tmp_path):
         (["notes.md", ""], "a text is missing"),
         (["notes.md", "none.txt"], r"no text at data\.path=none\.txt"),
         ("*.txt", r"no text at data\.path=\*\.txt"),
-        (".", r"\. has no \.txt or \.txt\.gz file; a glob names others: data\.path='\./\*\*/\*\.md'"),
+        (
+            ".",
+            r"no \.txt or \.txt\.gz file in such a folder, no match of a glob such as data\.path='folder/\*\*/\*\.md'",
+        ),
         ("a\0b.txt", "no text at data"),
         ("x" * 5000, "no text at data"),
         ("~nobody_of_this_name/a.txt", "no text at data"),
         ("notes.md/a.txt", "no text at data"),
-        ("pipe", "pipe is not a file or a folder"),
-        ("/dev/null", "/dev/null is not a file or a folder"),
+        ("/dev/null", "no text at data"),
     ],
 )
 def test_no_such_text(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "notes.md")
-    os.mkfifo("pipe")
     with pytest.raises(UserError, match=message):
         find_text("file", path, fallback="pydocs")
 
@@ -173,21 +170,6 @@ def test_no_fallback_is_an_error(cache, offline):
         find_text("shakespeare")
 
 
-def test_a_silent_server_is_given_up(cache, monkeypatch):
-    """Within seconds, for the connection and for each answer; and it is asked once."""
-    asked = []
-
-    def downloader(**options):
-        asked.append(options["timeout"])
-        raise TimeoutError("gave up")
-
-    monkeypatch.setattr(pooch, "HTTPDownloader", downloader)
-    with pytest.raises(UserError, match=r"download failed \(TimeoutError: gave up\)"):
-        find_text("shakespeare", fallback="shakespeare")
-    (timeouts,) = asked
-    assert 0 < min(timeouts) <= max(timeouts) <= 10
-
-
 def test_wrong_shakespeare_is_refused_and_left_alone(tmp_path, monkeypatch):
     file = tmp_path / "tinyshakespeare.txt"
     file.write_text("To be")
@@ -222,13 +204,18 @@ def test_download_is_checked_and_atomic(tmp_path, cache, monkeypatch):
         server.shutdown()
 
 
-def test_a_download_that_fails_says_so_in_one_line(cache, monkeypatch):
-    def fail(*_):
-        raise ValueError("two\nlines")
+def test_a_silent_server_is_given_up_after_seconds(cache, monkeypatch):
+    timeouts = []
 
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: fail)
-    with pytest.raises(UserError, match=r"download failed \(ValueError: two\)"):
-        find_text("shakespeare")
+    def downloader(**options):
+        timeouts.extend(options["timeout"])
+        raise TimeoutError("gave up\nhere")
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", downloader)
+    with pytest.raises(UserError, match=r"download failed \(TimeoutError: gave up\)"):
+        find_text("shakespeare", fallback="shakespeare")
+    assert 0 < min(timeouts) <= max(timeouts) <= 10
+    assert len(timeouts) == 2  # it is asked once
 
 
 @pytest.mark.slow
