@@ -5,16 +5,15 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-# From the top; a package stands for its files.
-LAYERS = (
-    ("train", "sample"),
-    ("chargpt.sweep", "chargpt.compare"),
-    ("chargpt.run", "chargpt.page", "chargpt.share", "chargpt.evaluate", "chargpt.scoring"),
-    ("chargpt.callbacks", "chargpt.module", "chargpt.checkpoint", "chargpt.generation", "chargpt.data"),
-    ("chargpt.model", "chargpt.optim", "chargpt.muon", "chargpt.batches", "chargpt.history", "chargpt.card")
-    + ("chargpt.pictures", "chargpt.corpus", "chargpt.sources", "chargpt.tokenizer", "chargpt.attention"),
-    ("chargpt.kernels", "chargpt.settings", "chargpt.files", "chargpt.command_line", "chargpt.errors"),
-)
+# From the top: files and packages of chargpt/, and the two commands beside it.
+LAYERS = [
+    "train sample",
+    "sweep compare",
+    "run page share evaluate scoring",
+    "callbacks module checkpoint generation data",
+    "model optim muon batches history card pictures corpus sources tokenizer attention",
+    "kernels settings files command_line errors",
+]
 FILES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in (ROOT / "train.py", ROOT / "sample.py", *(ROOT / "chargpt").rglob("*.py"))
@@ -22,8 +21,9 @@ FILES = {
 
 
 def layer(name: str) -> int:
-    """The place of a file in LAYERS, from the top."""
-    [place] = [n for n, names in enumerate(LAYERS) for each in names if f"{name}.".startswith(f"{each}.")]
+    """The place of a file in LAYERS, counted from the top."""
+    room = name.removeprefix("chargpt.").partition(".")[0]
+    [place] = [n for n, rooms in enumerate(LAYERS) if room in rooms.split()]
     return place
 
 

@@ -13,7 +13,9 @@ import torch
 from helpers import ROOT, run_fresh
 
 import sample
+from chargpt.checkpoint import load_checkpoint
 from chargpt.errors import EscapingFormatter, NonFiniteError, UserError
+from chargpt.generation import Sampling, generate
 from chargpt.model import Bigram, BigramConfig
 from sample import build_parser, side_by_side, until
 
@@ -312,3 +314,18 @@ def test_parser_knows_the_contract():
     line = "--ckpt x --prompt ROMEO: --max-new-tokens 500 --temperature 0.8 --top-k 40 --top-p 0.95 --num-samples 3"
     parsed = build_parser().parse_args(line.split())
     assert (parsed.temperature, parsed.top_k, parsed.top_p, parsed.num_samples) == (0.8, 40, 0.95, 3)
+
+
+def test_a_model_of_bytes_writes_whole_characters(bytes_run, capsys):
+    """Each part of the output is UTF-8, whatever bytes the model puts one after the other."""
+    arguments = ["--ckpt", str(bytes_run), "--prompt", "naïve 道", "--max-new-tokens", "300", "--seed", "1"]
+    arguments += ["--device", "cpu"]
+    assert sample.main(arguments) == 0
+    out = capsys.readouterr().out
+    model, tokenizer = load_checkpoint(bytes_run)
+    ids = tokenizer.encode("naïve 道")
+    seed = torch.Generator().manual_seed(1)
+    tokens = torch.cat(list(generate(model, torch.tensor([ids]), Sampling(max_new_tokens=300), seed)))
+    assert out == tokenizer.decode([*ids, *tokens.tolist()]) + "\n"  # also a character that is cut off at the end
+    assert sample.main([*arguments, "--stop", "\ufffd"]) == 0
+    assert capsys.readouterr().out == out.partition("\ufffd")[0] + "\n"

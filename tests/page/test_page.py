@@ -457,3 +457,8 @@ def test_the_text_reads_as_one(page):
     assert gaps
     assert max(map(abs, gaps)) < 0.1
     assert page.evaluate("() => getComputedStyle(document.querySelector('#text span')).paddingLeft") == "0px"
+
+
+def test_a_model_of_bytes_is_refused(bytes_run):
+    with pytest.raises(UserError, match="is a model of bytes, and the page shows models of characters"):
+        build_page(bytes_run / "checkpoints" / "best.ckpt")
