@@ -17,7 +17,8 @@ GOOD: dict[str, bytes] = {
     "many": "".join(chr(n) for n in range(0x10000, 0x14000)).encode(), "long-line": b"green " * 100_000,
     "markdown": b"# a\n```\n<script>alert(1)</script>\n" * 20, "percent": b"%s %(message)s %n {} {0} " * 30,
     "interpolation": b"${oc.create:{_target_:os.mkdir,path:was_here}} " * 40, "gzip": ZIPPED,
-    "gzip-of-parts": ZIPPED * 3, "gzip-and-zeros": ZIPPED + b"\0" * 9, "gzip-bom": gzip.compress(b"\xef\xbb\xbf" + GREEN),
+    "gzip-of-parts": ZIPPED * 3, "gzip-and-zeros": ZIPPED + b"\0" * 9,
+    "gzip-bom": gzip.compress(b"\xef\xbb\xbf" + GREEN),
 }  # fmt: skip
 ODD: dict[str, bytes] = {
     "empty": b"", "one": b"a", "nine": b"abcdefghi", "same": b"a" * 500, "utf-16": VERSE.encode("utf-16"),
