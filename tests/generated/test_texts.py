@@ -75,7 +75,7 @@ def contents() -> list[Case]:
 
         found.append(case(name, prepare, "data.path=text.txt", succeeds=name in GOOD))
         found.append(case(f"{name} as bytes", prepare, "data.path=text.txt", "data.tokenizer=bytes"))
-        found.append(case(f"{name} to test on", prepare, "data.test_path=text.txt", succeeds=name in GOOD))
+        found.append(case(f"{name} to validate on", prepare, "data.val_path=text.txt", succeeds=name in GOOD))
     return found
 
 
