@@ -59,7 +59,6 @@ class CharDataModule(LightningDataModule):
         config: which text, in which blocks.
         corpus: the encoded text that trains; like all below, there once `setup` has run.
         own: separate texts to validate or test on, by `val` and `test`.
-        source: where the text came from: `config.source` or its fallback.
         tokenizer: its vocabulary is that of all texts together, as the lecture takes it from all of a text.
         train_ids, val_ids, test_ids: the parts; the last is None without a test part.
     """
@@ -74,7 +73,7 @@ class CharDataModule(LightningDataModule):
         every process may do so at the same time."""
         if hasattr(self, "corpus"):
             return
-        config, self.source = self.config, self.config.source
+        config = self.config
         text, own = self._load(""), {}
         for part in ("val", "test"):
             is_given, is_expected = getattr(config, f"{part}_path") is not None, f"{part}_sha256" in self._expected
@@ -128,7 +127,6 @@ class CharDataModule(LightningDataModule):
             text = find_files(path, f"data.{prefix}path=")
         else:
             text = find_text(config.source, path, None if self._expected else config.fallback)
-            self.source = text.source
         return encode_text(text, sha256, config.tokenizer, verify=config.verify)
 
     def train_dataloader(self) -> DataLoader:

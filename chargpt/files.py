@@ -1,4 +1,4 @@
-"""Files: found, written as a whole or not at all, and folders in which one process works at a time."""
+"""Find files, write them atomically, and lock a folder."""
 
 import errno
 import logging
@@ -18,27 +18,24 @@ BUSY = 5.0  # seconds for which another program (a virus scanner, Excel) may kee
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
-    """The files below a folder whose path ends as a glob says, sorted: through links to folders, each once; hidden ones
-    left out."""
+    """The files below a folder that match a glob, sorted, without hidden ones; each folder behind a link once."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link that leads back
+        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above, or to one that was read
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [path for name in files if not name.startswith(".") and (path := Path(parent, name)).match(pattern)]
-    return sorted(path for path in found if path.is_file())  # not links that lead nowhere
+    return sorted(path for path in found if path.is_file())  # without links that lead nowhere
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Write a file under the name `.NAME.tmp` and rename it into its place when it is complete and on disk.
-
-    Nobody sees half of it, and after an error what was there is unchanged. One process at a time may write a target.
-    """
+    """Write `.NAME.tmp`, and rename it to `target` once it is complete and on disk; after an error the old file is
+    unchanged. One process at a time may write a target."""
     half = target.with_name(f".{target.name}.tmp")
-    half.unlink(missing_ok=True)  # left by a process that was killed
+    half.unlink(missing_ok=True)  # left by a process that was killed; a link is not written through
     try:
         with half.open("xb") as out:
             yield out
@@ -51,13 +48,13 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
 
 
 def write(target: Path, content: bytes) -> None:
-    """Write a whole file as `replacing` does."""
+    """Write a whole file atomically."""
     with replacing(target) as out:
         out.write(content)
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file over another, which on Windows fails while somebody has that one open: try for some seconds."""
+    """Rename a file over another. On Windows this fails while a program has that file open, so try for some seconds."""
     give_up = time.monotonic() + BUSY
     while True:
         try:
@@ -70,7 +67,7 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Inside, a file is written that a run can do without: an error is logged, and training continues."""
+    """Log an error in writing a file that a run can do without, and continue."""
     try:
         yield
     except OSError as error:
@@ -81,11 +78,7 @@ def decoration(what: str) -> Iterator[None]:
 def locked(folder: Path, timeout: float = -1) -> Iterator[None]:
     """Make a folder and hold its lock, which the system releases when the process ends.
 
-    Args:
-        timeout: seconds to wait for another process; -1 waits without end.
-
-    Raises:
-        filelock.Timeout: another process holds it.
+    `filelock.Timeout` is raised if another process holds it for `timeout` seconds; -1 waits without limit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", fallback_to_soft=False)

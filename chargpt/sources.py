@@ -1,4 +1,4 @@
-"""Where text comes from: a table of sources, each of which gives UTF-8 files to read in order."""
+"""Where text comes from: a table of sources, each of which gives files to read in order."""
 
 import glob
 import hashlib
@@ -20,11 +20,10 @@ SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
 
 class Text(NamedTuple):
-    """A text that has not been read yet: its name, its files in order, and the source that it is from."""
+    """A text that has not been read yet: its name, and its files in order."""
 
     name: str
     files: list[Path]
-    source: str = ""  # set by `find_text`
 
 
 class UnavailableError(UserError):
@@ -39,19 +38,13 @@ def cache_folder() -> Path:
 
 
 def find_text(source: str, path: str | list[str] | None = None, fallback: str | None = None) -> Text:
-    """The text of a source.
-
-    Args:
-        source: a name in `SOURCES`.
-        path: for `file`, see `find_files`.
-        fallback: the source to use, with a warning, if the first one is unavailable.
-    """
+    """The text of a source, or with a warning that of `fallback` if it is unavailable; for `path` see `find_files`."""
     try:
-        return SOURCES[source](path)._replace(source=source)
+        return SOURCES[source](path)
     except UnavailableError as error:
         if fallback in (None, source):
             raise
-        text = SOURCES[fallback](path)._replace(source=fallback)
+        text = SOURCES[fallback](path)
         rule = "!" * 100
         log.warning(
             f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
@@ -69,16 +62,14 @@ def shakespeare(path: object) -> Text:
 
         log.info(f"Downloading tiny Shakespeare (1.1 MB) to {folder}")
         pooch.get_logger().setLevel(logging.WARNING)
-        expected = f"sha256:{SHAKESPEARE_SHA256}"
         try:
             http = pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))
-            pooch.retrieve(SHAKESPEARE_URL, expected, SHAKESPEARE_FILE, folder, downloader=http)
+            pooch.retrieve(SHAKESPEARE_URL, f"sha256:{SHAKESPEARE_SHA256}", SHAKESPEARE_FILE, folder, downloader=http)
         except Exception as error:  # of name resolution, a connection, a proxy, a folder, a hash
             raise UnavailableError(
                 f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}:"
-                f" {first_line(error)}). To train on it, connect to the network, or set CHARGPT_DATA_DIR to a folder"
-                f" that holds {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on a text of your own:"
-                " data=file data.path=my.txt"
+                f" {first_line(error)}). Connect to the network, or set CHARGPT_DATA_DIR to a folder that holds"
+                f" {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on another text: data=file data.path=my.txt"
             ) from error
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHAKESPEARE_SHA256:
@@ -90,7 +81,7 @@ def shakespeare(path: object) -> Text:
 
 
 def pydocs(path: object) -> Text:
-    """The language reference that ships inside CPython, as a file: its topics in order of name."""
+    """The language reference that ships inside CPython: its topics in order of name."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name] for name in sorted(topics)).encode()
@@ -105,38 +96,36 @@ def find_files(path: str | list[str] | None, option: str = "data.path=") -> Text
     """A text of files.
 
     Args:
-        path: a file, a folder (its `.txt` and `.txt.gz` files at any depth, sorted; the plain one if both are there), a
-            glob, or a list of these. Any file may be compressed. Hidden files are left out unless named, and a file
-            with several names counts once.
+        path: a file, a folder (its `.txt` and `.txt.gz` files at any depth, without hidden ones), a glob, or a list of
+            these. A file of several names counts once.
         option: what the path was given by, for messages.
     """
     paths = [path] if isinstance(path, str) else path or []
     if not all(paths) or not paths:
         raise UserError(f"a text is missing: {option}my.txt (a file, a folder, a glob or a list of these)")
     files: dict[str, Path] = {}
-    for file in (file for each in paths for file in _files_at(each, option)):
-        files.setdefault(os.path.realpath(file), file)
+    for each in paths:
+        # An accented letter may be one character or two: some systems store names in the other form than is typed.
+        forms = (each, unicodedata.normalize("NFC", each), unicodedata.normalize("NFD", each))
+        found = next(filter(None, map(_files_at, forms)), [])
+        if not found:
+            raise UserError(
+                f"no text at {option}{each}: no such file, no .txt or .txt.gz file in such a folder, no match of a glob"
+                f" such as {option}'folder/**/*.md'"
+            )
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
     return Text(", ".join(paths), list(files.values()))
 
 
-def _files_at(path: str, option: str) -> list[Path]:
-    # An accented letter may be one character or two: some systems store names in the other form than is typed.
-    forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
-    for name in map(os.path.expanduser, forms):
-        if os.path.isdir(name):
-            plain = set(find(name, "*.txt"))
-            files = [*plain, *(file for file in find(name, "*.txt.gz") if file.with_suffix("") not in plain)]
-            if not files:
-                raise UserError(f"{path} has no .txt or .txt.gz file; a glob names others: {option}'{path}/**/*.md'")
-        elif os.path.exists(name):
-            if not os.path.isfile(name):
-                raise UserError(f"{path} is not a file or a folder: save the text to a file first")
-            return [Path(name)]
-        else:
-            files = [Path(found) for found in glob.glob(name, recursive=True) if os.path.isfile(found)]
-        if files:
-            return sorted(file for file in files if "__MACOSX" not in file.parts)
-    raise UserError(f"no text at {option}{path}: no such file, folder or match of a glob")
+def _files_at(path: str) -> list[Path]:
+    name = os.path.expanduser(path)
+    if os.path.isfile(name):
+        return [Path(name)]
+    if os.path.isdir(name):
+        plain = find(name, "*.txt")
+        return sorted([*plain, *(file for file in find(name, "*.txt.gz") if file.with_suffix("") not in plain)])
+    return sorted(Path(found) for found in glob.glob(name, recursive=True) if os.path.isfile(found))
 
 
 SOURCES: dict[str, Callable[..., Text]] = {"shakespeare": shakespeare, "pydocs": pydocs, "file": find_files}

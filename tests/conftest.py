@@ -70,3 +70,12 @@ def tiny_run(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     start(folder, *tiny)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bytes_run(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished run on bytes that are not UTF-8, with a test part."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "latin.txt").write_bytes("naïve façade, 5 €\r\n".encode("cp1252") * 60 + b"\0\xff")
+    start(folder / "run", *tiny, f"data.path={folder}/latin.txt", "data.tokenizer=bytes", "data.split=[0.8,0.1,0.1]")
+    return folder / "run"

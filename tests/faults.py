@@ -7,85 +7,69 @@ import torch
 from lightning.pytorch import Callback
 
 
-class SignalAt(Callback):
-    """Sends this process a signal in the given optimizer steps, as a person or a scheduler would.
+class Harm(Callback):
+    """Calls `strike` when the hook `when` runs in an optimizer step, once, on one rank or on all."""
 
-    Args:
-        rank: of several processes the only one that gets it; all do by default.
-        once: a file that is made then, and keeps later processes from doing it again.
-    """
+    def __init__(self, step, when="on_train_batch_start", rank=None):
+        self.steps, self.rank = {step}, rank
+        setattr(self, when, self.check)
 
-    def __init__(self, steps, signum=signal.SIGTERM, when="on_train_batch_start", rank=None, once=None):
-        self.steps = set(steps) if once is None or not os.path.exists(once) else set()
-        self.once = once
-        self.signum = signum
-        self.rank = rank
-        setattr(self, when, self.strike)
-
-    def strike(self, trainer, *_):
+    def check(self, trainer, module, *_):
         if trainer.global_step in self.steps and self.rank in (None, trainer.global_rank):
             self.steps.discard(trainer.global_step)
-            if self.once is not None:
-                open(self.once, "w").close()
-            os.kill(os.getpid(), self.signum)
+            self.strike(module)
 
 
-class Poison(Callback):
-    """Makes weights not a number after the given step: before the next one sees them, or once it is done."""
+class SignalAt(Harm):
+    """Sends this process a signal in each of several steps, as a person or a scheduler would.
 
-    def __init__(self, step, when="on_train_batch_start"):
-        self.step = step
-        setattr(self, when, self.strike)
+    Args:
+        once: a file that is made then, and keeps later processes from sending it again.
+    """
 
-    def strike(self, trainer, module, *_):
-        if trainer.global_step == self.step:
-            next(module.net.parameters()).data.fill_(float("nan"))
+    def __init__(self, steps, signum=signal.SIGTERM, once=None, **options):
+        super().__init__(None, **options)
+        self.steps = set() if once is not None and os.path.exists(once) else set(steps)
+        self.signum, self.once = signum, once
+
+    def strike(self, module):
+        if self.once is not None:
+            open(self.once, "w").close()
+        os.kill(os.getpid(), self.signum)
 
 
-class Raise(Callback):
-    """Raises an error by name in a step, of several processes in one where `rank` is given."""
+class Poison(Harm):
+    """Makes weights not a number."""
 
-    def __init__(self, step, error, when="on_train_batch_start", rank=None):
-        self.step = step
+    def strike(self, module):
+        next(module.net.parameters()).data.fill_(float("nan"))
+
+
+class Worsen(Harm):
+    """Turns the weights of the last layer around, so that no later step has better ones."""
+
+    def strike(self, module):
+        with torch.no_grad():
+            module.net.lm_head.weight.mul_(-30)
+
+
+class Raise(Harm):
+    """Raises an error by name."""
+
+    def __init__(self, step, error, **options):
+        super().__init__(step, **options)
         self.error = error
-        self.rank = rank
-        setattr(self, when, self.strike)
 
-    def strike(self, trainer, *_):
-        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
-            raise {
-                "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-                "disk": OSError(28, "No space left on device"),
-                "bug": KeyError("a bug"),
-            }[self.error]
-
-
-class Slow(Callback):
-    """Takes time on the clock below: in every batch, before every optimizer step, after every validation."""
-
-    def __init__(self, batch=0.0, step=0.0, validation=0.0):
-        self.batch = batch
-        self.step = step
-        self.validation = validation
-
-    def on_before_backward(self, *_):
-        clock.sleep(self.batch)
-
-    def on_before_optimizer_step(self, *_):
-        clock.sleep(self.step)
-
-    def on_validation_start(self, *_):
-        clock.sleep(self.validation)
-
-    def on_validation_batch_start(self, *_):
-        clock.sleep(self.validation)
-
-    def on_validation_end(self, *_):
-        clock.sleep(self.validation)
+    def strike(self, module):
+        raise {
+            "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            "disk": OSError(28, "No space left on device"),
+            "bug": KeyError("a bug"),
+        }[self.error]
 
 
 class Clock:
-    """Seconds that pass only when somebody sleeps."""
+    """Seconds that pass only in `sleep`; a test puts it in place of time.perf_counter."""
 
     now = 0.0
 
@@ -96,20 +80,14 @@ class Clock:
         return self.now
 
 
-clock = Clock()  # a test puts it in place of time.perf_counter
+clock = Clock()
 
 
-class Worsen(Callback):
-    """Turns the weights of the last layer around, so that no later step has better ones.
+class Slow(Callback):
+    """Takes time on the clock above: in every batch, before every optimizer step, in every hook of a validation."""
 
-    Args:
-        step: the optimizer step, counted from 0, before which it does so.
-    """
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, *_):
-        if trainer.global_step == self.step:
-            with torch.no_grad():
-                module.net.lm_head.weight.mul_(-30)
+    def __init__(self, batch=0.0, step=0.0, validation=0.0):
+        self.on_before_backward = lambda *_: clock.sleep(batch)
+        self.on_before_optimizer_step = lambda *_: clock.sleep(step)
+        for hook in ("on_validation_start", "on_validation_batch_start", "on_validation_end"):
+            setattr(self, hook, lambda *_: clock.sleep(validation))

@@ -12,7 +12,7 @@ from helpers import ROOT, STEPS, assert_same, curves, resume, signal_at, start, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.batches import DataConfig, RandomBlocks, SequentialBlocks
+from chargpt.batches import DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError
@@ -262,7 +262,6 @@ def test_a_run_goes_on_with_the_text_in_the_cache(source, known, monkeypatch):
     data = CharDataModule(DataConfig(source=source, fallback="pydocs", block_size=16), known)
     data.setup()
     assert {"name": data.corpus.name, "sha256": data.corpus.sha256} == known
-    assert data.source == source
 
 
 def test_a_run_whose_text_is_gone():
@@ -328,3 +327,24 @@ NO_SPLITS = [[], [1.0], [0.0, 1.0], [0.9, 0.2], [0.9, float("nan")], [1.5, -0.5]
 def test_out_of_range(bad, message):
     with pytest.raises(UserError, match=message):
         DataConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("split", "length", "lengths"),
+    [
+        ([0.9, 0.1], 1_115_394, [1_003_854, 111_540]),  # the lecture's
+        ([0.9, 0.05, 0.05], 100_000_000, [90_000_000, 5_000_000, 5_000_000]),  # text8's
+        ([0.5, 0.5], 3, [1, 2]),
+        ([0.6, 0.2, 0.2], 10, [6, 2, 2]),
+    ],
+)
+def test_where_a_text_is_cut(split, length, lengths):
+    parts = list(parts_of(range(length), split).values())
+    assert [len(part) for part in parts] == lengths
+    assert [part[0] for part in parts] == [0, *(part[-1] + 1 for part in parts[:-1])]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_separate_text_that_is_not_there(part, text_file):
+    with pytest.raises(UserError, match=rf"no text at data\.{part}_path=nope\.txt"):
+        data_of(text_file, **{f"{part}_path": "nope.txt"}).setup()

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, start, state
+from helpers import ROOT, curves, start, state
 from torch.nn import functional as F
 
 from chargpt import evaluate
@@ -207,7 +207,6 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
         (("--stride", "0"), "stride must be at least 1 and at most block_size=16 characters; got 0"),
         (("--stride", "17"), "stride must be at least 1 and at most block_size=16 characters; got 17"),
         (("--text", "no/such/file"), "no text at "),
-        (("--text", "/dev/null"), "/dev/null is not a file"),
         (("--split", "test"), "the run had no test part"),
         (("--device", "gpu"), "cannot use the device gpu"),
         (("--ckpt", "no/such/run"), "no such checkpoint or run: no/such/run"),
@@ -241,3 +240,55 @@ def test_a_text_without_a_name(tiny_run, tmp_path, run):
     kept["hyper_parameters"]["corpus"] = {}
     torch.save(kept, tmp_path / "old.ckpt")
     assert "was validated on a text that it does not name" in run("--ckpt", tmp_path / "old.ckpt")[2]
+
+
+def test_without_lightning(tiny_run):
+    code = (
+        "import sys; from chargpt.evaluate import main; main(sys.argv[1:]);"
+        "print([name for name in sys.modules if name in ('lightning', 'hydra', 'torchmetrics', 'matplotlib')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--ckpt", str(tiny_run)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_splits_of_separate_texts(tiny, tmp_path, run, monkeypatch):
+    """All of a separate text is scored, and all of the training text, since no part of it was validated."""
+    for name, word in (("train", "zebra"), ("val", "quiver"), ("test", "example")):
+        (tmp_path / f"{name}.txt").write_text(f"one of many {word} lines\n" * 50)
+    paths = {key: f"{tmp_path}/{name}.txt" for key, name in (("", "train"), ("val_", "val"), ("test_", "test"))}
+    start(tmp_path / "run", *tiny, *(f"data.{key}path={path}" for key, path in paths.items()))
+    best = {"val": best_loss(tmp_path / "run"), "test": curves(tmp_path / "run")["test/loss"][-1][1]}
+    for part, loss in best.items():
+        [found] = json.loads(run("--ckpt", tmp_path / "run", "--json", "--split", part)[1])
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
+        assert found["text"] == paths[f"{part}_"]
+    [whole] = json.loads(run("--ckpt", tmp_path / "run", "--json", "--text", paths[""])[1])
+    assert whole["characters"] == (tmp_path / "train.txt").stat().st_size - 1
+    status, _, err = run("--ckpt", tmp_path / "run", "--text", paths["test_"], "--split", "val")
+    assert status == 2
+    assert f"was validated on {paths['val_']}, which is not {paths['test_']}" in err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    status, _, err = run("--ckpt", tmp_path / "run", "--split", "test")
+    assert status == 2
+    assert f"was tested on {paths['test_']}, which is not in your cache" in err
+
+
+def test_a_model_of_bytes(bytes_run, text_file, run):
+    rates = curves(bytes_run)
+    assert rates["val/bpb"][-1][1] == pytest.approx(rates["val/loss"][-1][1] / math.log(2))
+    assert "val/bpc" not in rates
+    [found] = json.loads(run("--ckpt", bytes_run, "--json", "--split", "test")[1])
+    assert found["bits_per_byte"] == pytest.approx(rates["test/loss"][-1][1] / math.log(2), rel=1e-5)
+    [found] = json.loads(run("--ckpt", bytes_run, "--json", "--text", text_file)[1])
+    assert found["bytes"] == text_file.stat().st_size - 1
+    assert " bits per byte\n" in run("--ckpt", bytes_run)[1]
+
+
+def test_the_bits_of_a_character_are_shared_among_its_bytes(tiny, tmp_path, run):
+    (tmp_path / "umlauts.txt").write_text("ä" * 40 + "bc" * 10, encoding="utf-8")
+    start(tmp_path / "run", *tiny, f"data.path={tmp_path}/umlauts.txt", "data.split=[0.5,0.5]")
+    [found] = json.loads(run("--ckpt", tmp_path / "run", "--json")[1])
+    size = len("ä" * 9 + "bc" * 10) + 9  # of the 29 predicted characters
+    assert found["bits_per_byte"] * size == pytest.approx(found["bits_per_character"] * 29)

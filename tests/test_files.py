@@ -1,4 +1,4 @@
-"""Files: found, and written as a whole or not at all."""
+"""Files are found once, and written completely or not at all."""
 
 import os
 
@@ -8,7 +8,7 @@ from chargpt import files
 from chargpt.files import find, replacing, write
 
 
-def test_files_are_found_through_links_once_and_not_hidden(tmp_path):
+def test_find_follows_links_once_and_leaves_hidden_files_out(tmp_path):
     for name in ("a/x.txt", "b/y.txt", "b/.hidden.txt", ".git/z.txt", "b/y.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -16,7 +16,7 @@ def test_files_are_found_through_links_once_and_not_hidden(tmp_path):
     outside.mkdir()
     (outside / "w.txt").touch()
     (tmp_path / "linked").symlink_to(outside)
-    for name in ("back", "again"):  # which would be followed for ever
+    for name in ("back", "again"):  # each leads back
         (tmp_path / "a" / name).symlink_to(tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in find(tmp_path, "*.txt")] == [
         "a/x.txt",
@@ -33,9 +33,16 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"before"
 
 
+def test_what_a_killed_process_left_is_replaced_and_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "outside").touch()
+    (tmp_path / ".a.txt.tmp").symlink_to(tmp_path / "outside")
+    write(tmp_path / "a.txt", b"whole")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.txt": b"whole", "outside": b""}
+
+
 @pytest.mark.parametrize("times", [2, 1000])
 def test_a_file_that_is_busy_for_a_moment(times, tmp_path, monkeypatch):
-    """As on Windows, while a virus scanner reads it: it is tried again, for some seconds."""
+    """On Windows, a file cannot be replaced while a virus scanner reads it."""
     monkeypatch.setattr(files, "BUSY", 0.3)
     real, tries = os.replace, []
 

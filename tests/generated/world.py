@@ -1,4 +1,4 @@
-"""One case at a time: train.py in an empty folder with a small text, and what must hold however it ends."""
+"""A case is train.py in an empty folder with a small text: it trains or is refused in a line, and harms nothing."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ MEMORY, SECONDS = 6 << 30, 30  # bytes that a case may map, and how long it may 
 
 
 class Case(NamedTuple):
-    """Arguments of train.py, what is made in the working folder before, and whether the status must be 0."""
+    """Arguments of train.py, a function that fills the working folder, and whether the status must be 0."""
 
     id: str
     arguments: tuple[str, ...]
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def every(cases: list[Case], sample: int = 12) -> pytest.MarkDecorator:
-    """Parametrize a test by cases: a few, evenly chosen, run by default, all others with `-m generated`."""
+    """Parametrize a test by cases: some, evenly chosen, run by default, all others with `-m generated`."""
     shown = range(0, len(cases), len(cases) // sample)
     params = [
         pytest.param(case, id=ascii(case.id)[1:-1][:70], marks=() if n in shown else pytest.mark.generated)
@@ -46,7 +46,7 @@ def every(cases: list[Case], sample: int = 12) -> pytest.MarkDecorator:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Inside, absurd sizes run out of memory, and what takes too long fails."""
+    """Absurd sizes run out of memory, and a case that takes too long fails."""
 
     def stop(*_: object) -> None:
         pytest.fail(f"still running after {SECONDS} s")  # not an Exception: nothing catches it
@@ -71,7 +71,7 @@ def outside(box: Path) -> dict[str, bytes]:
 
 
 def check(case: Case, box: Path) -> None:
-    """Run a case: it ends with status 0, or in one line that says what is wrong, and changes nothing outside."""
+    """Run a case: it ends with status 0, or in one line that says what is wrong, and changes nothing elsewhere."""
     for folder in ("home", "work", "cache"):
         (box / folder).mkdir()
     for file in ("home/diary.txt", "work/verse.txt"):

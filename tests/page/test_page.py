@@ -509,3 +509,22 @@ def test_weights_that_a_page_cannot_hold(run, tmp_path, monkeypatch):
 def test_the_size_of_the_lectures_model(kind, megabytes):
     packed = pack(GPT(GPTConfig(), 65).state_dict(), kind)
     assert 0.9 * megabytes < len(packed.content) / 1e6 < megabytes
+
+
+def test_the_text_reads_as_one(page):
+    """Each character is an element, and as wide as it is."""
+    page.fill("#length", "60")
+    page.click("#go")
+    written(page)
+    gaps = page.evaluate("""() => {
+        const boxes = [...document.querySelectorAll('#text span')].map((span) => span.getBoundingClientRect());
+        return boxes.slice(1).flatMap((box, n) => box.top === boxes[n].top ? [box.left - boxes[n].right] : []);
+    }""")
+    assert gaps
+    assert max(map(abs, gaps)) < 0.1
+    assert page.evaluate("() => getComputedStyle(document.querySelector('#text span')).paddingLeft") == "0px"
+
+
+def test_a_model_of_bytes_is_refused(bytes_run):
+    with pytest.raises(UserError, match="is a model of bytes, and the page shows models of characters"):
+        build_page(bytes_run / "checkpoints" / "best.ckpt")

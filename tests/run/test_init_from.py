@@ -122,3 +122,11 @@ def test_what_cannot_be_started_from(tiny_run, tiny, tmp_path):
     options = [each for each in tiny if not each.startswith("model.n_")]
     with pytest.raises(UserError, match=r"is a gpt: add model=gpt"):
         begin_from(composed(*options, "model=bigram", f"init_from={tiny_run}"))
+
+
+def test_characters_and_bytes_do_not_start_from_each_other(bytes_run, tiny_run, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"is a model of bytes: add data\.tokenizer=bytes"):
+        built(*tiny, f"init_from={bytes_run}", f"run_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"is a model of characters: add data\.tokenizer=characters"):
+        built(*tiny, f"init_from={tiny_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")
+    assert built(*tiny, f"init_from={bytes_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")

@@ -1,12 +1,18 @@
 """What is said of real curves, and of made-up ones."""
 
+import json
 import math
 
 import pytest
-from helpers import ROOT, STEPS, start
+import torch
+from helpers import ROOT, STEPS, composed, curves, resume, signal_at, start
 
+from chargpt import evaluate
+from chargpt.errors import Stopped, UserError
 from chargpt.history import Point, read_losses
-from chargpt.run.report import verdict
+from chargpt.run.build import build
+from chargpt.run.config import read_config
+from chargpt.run.report import describe, verdict
 
 FALLS = [1.6, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8]  # of a training loss
 
@@ -86,3 +92,79 @@ def test_a_run_ends_with_it(tiny, tmp_path, caplog):
     said = verdict(read_losses(tmp_path), 12, 10)
     assert said
     assert f"steps in {caplog.text.rpartition(' steps in ')[2].split()[0]} s\n{said}\nCheckpoint:" in caplog.text
+
+
+# The texts
+
+
+def test_separate_texts_are_described(tiny, tmp_path):
+    for name, word in (("val", "quiver"), ("train", "zebra"), ("same", "quiver")):
+        (tmp_path / f"{name}.txt").write_text(f"one of many {word} lines\n" * 50)
+    texts = [f"data.{key}path={tmp_path}/{name}.txt" for key, name in (("", "train"), ("val_", "val"))]
+    for test, same in (("train", "training"), ("same", "validation")):
+        cfg = composed(*tiny, *texts, f"data.test_path={tmp_path}/{test}.txt", f"run_dir={tmp_path}/run")
+        lines = describe(build(read_config(cfg), None, None), None, 0).splitlines()
+        assert "(training" not in lines[0]  # no part of it is cut off
+        assert lines[1].startswith("Validation text: ")
+        assert lines[1].endswith(" distinct, 3 of which the training text lacks")
+        assert lines[2].startswith("Test text: ")
+        assert lines[2].endswith(f", the same as the {same} text")
+
+
+# The test text
+
+THREE = "data.split=[0.8,0.1,0.1]"
+
+
+def evaluated(capsys, checkpoint):
+    """The loss on the test text that `chargpt.evaluate` finds."""
+    assert evaluate.main(["--device", "cpu", "--json", "--split", "test", "--ckpt", str(checkpoint)]) == 0
+    return json.loads(capsys.readouterr().out)[0]["loss"]
+
+
+def test_the_test_text_is_scored_once_at_the_end_with_the_best_weights(tiny, tmp_path, capsys, caplog):
+    """Of a run that was interrupted, and whose weights become worse after step 3."""
+    caplog.set_level("INFO")
+    harm = "+callbacks.harm={_target_: faults.Worsen, step: 4}"
+    with pytest.raises(Stopped):
+        start(tmp_path, *tiny, THREE, harm, "trainer.max_steps=9", *signal_at(2))
+    assert "test/loss" not in curves(tmp_path)
+    resume(tmp_path, harm, "+callbacks.stop=null")
+    [(_, loss)] = curves(tmp_path)["test/loss"]
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["global_step"] == 3
+    assert evaluated(capsys, best) == pytest.approx(loss, rel=1e-5)
+    bits = f"{loss / math.log(2):.4f} bits per character"
+    assert f"Test loss {loss:.4f} ({bits}), with the weights of the best validation loss" in caplog.text
+
+
+@pytest.mark.parametrize("averaged", [[], ["callbacks.averaging.decay=0.5"]])
+def test_without_a_best_checkpoint_the_last_weights_are_scored(averaged, tiny, tmp_path, capsys, caplog):
+    """Or their average; the best checkpoint of an earlier start is not that of the best loss."""
+    caplog.set_level("INFO")
+    start(tmp_path, *tiny, THREE, *averaged)
+    resume(tmp_path, "callbacks.best_checkpoint=null", "trainer.max_steps=12")
+    _, (_, loss) = curves(tmp_path)["test/loss"]
+    assert evaluated(capsys, tmp_path / "checkpoints" / "last.ckpt") == pytest.approx(loss, rel=1e-6)
+    assert "with the weights of the last step" in caplog.text
+
+
+def test_a_signal_while_the_test_text_is_scored(tiny, tmp_path, caplog):
+    caplog.set_level("INFO")
+    command = f"To score the test text: python -m chargpt.evaluate --split test --ckpt {tmp_path}"
+    with pytest.raises(SystemExit) as end:
+        start(tmp_path, *tiny, THREE, *signal_at(6, when="on_test_batch_start"))
+    assert end.value.code == 143
+    assert f"the training is done and saved. {command}" in caplog.text
+    caplog.clear()
+    resume(tmp_path, "+callbacks.stop=null")
+    assert "is finished, 6 steps; a larger trainer.max_steps resumes it" in caplog.text
+    assert command in caplog.text
+
+
+def test_a_part_of_the_test_text_is_not_scored(tiny, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"trainer\.limit_test_batches would score a part of the test text only"):
+        start(tmp_path, *tiny, THREE, "trainer.limit_test_batches=1")
+    caplog.set_level("INFO")
+    start(tmp_path, *tiny, THREE, "trainer.fast_dev_run=true")
+    assert "test text" not in caplog.text

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from helpers import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +50,9 @@ def test_a_sweep_that_came_to_nothing_is_begun_again(tmp_path):
 
 def test_no_sweep_without_hydra():
     assert not in_sweep()
+
+
+def test_characters_and_bytes_are_not_compared(tiny, tmp_path):
+    done = run_script("train.py", "-m", *tiny, "data.tokenizer=characters,bytes", f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 2
+    assert "per byte do not compare with those per character" in done.stderr

@@ -273,3 +273,13 @@ def test_an_optuna_study_goes_on(fixed, tmp_path):
     assert len(values) == 5
     done = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_bug_in_a_job_leaves_its_traceback_in_the_jobs_log(fixed, tmp_path):
+    bug = "+callbacks.harm={_target_: faults.Raise, step: 2, error: bug}"
+    done = sweep(fixed, tmp_path, bug, "seed=1", **HARM)
+    assert done.returncode == 1
+    assert "failed: unexpected KeyError: 'a bug'" in done.stderr
+    assert "Traceback" not in done.stderr
+    [file] = tmp_path.glob("*/train.log")
+    assert "Traceback" in file.read_text(encoding="utf-8")
