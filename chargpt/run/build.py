@@ -129,12 +129,16 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         if name not in ARGUMENTS:
             hint = did_you_mean(name, ARGUMENTS, "trainer.")
             raise UserError(f"trainer.{name} is not an argument of lightning.pytorch.Trainer{hint}")
-    for name in STEP_COUNTS:
-        if type(count := config.get(name)) is not int or not 1 <= count < MOST_STEPS:
+    counts = {name: config.get(name) for name in STEP_COUNTS}
+    counts |= {name: config[name] for name in ("min_steps", "limit_train_batches") if config.get(name) is not None}
+    for name, count in counts.items():
+        if type(count) is not int or not 1 <= count < MOST_STEPS:
             raise UserError(f"trainer.{name} must be a whole number of steps, at least 1 and below 2**53; got {count}")
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
             raise UserError(f"trainer.{name} counts epochs, but random blocks do not end: use trainer.max_steps=")
+    if config.get("limit_test_batches") is not None:
+        raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
     arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
     name = strategy if isinstance(strategy := arguments.get("strategy"), str) else type(strategy).__name__
     if re.search(STRATEGIES, name.lower()):
