@@ -41,7 +41,6 @@ def quieten() -> None:
         logging.getLogger(name).handlers.clear()  # Hydra's handlers show these, too
     for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # the user has asked for these
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     for message in (
         "does not have many workers",  # batches are made faster than they move between processes
         "Experiment logs directory.*exists and is not empty",  # its rows are kept
