@@ -279,9 +279,9 @@ def test_one_process_is_interrupted(whole, tiny, tmp_path):
     assert curves(whole) == curves(tmp_path / "run")
 
 
-def running(tmp_path, *arguments):
-    """A run on two devices that has begun to train, and what it has printed."""
-    run = launch(*arguments, *LONG, f"hydra.run.dir={tmp_path}/run", start_new_session=True)
+def running(tmp_path, tiny, *more):
+    """A run on two devices that has begun to train, and its messages so far."""
+    run = launch(*tiny, *LONG, *more, f"hydra.run.dir={tmp_path}/run", start_new_session=True)
     printed = ""
     for line in run.stderr:
         printed += line
@@ -300,7 +300,7 @@ def running(tmp_path, *arguments):
 )
 def test_a_signal(send, signum, times, tiny, tmp_path):
     """To the process group, as Ctrl-C in a terminal, or to the first process only; the second time it ends at once."""
-    run, printed = running(tmp_path, *tiny)
+    run, printed = running(tmp_path, tiny)
     if times == 2:  # a process that hangs can save nothing
         os.kill(next(pid for pid, rank in processes_in(tmp_path).items() if rank == 1), signal.SIGSTOP)
     for _ in range(times):
@@ -319,9 +319,10 @@ def test_a_signal(send, signum, times, tiny, tmp_path):
 @kills
 def test_a_signal_after_which_nothing_can_be_saved(tiny, tmp_path):
     """The status is that of the error."""
-    run, printed = running(tmp_path, *tiny)
+    rarely = ["trainer.val_check_interval=100", "callbacks.last_checkpoint.every_n_steps=1000000"]
+    run, printed = running(tmp_path, tiny, *rarely)
+    time.sleep(0.5)  # the best checkpoint is being saved
     run.send_signal(signal.SIGINT)
-    time.sleep(0.2)
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
     (tmp_path / "run" / "checkpoints").touch()
     printed += run.communicate(timeout=60)[1]
@@ -332,7 +333,7 @@ def test_a_signal_after_which_nothing_can_be_saved(tiny, tmp_path):
 @kills
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they train on")
 def test_the_process_that_started_them_is_killed(tiny, tmp_path):
-    run, _ = running(tmp_path, *tiny)
+    run, _ = running(tmp_path, tiny)
     run.kill()
     run.communicate(timeout=60)  # until the others have closed standard error
     assert load_state(tmp_path / "run").step

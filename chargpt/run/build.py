@@ -110,7 +110,7 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     for name, config in configs.items():
         if config is None:
             continue
-        callback = made(f"callbacks.{name}", config)
+        callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
         if isinstance(callback, GradientAccumulationScheduler):
@@ -118,7 +118,7 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
         callbacks[name] = callback
     averages = [name for name, callback in callbacks.items() if averages_in([callback])]
     if len(averages) > 1:
-        raise UserError(f"only one callback can average the weights; got {', '.join(averages)}")
+        raise UserError(f"two averages of the weights exclude each other: {', '.join(averages)}")
     return list(callbacks.values())
 
 

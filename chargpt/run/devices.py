@@ -31,7 +31,7 @@ STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it if `launch` star
 SAVE = 3600  # seconds that a step and a save may take after a signal
 TOGETHER = 0.5  # seconds within which signals count as one: a launcher forwards Ctrl-C, a key is hit twice
 LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
-FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and the launcher ends the others
+FIRST = 10.0  # seconds in which rank 0 reports an error that all ranks have, and the launcher ends the others
 
 
 def is_first() -> bool:
@@ -194,5 +194,7 @@ def report(error: Exception) -> int:
         return 1
     if lost or not is_first():
         time.sleep(FIRST)
+    if lost and launched_here():
+        return 1  # `launch` or the process that ended has reported
     logging.disable(logging.NOTSET)
     return errors.report(error)

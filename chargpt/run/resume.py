@@ -251,6 +251,8 @@ def load_state(run: Path) -> Resumption:
     for file in files:
         try:
             contents = load(file)
+            weights = contents.get("current_model_state", {})  # in training, if `state_dict` is Lightning's average
+            contents["state_dict"] |= {key: value for key, value in weights.items() if not key.startswith("net.")}
             checkpoint = from_contents(contents, file)
             fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
             if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
