@@ -1,5 +1,10 @@
 """Train a character-level language model: `python train.py model.n_layer=6 trainer.devices=1`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
+
 import logging
 import os
 import sys
@@ -30,16 +35,11 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
     """Build a run, fit it and report.
 
     Args:
-        cfg: what `conf/train.yaml` composes.
+        cfg: the configuration that `conf/train.yaml` composes.
         resumption: the state to resume from.
 
     Returns:
         The best validation loss, in nats per id.
-
-    Raises:
-        UserError: the configuration or the text cannot be used.
-        NonFiniteError: the loss is no longer finite.
-        Stopped: a signal ended the run.
     """
     # Imported here, so that --help and completion do not wait for Lightning.
     from chargpt.run import report
@@ -73,12 +73,12 @@ def fit(run: "Run", resumption: resume.Resumption | None) -> None:
     except Exception as error:
         if run.resuming.stepped or errors.explain(error):
             raise
-        log.debug("Before the first step:", exc_info=True)  # in the run's log only
+        log.debug("Before the first step:", exc_info=True)  # only in the run's log
         raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
 
 
 def run_in_folder(cfg: DictConfig) -> float:
-    """Train in the folder that Hydra has for this run, in which no other process works."""
+    """Train in Hydra's output folder, in which no other process works."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder != Path(cfg.run_dir) or cfg.resume not in (None, "allow", str(folder)):
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
@@ -103,7 +103,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """The command line: what Hydra refuses is reported in one line like everything else."""
+    """The command line; what Hydra refuses is reported in one line like everything else."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors
     devices.begin_rank()
     with config.hydra_errors(), reported():

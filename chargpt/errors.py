@@ -1,4 +1,4 @@
-"""What a person is shown of an error, and the exit status: one route for all commands."""
+"""What to print about an error, and the exit status: one route for all commands."""
 
 import contextlib
 import difflib
@@ -17,11 +17,11 @@ CONTROL = re.compile(
 
 
 class UserError(ValueError):
-    """The input is wrong; the message says what, and what would be right. Shown in one line, with status 2."""
+    """The input is wrong; the message says what is wrong and what to do. One line, with status 2."""
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the weights are no longer finite. Shown in one line, with status 1."""
+    """The loss or the weights are no longer finite. One line, with status 1."""
 
 
 class Stopped(SystemExit):
@@ -43,37 +43,6 @@ class Stopped(SystemExit):
         return SystemExit, (self.code,)
 
 
-def run(action: Callable[[], object], reporter: Callable[[Exception], int] | None = None) -> int:
-    """Run a command, log what went wrong in one line, and return its exit status: 0, 1 if memory, the device or the
-    numbers failed or there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
-    if logging.lastResort is not None:  # writes to standard error until somebody sets up logging
-        logging.lastResort.setFormatter(EscapingFormatter())
-    try:
-        action()
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk should be noticed here
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # a reader such as `head` has had enough; Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        return (reporter or report)(error)
-    return 0
-
-
-def report(error: Exception) -> int:
-    """Log an error in one line, with a traceback if it is a bug; returns the exit status."""
-    known = explain(error)
-    log.error("error: %s", escape(in_words(error)).replace("\n", "\\n"), exc_info=None if known else error)
-    return known[1] if known else 1
-
-
-def in_words(error: Exception) -> str:
-    """What to say of an error."""
-    known = explain(error)
-    return known[0] if known else f"unexpected {type(error).__name__}: {first_line(error)}"
-
-
 def explain(error: Exception) -> tuple[str, int] | None:
     """The line to show for an error and the exit status; None for a bug."""
     text = str(error)
@@ -91,6 +60,37 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}", 2
     return None
+
+
+def in_words(error: Exception) -> str:
+    """The line to show for an error, bugs included."""
+    known = explain(error)
+    return known[0] if known else f"unexpected {type(error).__name__}: {first_line(error)}"
+
+
+def report(error: Exception) -> int:
+    """Log an error in one line, with a traceback if it is a bug; returns the exit status."""
+    known = explain(error)
+    log.error("error: %s", one_line(in_words(error)), exc_info=None if known else error)
+    return known[1] if known else 1
+
+
+def run(action: Callable[[], object], reporter: Callable[[Exception], int] = report) -> int:
+    """Run a command, report its error and return the exit status: 0, 1 if memory, the device or the numbers failed or
+    there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
+    if logging.lastResort is not None:  # writes to standard error until logging is configured
+        logging.lastResort.setFormatter(EscapingFormatter())
+    try:
+        action()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows here
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # a reader such as `head` has ended; Python flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        return reporter(error)
+    return 0
 
 
 def first_line(error: BaseException) -> str:
@@ -115,8 +115,13 @@ def escape(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """The same with line breaks escaped, too: a name from a foreign file could look like another message."""
+    return escape(text).replace("\n", "\\n")
+
+
 class EscapingFormatter(logging.Formatter):
-    """Escapes what is logged: a name or a value from a foreign file could control the terminal."""
+    """Escapes log messages: a name or a value from a foreign file could control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape(super().format(record))

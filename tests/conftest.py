@@ -1,7 +1,6 @@
-"""A small text, a place of their own for the cache, and a run on that text."""
+"""A small text, a run on it, and a cache for the tests."""
 
 import logging
-import os
 import signal
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from tensorboard.summary.writer import event_file_writer
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Models this small are quickest on one, above all on a machine that is busy with something else."""
+    """Models this small are fastest on one, above all on a busy machine."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored():
-    """As a hangup is under nohup, and Ctrl-C in a script's background, also in every process that is started there."""
+    """nohup ignores a hangup and a script's background ignores Ctrl-C, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # Windows lacks it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -33,25 +32,21 @@ def event_files_in_order():
 
 @pytest.fixture(scope="session", autouse=True)
 def errors_on_standard_error():
-    """As without pytest, whose handlers take the place of logging's last resort."""
+    """Pytest's handlers replace logging's last resort."""
     logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """No test reads or writes the cache of the person who runs it."""
-    kept = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if kept is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = kept
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
-    """A few kilobytes of English with its own alphabet, line breaks included."""
+    """A few kilobytes of English."""
     file = tmp_path_factory.mktemp("text") / "verse.txt"
     lines = [f"{n} green bottles hanging on the wall, and {n * 7 % 13} fell.\n" for n in range(100)]
     file.write_text("".join(lines), encoding="utf-8")
@@ -60,7 +55,7 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(text_file) -> list[str]:
-    """Overrides that make any configuration train for a moment on the small text."""
+    """Overrides that make any configuration train for half a second on the small text."""
     return [*TINY, f"data.path={text_file}"]
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: how to compose a configuration, to run the scripts, to read what a run left; a formula."""
+"""For the tests: compose a configuration, run the scripts, read the files of a run; the lecture's attention."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import yaml
@@ -28,7 +29,7 @@ from train import train
 ROOT = Path(__file__).parents[1]
 register()
 
-# Overrides that make any configuration train for a moment; the text is added by the fixture `tiny`.
+# Overrides that make any configuration train for half a second; the fixture `tiny` adds the text.
 TINY = [
     "data=file",
     "model.n_layer=2",
@@ -40,7 +41,7 @@ TINY = [
     "trainer.val_check_interval=3",
     "trainer.log_every_n_steps=2",
     "trainer.accelerator=cpu",
-    "trainer.precision=32-true",  # the same on every machine; what chooses it has tests of its own
+    "trainer.precision=32-true",  # the same on every machine
     "callbacks.text_samples.length=8",
     "callbacks.attention_maps.length=4",
     "callbacks.surprise.length=8",
@@ -53,7 +54,7 @@ STEPS = [
     "callbacks.last_checkpoint.every_n_steps=3",
 ]
 
-# The model as the lecture has it, and with the options that change what it computes.
+# The lecture's model, and the options that change its output
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"positions": "rotary"},
@@ -69,7 +70,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def signal_at(*steps: int, **options: object) -> list[str]:
-    """Overrides by which a run sends itself a signal in those optimizer steps: SIGTERM, unless `signum` is given."""
+    """Overrides for a run that sends itself a signal in these optimizer steps: SIGTERM, unless `signum` is given."""
     harm = {"_target_": "faults.SignalAt", "steps": list(steps)} | options
     return [f"+callbacks.stop.{key}={value}" for key, value in harm.items()]
 
@@ -95,19 +96,19 @@ def resumed(folder: Path, *overrides: str) -> DictConfig:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What a run's last checkpoint holds."""
+    """The contents of a run's last checkpoint."""
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def events(folder: Path) -> EventAccumulator:
-    """What TensorBoard reads in a run's folder."""
+    """TensorBoard's reader of a run's folder."""
     reader = EventAccumulator(str(folder))
     reader.Reload()
     return reader
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The steps and values of all curves but the one that depends on the machine."""
+    """The steps and values of all curves except the speed."""
     reader = events(folder)
     tags = [tag for tag in reader.Tags()["scalars"] if tag != "chars_per_second"]
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
@@ -150,64 +151,55 @@ def plain_attention(
 def run_script(
     script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run train.py or sample.py in this process, as if it had been started in that folder; output as text.
-
-    A start of Python takes seconds. `run_fresh` is for what depends on one: streams, signals, the environment.
-    """
+    """Run train.py or sample.py in this process, as if it had been started in that folder; output as text. (A new
+    process takes seconds: `run_fresh` is for streams, signals and the environment.)"""
     command = train_command if script == "train.py" else sample.main
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    before = os.getcwd(), list(sys.argv), dict(os.environ), torch.get_num_threads(), root.handlers[:], root.level
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    before = torch.get_num_threads(), root.handlers[:], root.level
     out.reconfigure = err.reconfigure = lambda **_: None  # type: ignore[attr-defined]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        stack.enter_context(contextlib.redirect_stdout(out))
-        stack.enter_context(contextlib.redirect_stderr(err))
-        GlobalHydra.instance().clear()
-        root.handlers.clear()  # pytest's: with them, logging has no last resort
-        logging.getLogger("chargpt.errors").handlers.clear()  # conftest's
-        os.chdir(cwd)
-        sys.argv[:] = [str(ROOT / script), *arguments]
-        os.environ.update(env or {})
+    GlobalHydra.instance().clear()
+    root.handlers.clear()  # pytest's, with which logging does not use its last resort
+    logging.getLogger("chargpt.errors").handlers.clear()  # conftest's
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, env or {}),
+        mock.patch.object(sys, "argv", [str(ROOT / script), *arguments]),
+    ):
         try:
             status = errors.run(command) if command is train_command else command(list(arguments))
         except SystemExit as end:
             if isinstance(end.code, str):
                 err.write(f"{end.code}\n")
             status = 1 if isinstance(end.code, str) else end.code or 0
-        finally:
-            os.chdir(before[0])
-            sys.argv[:] = before[1]
-            os.environ.clear()
-            os.environ.update(before[2])
-            torch.set_num_threads(before[3])
-            torch.use_deterministic_algorithms(False)
-            GlobalHydra.instance().clear()  # what Hydra keeps for a process
-            HydraConfig.instance().cfg = None
-            for handler in root.handlers:
-                handler.close()
-            root.handlers[:], root.level = before[4:]
-            logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
-            logging.disable(logging.NOTSET)
-            for logger in root.manager.loggerDict.values():
-                logger.disabled = False  # type: ignore[union-attr]  # hydra/job_logging=disabled disables those of then
+    torch.set_num_threads(before[0])
+    torch.use_deterministic_algorithms(False)
+    GlobalHydra.instance().clear()  # Hydra's state of a process
+    HydraConfig.instance().cfg = None
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:], root.level = before[1:]
+    logging.getLogger("chargpt.errors").addHandler(logging.lastResort)
+    logging.disable(logging.NOTSET)
+    for logger in root.manager.loggerDict.values():
+        logger.disabled = False  # type: ignore[union-attr]  # by hydra/job_logging=disabled
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
 
 
-def _as_a_person_would(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+def _process(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | options.pop("env", {})
     file = options.pop("script_folder", ROOT) / script
     return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
 
 
 def run_fresh(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
-    """Run a script in a process that Python has just started, which takes seconds; output as text."""
+    """Run a script in a new process; output as text."""
     options = {"timeout": 120, "input": "", "encoding": "utf-8", "capture_output": True} | options
-    return subprocess.run(**_as_a_person_would(script, arguments, options))
+    return subprocess.run(**_process(script, arguments, options))
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:
-    """Start train.py in a process; its messages are to be read from `stderr`."""
-    return subprocess.Popen(
-        **_as_a_person_would("train.py", arguments, {"stderr": subprocess.PIPE, "text": True} | options)
-    )
+    """Start train.py in a new process, with its messages in the pipe `stderr`."""
+    return subprocess.Popen(**_process("train.py", arguments, {"stderr": subprocess.PIPE, "text": True} | options))

@@ -1,4 +1,4 @@
-"""From settings to all that a run is made of: the text, the model, the callbacks and Lightning's Trainer."""
+"""From the settings of a run to its parts: the text, the model, the callbacks and Lightning's Trainer."""
 
 import inspect
 import re
@@ -29,29 +29,25 @@ from chargpt.settings import MOST_STEPS
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
-TRAINER_ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
+ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
+STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
 
 
 @dataclass
 class Run:
-    """What a run is made of, ready to be fitted."""
+    """All parts of a run, ready to be fitted."""
 
     settings: Settings
     data: CharDataModule
     module: CharLM
     trainer: Trainer
-    precision: str  # why this one, for the log
+    precision: str  # the reason for the precision, for the log
     compiled: bool
     resuming: Resuming
 
 
 def build(settings: Settings, resumption: Resumption | None = None, initial: Initial | None = None) -> Run:
-    """Make all that a run needs.
-
-    Args:
-        resumption: the state to resume from.
-        initial: the model to start from.
-    """
+    """Build a run: from its first step, from the state to resume from, or from the weights of a trained model."""
     seed_everything(settings.seed, verbose=False)
     if resumption is not None:
         check_same(resumption, settings)
@@ -66,7 +62,7 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     callbacks = build_callbacks(settings.callbacks)
     precision = settle_precision(settings.trainer, resumption)
     resuming = Resuming(settings, resumption)
-    arguments = {"use_distributed_sampler": False} | settings.trainer  # each rank's batches are made for it already
+    arguments = {"use_distributed_sampler": False} | settings.trainer  # each rank draws its own batches
     arguments["default_root_dir"] = arguments.get("default_root_dir") or settings.run_dir
     first_step = resumption.step + 1 if resumption else 0
     arguments["logger"] = continued(arguments.get("logger"), settings.run_dir, first_step)
@@ -118,7 +114,7 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
         if isinstance(callback, GradientAccumulationScheduler):
-            raise UserError(f"callbacks.{name} counts epochs, which do not end: trainer.accumulate_grad_batches=...")
+            raise UserError(f"callbacks.{name} counts epochs, which do not end: use trainer.accumulate_grad_batches=")
         callbacks[name] = callback
     averages = [name for name, callback in callbacks.items() if averages_in([callback])]
     if len(averages) > 1:
@@ -130,45 +126,32 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     """A Trainer from its arguments, in which every count of steps is one of optimizer steps (Lightning counts batches
     up to the next validation)."""
     for name in config:
-        if name not in TRAINER_ARGUMENTS:
-            hint = did_you_mean(name, TRAINER_ARGUMENTS, "trainer.")
+        if name not in ARGUMENTS:
+            hint = did_you_mean(name, ARGUMENTS, "trainer.")
             raise UserError(f"trainer.{name} is not an argument of lightning.pytorch.Trainer{hint}")
-    for name in STEP_COUNTS:
-        if type(count := config.get(name)) is not int or not 1 <= count < MOST_STEPS:
+    counts = {name: config.get(name) for name in STEP_COUNTS}
+    counts |= {name: config[name] for name in ("min_steps", "limit_train_batches") if config.get(name) is not None}
+    for name, count in counts.items():
+        if type(count) is not int or not 1 <= count < MOST_STEPS:
             raise UserError(f"trainer.{name} must be a whole number of steps, at least 1 and below 2**53; got {count}")
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
-            raise UserError(f"trainer.{name} counts epochs, which random blocks do not have: trainer.max_steps=...")
-    if (least := config.get("min_steps")) and (type(least) is not int or least > config["max_steps"]):
-        most = config["max_steps"]
-        raise UserError(f"trainer.min_steps must be a whole number, at most trainer.max_steps={most}; got {least}")
-    if (share := config.get("limit_test_batches")) is not None and (type(share) is not float or share != 1):
+            raise UserError(f"trainer.{name} counts epochs, but random blocks do not end: use trainer.max_steps=")
+    if config.get("limit_test_batches") is not None:
         raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
-    batches = config.get("limit_train_batches")
-    if batches is not None and (type(batches) is not int or batches < 1):
-        raise UserError(f"trainer.limit_train_batches must be a number of batches, at least 1, or null; got {batches}")
-    clip = config.get("gradient_clip_val")
-    if clip is not None and (type(clip) not in (int, float) or clip < 0):
-        raise UserError(f"trainer.gradient_clip_val must be a number, at least 0, or null; got {clip}")
-    if config.get("min_steps"):
-        config = config | {"min_epochs": 0}  # Lightning's default of 1 is never reached: random blocks do not end
-    arguments = made("trainer", config)
-    strategy = arguments.get("strategy")
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if re.search("fsdp|deepspeed|model_?parallel", name.lower()):
+    arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
+    name = strategy if isinstance(strategy := arguments.get("strategy"), str) else type(strategy).__name__
+    if re.search(STRATEGIES, name.lower()):
         raise UserError(
-            f"trainer.strategy={name} shards the model, and is not supported: the first process alone writes samples"
-            " and pictures; trainer.strategy=ddp has the whole model on each device"
+            f"trainer.strategy={name} is not supported: each process holds the whole model, and is started by the"
+            " command line; use trainer.strategy=ddp"
         )
-    if re.search("spawn|fork|notebook", name.lower()):
-        raise UserError(f"trainer.strategy={name} is for notebooks; the command line takes trainer.strategy=ddp")
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
-    if arguments.get("enable_progress_bar") is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    if arguments.get("enable_checkpointing") is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    for switch, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
+        if arguments.get(switch) is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
     try:
         return Trainer(**arguments, callbacks=list(callbacks))
     except Exception as error:  # whatever is wrong, the arguments are
@@ -176,7 +159,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
 
 
 def made(name: str, config: Any) -> Any:
-    """What Hydra makes of a configuration: each mapping with a `_target_` becomes the object that it describes."""
+    """Instantiate a configuration by Hydra: each mapping with a `_target_` becomes the object that it describes."""
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:

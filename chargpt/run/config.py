@@ -1,9 +1,10 @@
 """The configuration of a run: Hydra's schema for it, and the dataclasses that it becomes.
 
-The values stand in `conf/`. Keys and types are checked as Hydra composes them, ranges by the dataclasses.
+The values are in `conf/`. Hydra checks keys and types as it composes them, the dataclasses check ranges.
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from chargpt.sweep.run import job_folder
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = ("data.path", "data.val_path", "data.test_path")
 PATHS = (*TEXTS, "init_from", "resume", "hydra.run.dir", "hydra.sweep.dir")
-HYDRA_VALUE = r"null$|[\[{]|.*\$\{|(choice|range|glob|shuffle|sort|tag|extend_list|str)\("
+HYDRA_VALUE = r"null$|[\[{]|.*\$\{|.*,|(choice|range|glob|shuffle|sort|tag|extend_list|str)\("
 
 
 @dataclass
@@ -79,7 +80,7 @@ def _output_dir() -> str:
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """What `python train.py OVERRIDES` would run with."""
+    """The configuration that `python train.py OVERRIDES` would run with."""
     if GlobalHydra.instance().is_initialized():
         return compose("train", overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -88,17 +89,12 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def read_config(cfg: DictConfig) -> Settings:
     """The settings of a composed configuration."""
-    known = [field.name for field in fields(TrainConfig)]
-    for key in map(str, cfg):
-        if key not in known:  # Hydra lets any key in that is given with a plus
-            raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
-    for key in known:
-        if key not in cfg:
-            raise UserError(f"the configuration has no {key}")
+    known = {field.name for field in fields(TrainConfig)}
+    for key in known ^ set(map(str, cfg)):  # Hydra accepts any new key with a plus, and removes keys
+        raise UserError(
+            f"the configuration has no {key}" if key in known else f"unknown key {key}{did_you_mean(key, known)}"
+        )
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    for group in ("trainer", "callbacks"):
-        if not isinstance(plain[group], dict):
-            raise UserError(f"{group} must be a mapping; got {plain[group]!r}")
     if not 0 <= plain["seed"] < 2**32:
         raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
     checked = {
@@ -110,22 +106,19 @@ def read_config(cfg: DictConfig) -> Settings:
 
 
 def with_quoted_paths(arguments: list[str]) -> list[str]:
-    """The command line with the values of paths in quotes and `~` expanded: Hydra would read the folder `2026_01_31`
-    as a number, and refuse `~`."""
-    return [_with_quoted_path(argument) for argument in arguments]
-
-
-def _with_quoted_path(argument: str) -> str:
-    key, equals, value = argument.partition("=")
-    in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key.lstrip("+") not in PATHS or not value:
-        return argument
-    if in_quotes and value[1] != "~":
-        return argument
-    name = value[1:-1] if in_quotes else value
-    if not Path(name).exists() and (re.match(HYDRA_VALUE, name) or "," in name):
-        return argument
-    return f"{key}{equals}{in_hydras_quotes(str(Path(name).expanduser()) if name.startswith('~') else name)}"
+    """The command line with paths in quotes (Hydra would read the folder `2026_01_31` as a number) and `~` expanded. A
+    list of loggers removes the default one first: Hydra does not replace a mapping by a list."""
+    quoted = []
+    for argument in arguments:
+        if re.match(r"\+{0,2}trainer\.logger=\[", argument):
+            quoted.append("trainer.logger=null")
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") in PATHS and re.match("""['"]?~|[^'"]""", value):  # not what is in quotes already
+            path = os.path.expanduser(value.strip("'\"") if value[0] in "'\"" else value)
+            if os.path.exists(path) or not re.match(HYDRA_VALUE, path):
+                argument = f"{key}={in_hydras_quotes(path)}"
+        quoted.append(argument)
+    return quoted
 
 
 def in_hydras_quotes(value: str) -> str:
@@ -139,16 +132,16 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     for key in (*TEXTS, "init_from"):
         path = OmegaConf.select(cfg, key)
-        given = [path] if isinstance(path, str) else path or []
-        paths = [to_absolute_path(str(Path(each).expanduser())) for each in given]
-        if paths:
-            OmegaConf.update(cfg, key, paths[0] if isinstance(path, str) else paths)
+        if isinstance(path, str):
+            OmegaConf.update(cfg, key, to_absolute_path(os.path.expanduser(path)))
+        elif path:
+            OmegaConf.update(cfg, key, [to_absolute_path(os.path.expanduser(str(each))) for each in path])
     return cfg
 
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
-    """Inside, what Hydra and OmegaConf refuse is a `UserError` in one line, with the key that was probably meant."""
+    """Raise what Hydra and OmegaConf refuse as a `UserError` in one line, with the key that was probably meant."""
     try:
         yield
     except OverrideParseException as error:
@@ -160,9 +153,9 @@ def hydra_errors() -> Iterator[None]:
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error
     except ValueError as error:
-        if not str(error).startswith("Config group override"):
+        if not re.match("Config group override|The --resolve flag|Only one of --", str(error)):
             raise
-        raise UserError("a group such as model takes the name of a file in conf/, not null or a number") from error
+        raise UserError(f"{first_line(error)}; python train.py --help shows the groups and options") from error
 
 
 def _hint(error: Exception) -> str:
@@ -174,12 +167,12 @@ def _hint(error: Exception) -> str:
         if group == "data" and Path(option).exists():
             return f"; did you mean data=file data.path={option}?"
         return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
-    cause = error.__cause__
+    cause: Any = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
-        key = str(cause.key)
+        key: str = str(cause.key)
         node: dict[str, Any] = OmegaConf.to_container(cause.parent_node)  # type: ignore[assignment]  # it is a dict
         prefix = str(cause.full_key).removesuffix(key)
-        for group in (name for name, values in node.items() if isinstance(values, dict) and key in values):
+        for group in (name for name, value in node.items() if isinstance(value, dict) and key in value):
             return f"; did you mean {prefix}{group}.{key}?"
         return did_you_mean(key, node, prefix)
     return ""

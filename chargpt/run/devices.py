@@ -1,6 +1,6 @@
 """The processes of a run on several devices, one per device: who starts them, which one this is, how they end.
 
-Rank 0 has the folder, the log and the terminal. The others make no folder, write no log and print nothing.
+Rank 0 makes the folder and writes the log and to the terminal. The other ranks log nothing but errors.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("train")
 
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it if `launch` started this process
 SAVE = 3600  # seconds that a step and a save may take after a signal
-TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
+TOGETHER = 0.5  # seconds within which signals count as one: a launcher forwards Ctrl-C, a key is hit twice
 LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
-FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
+FIRST = 10.0  # seconds in which rank 0 reports an error that all ranks have, and the launcher ends the others
 
 
 def is_first() -> bool:
@@ -40,7 +40,7 @@ def is_first() -> bool:
 
 
 def launched() -> tuple[str, int] | None:
-    """Who started the processes of this run, and how many; None if nobody did."""
+    """The launcher of this run's processes (torchrun, SLURM) and their number; None without a launcher."""
     by = "torchrun", "WORLD_SIZE"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
@@ -58,25 +58,22 @@ def launched_here() -> bool:
 
 
 def begin_rank() -> None:
-    """Silence this process unless it is the first. If `launch` started it, it ends with the one that did (on Linux)."""
+    """Silence this process unless it is rank 0. On Linux it gets SIGTERM when the process that launched it dies."""
     logging.disable(logging.NOTSET if is_first() else logging.CRITICAL)
     if launched_here() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.environ["TORCHELASTIC_RUN_ID"] != f"{STARTED_HERE}{os.getppid()}":
-            sys.exit(128 + signal.SIGTERM)
 
 
 def arguments_of_rank(arguments: list[str]) -> list[str]:
-    """The command line, with which only rank 0 makes a folder, whose name may be the time, and a log."""
-    if is_first():
+    """The command line; without a fixed folder (the default name is the time) only rank 0 makes one, with a log."""
+    folders = [each for each in arguments if each.startswith("hydra.run.dir=") and "${" not in each]
+    if is_first() or folders:
         return arguments
-    resumes = any(each.startswith("resume=") and each != "resume=null" for each in arguments)
-    place = [] if resumes or launched_here() else ["hydra.run.dir=."]  # a folder that exists
-    return [*arguments, *place, f"++hydra.job_logging.handlers.file.filename={os.devnull}"]
+    return [*arguments, "hydra.run.dir=.", f"++hydra.job_logging.handlers.file.filename={os.devnull}"]
 
 
 def number_of_devices(trainer: DictConfig) -> int:
-    """How many devices of this machine `trainer.devices` means; 1 if Lightning will refuse it."""
+    """The number of devices of this machine that `trainer.devices` asks for; 1 if Lightning will refuse it."""
     devices = trainer.get("devices")
     if OmegaConf.is_list(devices):
         return max(1, len(devices))
@@ -91,16 +88,13 @@ def number_of_devices(trainer: DictConfig) -> int:
 
 
 def to_start(cfg: DictConfig) -> int:
-    """How many processes this one has to start for the run; 1: none, it trains itself."""
-    trainer = cfg.trainer if OmegaConf.is_dict(cfg.trainer) else OmegaConf.create()
-    if launched() or not is_first() or "LOCAL_RANK" in os.environ or trainer.get("num_nodes", 1) != 1:
-        return 1
-    return number_of_devices(trainer)
+    """The number of processes to start for the run; 1: none, this process trains."""
+    return 1 if launched() or not is_first() or cfg.trainer.get("num_nodes", 1) != 1 else number_of_devices(cfg.trainer)
 
 
 def launch(number: int, folder: Path) -> None:
     """Run this command once per device, in processes that torch starts and watches as torchrun does, and wait for them.
-    Exits with their status unless all ended well.
+    Exits with their status unless all succeed.
 
     Args:
         folder: of the run.
@@ -114,7 +108,7 @@ def launch(number: int, folder: Path) -> None:
     spec = sys.modules["__main__"].__spec__
     script = [sys.argv[0]] if spec is None else ["-m", spec.name]
     command = (*script, *sys.argv[1:], f"hydra.run.dir={in_hydras_quotes(str(folder))}")
-    # They meet at a store in this process, on a port that is free.
+    # They meet at a store in this process, on a free port.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     variables = {
         "TORCHELASTIC_RUN_ID": f"{STARTED_HERE}{os.getpid()}",
@@ -130,7 +124,7 @@ def launch(number: int, folder: Path) -> None:
     handled = [each for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in handled)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # it would report all twice
-    context = None
+    context, stopped = None, 0
     try:
         context = start_processes(
             "train",
@@ -141,6 +135,7 @@ def launch(number: int, folder: Path) -> None:
         )
         result = context.wait(period=0.1)
     except SignalException as stop:
+        stopped = 128 + stop.sigval
         handlers = {each: signal.signal(each, signal.SIG_IGN) for each in handled}
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
         time.sleep(TOGETHER)
@@ -151,16 +146,18 @@ def launch(number: int, folder: Path) -> None:
             with suppress(SignalException):
                 if context is not None:
                     context.close(signum, SAVE)
-        sys.exit(128 + stop.sigval)
-    if result is None or not result.failures:
-        return
-    rank, failure = next(iter(result.failures.items()))  # the first to be noticed
-    status = failure.exitcode
-    if status in (1, 2, 129, 130, 143):  # it has reported why
-        sys.exit(status)
-    how = f"was killed ({failure.signal_name()})" if status < 0 else f"ended with status {status}"
-    log.error(f"error: process {rank} of the {number} of this run {how}; {how_to_resume(folder)}")
-    sys.exit(1)
+        result = context.wait(period=0.1) if context is not None else None
+    failed = result.failures if result is not None else {}
+    if stopped:
+        status = failed[0].exitcode if 0 in failed else 0
+        sys.exit(status if status in (1, 2) else stopped)  # rank 0 may have failed to save
+    for rank, failure in failed.items():  # the first to be noticed
+        if failure.exitcode in (1, 2, 129, 130, 143):  # reported by the process
+            sys.exit(failure.exitcode)
+        killed = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else ""
+        how = killed or f"ended with status {failure.exitcode}"
+        log.error(f"error: process {rank} of the {number} of this run {how}; {how_to_resume(folder)}")
+        sys.exit(1)
 
 
 def how_to_resume(folder: Path) -> str:
@@ -171,7 +168,7 @@ def how_to_resume(folder: Path) -> str:
 
 
 def check_number(trainer: "Trainer") -> None:
-    """Refuse devices that are not the processes that were started: the others would be waited for, or train alone."""
+    """Refuse devices that do not match the processes: the missing ones would be waited for, or each train alone."""
     devices = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
     by = launched()
     if by is not None and by[1] != trainer.world_size:
@@ -179,11 +176,11 @@ def check_number(trainer: "Trainer") -> None:
             f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
             f" makes {trainer.world_size}: set trainer.devices= and trainer.num_nodes= that make {by[1]}"
         )
-    if by is None and trainer.num_nodes > 1 and "NODE_RANK" not in os.environ:
-        raise UserError(f"trainer.num_nodes={trainer.num_nodes} takes srun or torchrun, which start the processes")
+    if by is None and trainer.num_nodes > 1:
+        raise UserError(f"trainer.num_nodes={trainer.num_nodes} needs srun or torchrun, which start the processes")
     if is_first() != trainer.is_global_zero:
         ranks = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
-        raise UserError(f"this process was started with {ranks}, which does not go with {devices}")
+        raise UserError(f"this process was started with {ranks}, which does not match {devices}")
 
 
 def report(error: Exception) -> int:
@@ -191,13 +188,13 @@ def report(error: Exception) -> int:
     if launched() is None:
         return errors.report(error)
     lost = re.search(LOST, str(error))
-    if lost and launched_here():
-        time.sleep(FIRST)  # meanwhile `launch` reports the process that ended first, and ends this one
-    elif lost and is_first():
+    if lost and is_first() and not launched_here():  # torchrun and SLURM do not print the command
         folder = Path(HydraConfig.get().runtime.output_dir)
         log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
         return 1
-    if not is_first():
+    if lost or not is_first():
         time.sleep(FIRST)
-        logging.disable(logging.NOTSET)
+    if lost and launched_here():
+        return 1  # `launch` or the process that ended has reported
+    logging.disable(logging.NOTSET)
     return errors.report(error)

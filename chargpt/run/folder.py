@@ -1,4 +1,4 @@
-"""The folder of a run: one process works in it, and one run is in it."""
+"""The folder of a run: one process at a time works in it, and it holds one run."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from chargpt.files import locked
 from chargpt.history import LOSSES, PICTURE, SAMPLES
 
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # states of training, the newest first
-WRITTEN = (LOSSES, PICTURE, SAMPLES, "checkpoints/best.ckpt")  # replaced by a run that begins
+WRITTEN = (LOSSES, PICTURE, SAMPLES, "checkpoints/best.ckpt")  # overwritten by a new run
 
 
 def short(folder: Path) -> Path:
-    """The folder as a person would type it: relative to where the command was given, if it lies below."""
+    """The folder as a person would type it: relative to where the command was typed, if it lies below."""
     here = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
@@ -29,34 +29,33 @@ def has_state(run: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Work in a run's folder, while no other process does."""
+    """Keep other processes out of a run's folder."""
     try:
         with locked(folder, timeout=0):
             yield
     except Timeout:
         raise UserError(
-            f"another process is at work in {short(folder)}: stop it, let it end, or use another folder"
-            f" (hydra.run.dir=...); if there is none, remove {short(folder) / '.lock'}"
+            f"another process is at work in {short(folder)}: stop it, wait for its end, or use another folder"
+            f" (hydra.run.dir=...); if there is no such process, remove {short(folder) / '.lock'}"
         ) from None
 
 
 def check_contents(folder: Path) -> None:
-    """Refuse a folder with links that lead out of it, through which files outside could be written, or with a
-    checkpoint that Lightning would load by its name."""
+    """Refuse a folder with links that lead out of it (files outside could be overwritten), or with a checkpoint that
+    Lightning would load because of its name."""
     root = os.path.realpath(folder)
-    for parent, folders, files in os.walk(root):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-                raise UserError(f"the run's folder has a link that leads out of it: {short(path)}")
-            if path.name.startswith("hpc_ckpt_"):
-                raise UserError(f"Lightning would load {short(path)} by its name: move it out of the run's folder")
+    for path in Path(root).rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise UserError(f"the run's folder has a link that leads out of it: {short(path)}")
+        if path.name.startswith("hpc_ckpt_"):
+            raise UserError(f"Lightning would load {short(path)} because of its name: move it out of the run's folder")
 
 
 def claim(folder: Path, *, began_here: bool) -> None:
-    """Refuse a folder that holds another run, or files that a run would replace.
+    """Refuse a folder that holds another run, or files that a run would overwrite.
 
     Args:
-        began_here: this very run ended in the folder before its first save, so that it begins again.
+        began_here: this run began in the folder before, and ended before its first save.
     """
     check_contents(folder)
     if has_state(folder):

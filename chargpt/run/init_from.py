@@ -34,33 +34,39 @@ def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[D
     has both in its checkpoint."""
     if cfg.init_from is None:
         return cfg, None
+    initial = None
     if resumption is not None:
-        cfg = cfg.copy()
-        OmegaConf.update(cfg, "model", asdict(resumption.checkpoint.model.config), merge=False, force_add=True)
-        return cfg, None
-    path = find_checkpoint(cfg.init_from)
-    checkpoint = read_checkpoint(path)
-    settings = asdict(checkpoint.model.config)
-    typed: set[str] = set()
-    if HydraConfig.initialized():
-        for override in OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task):
-            value = override.value()
-            typed |= {f"{override.key_or_group}.{key}" for key in (value if isinstance(value, dict) else ())}
-            typed.add(override.key_or_group)
-    asked: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]  # it is one
-    if asked.get("name") != settings["name"]:
-        raise UserError(f"init_from={cfg.init_from} is a {settings['name']}: add model={settings['name']}")
-    for key in (key for key in asked if f"model.{key}" in typed):
-        if key in FREE:
-            settings[key] = asked[key]
-        elif asked[key] != settings.get(key):
-            raise UserError(
-                f"init_from={cfg.init_from} has model.{key}={settings.get(key)}, on which its weights depend:"
-                f" leave model.{key}={asked[key]} out"
-            )
+        settings = asdict(resumption.checkpoint.model.config)
+    else:
+        path = find_checkpoint(cfg.init_from)
+        checkpoint = read_checkpoint(path)
+        initial = Initial(path, checkpoint.model, checkpoint.tokenizer)
+        settings = _architecture(cfg, asdict(checkpoint.model.config))
     cfg = cfg.copy()
     OmegaConf.update(cfg, "model", settings, merge=False, force_add=True)
-    return cfg, Initial(path, checkpoint.model, checkpoint.tokenizer)
+    return cfg, initial
+
+
+def _architecture(cfg: DictConfig, trained: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trained model, with the typed ones that may differ; others must not."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed: set[str] = set()  # keys, such as model.n_layer
+    for override in OverridesParser.create().parse_overrides(task):
+        value = override.value()
+        typed |= (
+            {f"{override.key_or_group}.{key}" for key in value} if isinstance(value, dict) else {override.key_or_group}
+        )
+    if cfg.model.name != trained["name"]:
+        raise UserError(f"init_from={cfg.init_from} is a {trained['name']}: add model={trained['name']}")
+    for key, value in cfg.model.items():
+        if f"model.{key}" in typed and key in FREE:
+            trained = trained | {key: value}
+        elif f"model.{key}" in typed and value != trained.get(key):
+            raise UserError(
+                f"init_from={cfg.init_from} has model.{key}={trained.get(key)}, on which its weights depend: leave"
+                f" model.{key}={value} out"
+            )
+    return trained
 
 
 def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
@@ -82,11 +88,10 @@ def copy_weights(initial: Initial, net: Model, vocabulary: Tokenizer) -> None:
     before = initial.model.state_dict()
     with torch.no_grad():
         for name, weight in net.state_dict().items():
-            old = before[name]
-            grown = [dim for dim, (a, b) in enumerate(zip(old.shape, weight.shape, strict=True)) if a != b]
-            if grown == [0, 1]:  # a bigram's table
-                weight[rows[:, None], rows] = old.to(weight.dtype)
-            elif grown:
-                weight[rows] = old.to(weight.dtype)
-            else:
+            old = before[name].to(weight.dtype)
+            if old.shape == weight.shape:
                 weight.copy_(old)
+            elif old.shape[1:] == weight.shape[1:]:
+                weight[rows] = old
+            else:  # a bigram's table
+                weight[rows[:, None], rows] = old

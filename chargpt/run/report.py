@@ -1,4 +1,4 @@
-"""What a run says of itself: at its beginning, at its end, and what its curve shows."""
+"""The messages of a run: at its beginning and at its end, with a verdict on its curve."""
 
 import logging
 import math
@@ -17,6 +17,7 @@ from chargpt.callbacks.averaging import validated_weights
 from chargpt.checkpoint import read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
+from chargpt.errors import one_line
 from chargpt.history import Point, read_losses
 from chargpt.run.build import Run
 from chargpt.run.devices import check_number
@@ -28,21 +29,20 @@ from chargpt.run.resume import Resumption, began_with, command_to_resume, log_ch
 log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
 
-FEWEST = 3  # validations; fewer do not show how the loss goes on
-NOISE = 0.01  # the share of a loss by which two validations may differ without a reason
-MUCH = 0.1  # the share of the lowest loss by which that of a run that diverged is above it, at least
+FEWEST = 3  # validations; fewer do not show a trend
+NOISE = 0.01  # the relative difference that two validations may have by chance
+MUCH = 0.1  # a diverged loss is above the lowest by at least this share
 
 
 def quieten() -> None:
-    """Silence messages of Lightning's that every run would show."""
+    """Silence messages of Lightning that every run would show."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()  # Hydra's handlers show these, too
-    for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # these were asked for
+    for name in ("profilers", "callbacks.early_stopping", "callbacks.timer"):  # the user has asked for these
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     for message in (
-        "does not have many workers",  # one process makes the batches faster than they move between processes
+        "does not have many workers",  # batches are made faster than they move between processes
         "Experiment logs directory.*exists and is not empty",  # its rows are kept
         "your dataloader is not resumable",  # a batch follows from the step alone
         "callbacks used to create the checkpoint need to be provided",  # their overrides had to be typed again
@@ -52,7 +52,7 @@ def quieten() -> None:
 
 
 def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Initial | None) -> None:
-    """Make the folder the run's own, keep the configuration in it, and log what is trained."""
+    """Claim the run's folder, store the configuration in it, and log what is trained."""
     check_number(run.trainer)
     folder, first_step = Path(run.settings.run_dir), resumption.step if resumption else 0
     if run.trainer.is_global_zero:
@@ -67,7 +67,7 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Ini
 
 
 def describe(run: Run, initial: Initial | None, first_step: int) -> str:
-    """The texts, the model and how it is computed, in a line each; where the run begins."""
+    """The texts, the model and its device and precision, and where the run begins: a line each."""
     data, trainer = run.data, run.trainer
     cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
     sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
@@ -87,12 +87,18 @@ def describe(run: Run, initial: Initial | None, first_step: int) -> str:
     if initial is not None:
         lines.append(f"Weights to start from: {initial.path}")
     lines.append(f"Run: {short(Path(run.settings.run_dir))}" + (f", from step {first_step}" if first_step else ""))
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
+
+
+def _of(corpus: Corpus) -> str:
+    distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
+    files = f"{corpus.files:,} files, " if corpus.files > 1 else ""
+    return f"{corpus.name}, {files}{len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
 
 
 def is_finished(run: Run, resumption: Resumption) -> bool:
-    """Whether there is nothing left to train; logs why. A scheduler that starts the same command (`resume=allow`) again
-    and again should not add a validation interval each time to a run that early stopping ended."""
+    """Whether nothing is left to train; logs why. With `resume=allow`, a run that early stopping ended is finished: a
+    scheduler that repeats the command would otherwise train up to the next validation each time."""
     folder, steps = Path(run.settings.run_dir), resumption.step
     if steps >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {steps} steps; a larger trainer.max_steps resumes it")
@@ -105,43 +111,37 @@ def is_finished(run: Run, resumption: Resumption) -> bool:
     return True
 
 
-def _of(corpus: Corpus) -> str:
-    distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
-    files = f"{corpus.files:,} files, " if corpus.files > 1 else ""
-    return f"{corpus.name}, {files}{len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
-
-
 def end(run: Run, seconds: float, resumption: Resumption | None) -> float:
     """Log how the run ended and what to do next, score the test text, and return the best validation loss.
 
     Args:
         seconds: since this start.
     """
-    best = float(run.module.best_val_loss.min_value)
     if run.trainer.is_global_zero:
         log.info(summary(run, seconds, resumption.step if resumption else 0))
+    best = float(run.module.best_val_loss.min_value)
     if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
         test(run)
     return best
 
 
 def summary(run: Run, seconds: float, first_step: int) -> str:
-    """The best loss, what the curve shows, and the commands that come next."""
-    path, trainer = Path(run.settings.run_dir), run.trainer
-    best, unit, folder = float(run.module.best_val_loss.min_value), run.data.tokenizer.unit, str(short(path))
+    """The best loss, the verdict on the curve, and the commands that come next."""
+    path, trainer, tokenizer = Path(run.settings.run_dir), run.trainer, run.data.tokenizer
+    best, folder = float(run.module.best_val_loss.min_value), str(short(path))
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
     steps += f", {trainer.global_step} in all" if first_step else ""
-    text = run.data.own.get("val", run.data.corpus)
-    scored = f"Best validation loss {best:.4f} (nats per {unit}, on {text.name}), {steps}"
+    text = one_line(run.data.own.get("val", run.data.corpus).name)
+    scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
     constant = run.module.optimizer_config.schedule == "constant"
-    said = verdict(read_losses(path), trainer.max_steps, run.data.tokenizer.vocab_size, constant=constant)
-    lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [said])]
+    shown = verdict(read_losses(path), trainer.max_steps, tokenizer.vocab_size, constant=constant)
+    lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
     if (path / "checkpoints" / "best.ckpt").exists():
         lines.append(f"Checkpoint:  {short(path / 'checkpoints' / 'best.ckpt')}")
         lines.append(f"Sample it:   {quoted(['python', 'sample.py', '--ckpt', folder])}")
-        if run.data.tokenizer.characters is not None:
+        if tokenizer.characters is not None:
             lines.append(f"Look inside: {quoted(['python', '-m', 'chargpt.page', '--ckpt', folder])}")
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"See curves:  {quoted(['tensorboard', '--logdir', folder])}")
@@ -157,7 +157,7 @@ def test(run: Run) -> None:
         return
     log.info("Scoring the test text")
     file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
-    # Rank 0 alone reads the file: Lightning gives its weights to the other ranks when the test begins.
+    # Rank 0 alone reads the file: Lightning sends its weights to the other ranks when the test begins.
     best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
     try:
         with validated_weights(trainer, module):
@@ -178,14 +178,14 @@ def command_to_test(folder: Path) -> str:
 
 
 def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constant: bool = True) -> str:
-    """What the curve shows, and what may help; empty if it does not show anything.
+    """The verdict on a curve, and advice; empty if the curve does not show anything.
 
     Args:
         points: the validations, in order.
-        max_steps: the steps that were planned.
+        max_steps: the planned steps.
         vocab_size: distinct ids.
-        constant: whether the learning rate is constant. If it falls with the planned steps, the loss falls with it, and
-            more steps are another run.
+        constant: whether the learning rate is constant. If it falls with the planned steps, so does the loss, and more
+            steps are another run.
     """
     if len(points) < FEWEST:
         return ""
@@ -193,19 +193,18 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constan
     lowest = losses.index(min(losses))
     best = points[lowest]
     noise = max([NOISE * best.val_loss, *(after - before for before, after in pairwise(losses[: lowest + 1][-5:]))])
-    risen = last.val_loss - best.val_loss
-    # A training loss is that of one batch: as many points are averaged before the lowest as there are after it.
+    risen, rise = last.val_loss - best.val_loss, f"validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}"
+    # A training loss is that of one batch: as many points are averaged before the lowest as after it.
     later = len(points) - lowest - 1
     before, after = _train_loss(points[: lowest + 1][-later:] if later else points), _train_loss(points[lowest + 1 :])
     if risen > noise and after < before:
         return (
-            f"Overfitting since step {best.step:,}: validation loss rose from {best.val_loss:.4f} to"
-            f" {last.val_loss:.4f} while training loss fell. More dropout, more text or a smaller model may help;"
-            " sampling takes the best checkpoint anyway"
+            f"Overfitting since step {best.step:,}: {rise} while training loss fell. More dropout, more text or a"
+            " smaller model may help; sampling takes the best checkpoint anyway"
         )
     lower_lr = "A lower optimizer.lr, a longer optimizer.warmup_steps or trainer.gradient_clip_val=1 may help"
     if risen > noise + MUCH * best.val_loss and after >= before:
-        return f"Diverged: validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}. {lower_lr}"
+        return f"Diverged: {rise}. {lower_lr}"
     falls = losses == sorted(losses, reverse=True)
     if last.val_loss > (1 + NOISE) * guessing and not falls:
         return f"Diverged: validation loss is {last.val_loss:.4f}, above that of guessing, {guessing:.4f}. {lower_lr}"
@@ -214,23 +213,24 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constan
     earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
     was = min(earlier, key=lambda point: point.val_loss)
     fallen = was.val_loss - best.val_loss
-    steady = falls and 3 * fallen >= losses[0] - best.val_loss > 0  # slow as it may be: a run that has hardly begun
+    steady = falls and 3 * fallen >= losses[0] - best.val_loss > 0  # slow, as at the beginning of a run
     if fallen <= NOISE * best.val_loss and not steady:
         return (
             f"Levelled off: the lowest validation loss is {best.val_loss:.4f}, and was {was.val_loss:.4f} at step"
             f" {was.step:,} already. More steps alone would change little"
         )
+    falling = "Validation loss was still falling"
     if last.step < max_steps:
-        return f"Validation loss was still falling, after {last.step:,} of {max_steps:,} steps: it is worth going on"
+        return f"{falling}, after {last.step:,} of {max_steps:,} steps: it is worth going on"
     if constant:
-        return "Validation loss was still falling at the end: with a larger trainer.max_steps it should end lower"
+        return f"{falling} at the end: with a larger trainer.max_steps it should end lower"
     return (
-        "Validation loss was still falling at the end, as a falling learning rate makes it: a new run with a larger"
-        " trainer.max_steps would probably end lower"
+        f"{falling} at the end, as a falling learning rate makes it: a new run with a larger trainer.max_steps would"
+        " probably end lower"
     )
 
 
 def _train_loss(points: Sequence[Point]) -> float:
-    """Their mean training loss; not a number where none was logged."""
+    """The mean of their training losses; NaN if none was logged."""
     known = [point.train_loss for point in points if math.isfinite(point.train_loss)]
     return statistics.mean(known) if known else math.nan

@@ -1,7 +1,7 @@
 """Resuming a run: its stored overrides are replayed, and its last checkpoint is read.
 
-A run's folder may come from a stranger. Only harmless overrides are replayed from it (`may_replay`); the others have to
-be typed again.
+A run's folder may come from a stranger: only harmless overrides are replayed (`may_replay`); the others have to be
+typed again.
 """
 
 import logging
@@ -24,7 +24,6 @@ from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
 from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, read_config, with_quoted_paths
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
-from chargpt.sweep.records import SWEEP, command_of_sweep
 
 if TYPE_CHECKING:
     from chargpt.checkpoint import Checkpoint
@@ -36,7 +35,7 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split", "data.tokenizer",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
-NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
+NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by their hashes
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Resumption:
     Attributes:
         path: the checkpoint file.
         fixed: the values of `FIXED` that the run was trained with, by key.
-        stopped_early: early stopping or the like ended the run.
+        stopped_early: early stopping or another callback ended the run.
     """
 
     path: Path
@@ -67,34 +66,39 @@ class Resumption:
 
 
 def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
-    """The command line with `resume=` written out: the run's own overrides, those typed now, and its folder.
+    """The command line with `resume=` written out: the run's stored overrides, the typed ones, and its folder.
 
     Args:
         outputs: where `resume=auto` looks for the newest run.
     """
-    if any(argument.startswith("--exp") for argument in arguments):
-        raise UserError("Hydra's --experimental-rerun would run whatever a file contains; resume= resumes a run")
     arguments = with_quoted_paths(arguments)
     resume, rest = _take("resume", arguments)
+    folder, typed = _take("hydra.run.dir", rest)
     if resume in (None, "null"):
         return arguments
-    folder, typed = _take("hydra.run.dir", rest)
     if any(re.match("-m$|--m", argument) for argument in rest):
-        return _with_resume_of_sweep(arguments, str(resume))
-    if resume == "allow" and (folder is None or "${" in folder):
-        raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
-    if resume == "allow" and not has_state(Path(str(folder))):
-        check_contents(Path(str(folder)))  # before Hydra writes its log there
+        folder = _take("hydra.sweep.dir", rest)[0]
+        if resume != "allow" or folder is None or "${" in folder:
+            raise UserError(
+                "a sweep resumes by resume=allow hydra.sweep.dir=FOLDER and the arguments that began it: python -m"
+                " chargpt.compare FOLDER prints the command"
+            )
         return arguments
-    if resume != "allow" and _take("init_from", typed)[0] not in (None, "null"):
+    if resume == "allow":
+        if folder is None or "${" in folder:
+            raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
+        if not has_state(Path(folder)):
+            check_contents(Path(folder))  # before Hydra writes its log there
+            return arguments
+    elif _take("init_from", typed)[0] not in (None, "null"):
         raise UserError("init_from= begins a run, and resume= resumes one: they exclude each other")
     run = _newest_run(typed, Path(outputs)) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
     check_run(run)
     if folder is not None and Path(folder).resolve() != run.resolve():
         raise UserError(f"a run resumes in its own folder, {run}, not in hydra.run.dir={folder}")
     place = in_hydras_quotes(str(run.resolve()))
-    first = next((n for n, each in enumerate(typed) if _is_override(each)), len(typed))  # after flags
     written_out = [*replayed(run, typed), f"resume={'allow' if resume == 'allow' else place}", f"hydra.run.dir={place}"]
+    first = next((n for n, each in enumerate(typed) if _is_override(each)), len(typed))  # after flags
     return [*typed[:first], *written_out, *typed[first:]]
 
 
@@ -113,15 +117,8 @@ def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
 
 
-def _with_resume_of_sweep(arguments: list[str], resume: str) -> list[str]:
-    if resume == "auto":
-        raise UserError("resume=auto finds a run; a sweep resumes by resume=allow hydra.sweep.dir=...")
-    if resume != "allow":
-        raise UserError(f"a sweep resumes by its own command: {command_of_sweep(Path(resume))}")
-    folder, _ = _take("hydra.sweep.dir", arguments)
-    if folder is None or "${" in folder:
-        raise UserError("resume=allow needs a folder to begin a sweep in, or to resume it: hydra.sweep.dir=...")
-    return arguments
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def check_run(run: Path) -> None:
@@ -129,37 +126,34 @@ def check_run(run: Path) -> None:
     if not run.exists():
         raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
     if not (run / OVERRIDES).is_file():
-        if (run / SWEEP).is_file():
-            _with_resume_of_sweep([], str(run))
         around = next((parent for parent in run.resolve().parents if (parent / OVERRIDES).is_file()), None)
         hint = f"did you mean resume={short(around)}?" if around else "resume=auto takes the newest run"
-        raise UserError(f"{short(run)} is not the folder of a run; {hint}")
+        raise UserError(
+            f"{short(run)} is not the folder of a run; {hint} (If it is a sweep, python -m chargpt.compare {short(run)}"
+            " prints the command that resumes it.)"
+        )
     check_contents(run)
 
 
 def _newest_run(typed: list[str], outputs: Path) -> Path:
     """The newest run that can resume with these arguments; logs why others cannot."""
+    overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
+    folders = [Path(after).absolute() for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
+    overrides += [f"hydra.searchpath=['file://{each}']" for each in folders]
     files = [file for name in CHECKPOINTS for file in find(outputs, name)]
     for run in dict.fromkeys(file.parents[1] for file in sorted(files, key=lambda file: -file.stat().st_mtime)):
-        overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
-        overrides.append(f"run_dir={in_hydras_quotes(str(run))}")
-        folders = [Path(after).absolute() for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
-        overrides += [f"hydra.searchpath=['file://{each}']" for each in folders]
         try:
             check_run(run)
-            state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides]))
+            place = f"run_dir={in_hydras_quotes(str(run))}"
+            state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides, place]))
             check_same(state, settings)
-            if state.step >= settings.trainer["max_steps"]:
-                raise UserError(f"it has finished its {state.step} steps")
-            return run
+            if state.step < settings.trainer["max_steps"]:
+                return run
+            why = f"it has finished its {state.step} steps"
         except Exception as error:  # whatever is wrong with this run, another may be right
-            why = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning(f"Passing over {run}: {why.removeprefix(f'{short(run)} ')}")
+            why = first_line(error).removeprefix(f"{short(run)} ")
+        log.warning(f"Passing over {run}: {why}")
     raise UserError(f"resume=auto found no run to resume in {outputs}/")
-
-
-def _is_override(argument: str) -> bool:
-    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def replayed(run: Path, typed: Sequence[str]) -> list[str]:
@@ -178,10 +172,10 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
 def _stored(run: Path, typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The stored overrides that are harmless and those that are not, without those that are typed now."""
     now = [_parsed(each) for each in typed if _is_override(each)]
-    exact = [*NOT_REPLAYED, *(each.key_or_group for each in now)]
-    whole = [f"{each.key_or_group}." for each in now if not _is_option(each)]  # an option keeps single values
+    exact = (*NOT_REPLAYED, *(each.key_or_group for each in now))
+    below = tuple(f"{each.key_or_group}." for each in now if not _is_option(each))  # an option keeps single values
     stored = [each for each in map(_parsed, read_overrides(run)) if each.key_or_group not in exact]
-    stored = [each for each in stored if not each.key_or_group.startswith(tuple(whole))]
+    stored = [each for each in stored if not each.key_or_group.startswith(below)]
     base = composed([str(each.input_line) for each in stored if _is_option(each)])
     lines: dict[bool, list[str]] = {True: [], False: []}
     for each in stored:
@@ -233,9 +227,7 @@ def may_replay(override: Override, base: DictConfig) -> bool:
     if isinstance(value, str):
         plain = before is None or (isinstance(before, str) and "${" not in before) or key == "trainer.devices"
         return plain and "${" not in value and name != "_target_" and not key.startswith("trainer.logger")
-    return all(
-        each is None or isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
-    )
+    return all(isinstance(each, int | float | None) for each in (value if isinstance(value, list) else [value]))
 
 
 def command_to_resume(run: Path) -> str:
@@ -245,7 +237,7 @@ def command_to_resume(run: Path) -> str:
 
 def _command(run: Path, overrides: Sequence[str]) -> str:
     folder = str(short(run))
-    folder = f"./{folder}" if folder in ("auto", "allow", "null") else folder  # which mean something else
+    folder = f"./{folder}" if folder in ("auto", "allow", "null") else folder  # these have another meaning
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
     return quoted(["python", "train.py", *flags, f"resume={folder}", *overrides])
@@ -259,16 +251,17 @@ def load_state(run: Path) -> Resumption:
     for file in files:
         try:
             contents = load(file)
-            weights = contents.get("current_model_state", {})  # those in training, if `state_dict` is their average
+            weights = contents.get("current_model_state", {})  # in training, if `state_dict` is Lightning's average
             contents["state_dict"] |= {key: value for key, value in weights.items() if not key.startswith("net.")}
             checkpoint = from_contents(contents, file)
             fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
             if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
-                raise UserError("it is not a state of training")
+                raise LookupError
             return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
-        except (UserError, LookupError, TypeError, AttributeError) as error:
-            why = str(error) if isinstance(error, UserError) else "it is not a state of training"
-            log.warning(f"Passing over {file}: {why.removeprefix(f'{file} ')}")
+        except UserError as error:
+            log.warning(f"Passing over {file}: {str(error).removeprefix(f'{file} ')}")
+        except (LookupError, TypeError, AttributeError):
+            log.warning(f"Passing over {file}: it is not a state of training")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(
@@ -284,27 +277,23 @@ def fixed_values(settings: Settings) -> dict[str, Any]:
 
 
 def check_same(resumption: Resumption, settings: Settings) -> None:
-    """Refuse settings that would not resume this run but train another one."""
-    before, now = resumption.fixed, fixed_values(settings)
-    for key in now:
-        if key in before and before[key] != now[key]:
+    """Refuse settings that would train another run than this one."""
+    before = resumption.fixed
+    for key, now in fixed_values(settings).items():
+        if key in before and before[key] != now:
             raise UserError(
-                f"{key}={now[key]} cannot be changed: {short(resumption.path)} was trained with {key}={before[key]}, on"
+                f"{key}={now} cannot be changed: {short(resumption.path)} was trained with {key}={before[key]}, on"
                 " which its weights, optimizer state or batches depend; start a new run for it"
             )
 
 
 def store(cfg: DictConfig, run: Path) -> None:
-    """Keep what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
+    """Store what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
     (run / OVERRIDES).parent.mkdir(exist_ok=True)
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra is not None:
-        task = [each for each in hydra.overrides.task if _parsed(each).key_or_group not in ("resume", "run_dir")]
-        keys = [_parsed(each).key_or_group for each in task]
-        before = read_overrides(run) if (run / OVERRIDES).is_file() else []
-        texts = [each for each in before if (key := _parsed(each).key_or_group) in TEXTS and key not in keys]
-        write(run / OVERRIDES, yaml.safe_dump([*texts, *task], allow_unicode=True).encode())
-        write(run / ".hydra/hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})).encode())
+    if HydraConfig.initialized():
+        task = HydraConfig.get().overrides.task
+        task = [each for each in task if _parsed(each).key_or_group not in ("resume", "run_dir")]
+        write(run / OVERRIDES, yaml.safe_dump(task, allow_unicode=True).encode())
     write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 
 
@@ -314,10 +303,10 @@ def began_with(cfg: DictConfig, run: Path) -> bool:
 
 
 def log_changes(cfg: DictConfig, run: Path) -> None:
-    """Log the settings that differ from those that the run had before, as its `config.yaml` has them."""
+    """Log the settings that differ from those in the run's `config.yaml`."""
     try:
         before = _leaves(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))
-    except Exception as error:  # it is kept for people: without it the run resumes all the same
+    except Exception as error:  # the file is for people: without it the run resumes all the same
         log.warning(f"{short(run / CONFIG)} is damaged: {first_line(error)}")
         return
     now = _leaves(OmegaConf.to_container(cfg))
@@ -327,8 +316,8 @@ def log_changes(cfg: DictConfig, run: Path) -> None:
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their keys, such as `model.n_layer`."""
     if not isinstance(node, dict):
         return {path: node}
-    return {
-        key: leaf for name, value in node.items() for key, leaf in _leaves(value, f"{path}.{name}".lstrip(".")).items()
-    }
+    below = [_leaves(value, f"{path}.{name}".lstrip(".")) for name, value in node.items()]
+    return {key: leaf for leaves in below for key, leaf in leaves.items()}

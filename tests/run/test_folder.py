@@ -19,17 +19,15 @@ def test_short(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["losses.csv", "loss.png", "samples.jsonl", "checkpoints/best.ckpt"])
-def test_files_of_a_person_are_not_replaced(name, tmp_path):
+def test_a_persons_files_are_not_overwritten(name, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / name).write_text("mine")
+    for file in (name, ".draft.tmp", "checkpoints/.draft.tmp"):
+        (tmp_path / file).write_text("mine")
     with pytest.raises(UserError, match=f"has a {name}, which would be lost"):
         claim(tmp_path, began_here=False)
-    assert (tmp_path / name).read_text() == "mine"
     claim(tmp_path, began_here=True)  # a run that ended before its first save
-
-
-def test_a_folder_holds_one_run(tmp_path):
-    claim(tmp_path, began_here=False)
+    for file in (name, ".draft.tmp", "checkpoints/.draft.tmp"):
+        assert (tmp_path / file).read_text() == "mine"
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     for began_here in (False, True):
         with pytest.raises(UserError, match="holds a run already"):
@@ -42,12 +40,13 @@ def hold(folder, ready):
         signal.pause()
 
 
+@pytest.mark.processes
 def test_one_process_at_a_time(tmp_path):
-    """The second is told at once, and the lock ends with a process that is killed."""
-    ours, theirs = multiprocessing.Pipe()
-    other = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, theirs))
+    """The second is refused at once, and the lock of a killed process is released."""
+    here, there = multiprocessing.Pipe()
+    other = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, there))
     other.start()
-    assert ours.recv() == "held"
+    assert here.recv() == "held"
     with pytest.raises(UserError, match=f"another process is at work in {tmp_path}"), held(tmp_path):
         pass
     other.kill()
@@ -58,24 +57,14 @@ def test_one_process_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_locks(error, tmp_path, monkeypatch, caplog):
-    """A cloud drive, or NFS: the run goes on without, and the log says so."""
+    """A cloud drive, or NFS: the run works without a lock, and the log says so."""
 
-    def none(*_):
+    def no_locks(*_):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with held(tmp_path):
         assert "has no locks" in caplog.text
-
-
-def test_files_of_a_person_stay(tmp_path):
-    for name in ("checkpoints/.draft.tmp", ".draft.tmp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    with held(tmp_path):
-        claim(tmp_path, began_here=False)
-    assert (tmp_path / ".draft.tmp").exists()
-    assert (tmp_path / "checkpoints" / ".draft.tmp").exists()
 
 
 @pytest.mark.parametrize("place", [".hydra/config.yaml", "train.log", "checkpoints", ".lock", "a/b"])

@@ -29,24 +29,20 @@ def built(*overrides):
     return build(read_config(cfg), None, initial)
 
 
-def test_the_same_text(tiny_run, tiny, tmp_path):
-    """Nothing but `init_from` is said of the model: its architecture and its weights are those of the checkpoint."""
+@pytest.mark.parametrize("name", ["", "checkpoints/last.ckpt"])
+def test_the_same_text(name, tiny_run, tiny, tmp_path):
+    """Architecture and weights are those of the checkpoint."""
     options = [each for each in tiny if not each.startswith("model.")]
-    run = built(*options, f"init_from={tiny_run}", f"run_dir={tmp_path}")
-    net, _ = load_checkpoint(tiny_run)
+    run = built(*options, f"init_from={tiny_run / name}", f"run_dir={tmp_path}")
+    net, _ = load_checkpoint(tiny_run / name)
     assert run.settings.model == net.config
     assert run.settings.data.block_size == net.config.block_size
     assert_same(run.module.net.state_dict(), net.state_dict())
-    for name in ("checkpoints/last.ckpt", "checkpoints"):
-        assert_same(
-            built(*options, f"init_from={tiny_run}/{name}", f"run_dir={tmp_path}").module.net.state_dict().keys(),
-            net.state_dict().keys(),
-        )
 
 
 @pytest.mark.parametrize("kind", ["gpt", "bigram"])
 def test_a_text_with_new_characters(kind, tiny_run, tiny, other, tmp_path, caplog):
-    """What the model says of the characters that it knows stays as it was, and of the new ones it is told."""
+    """The logits of known characters stay; the log has the new characters."""
     caplog.set_level("INFO")
     first, more = tiny_run, []
     if kind == "bigram":
@@ -64,18 +60,18 @@ def test_a_text_with_new_characters(kind, tiny_run, tiny, other, tmp_path, caplo
         before, after = net(ids), run.module.net.eval()(places[ids])
     torch.testing.assert_close(after[..., places], before)
     assert after.shape[-1] == before.shape[-1] + 5
-    # The batches have the ids of this vocabulary.
-    text = (tmp_path / "run").parent and run.data.corpus
-    ids = [*run.data.train_ids, *run.data.val_ids]
+    ids, text = [*run.data.train_ids, *run.data.val_ids], run.data.corpus  # in this vocabulary
     assert "".join(characters[each] for each in ids) == text.tokenizer.decode(text.ids)
 
 
-def test_interrupted_and_resumed(tiny_run, other, tmp_path):
-    """Bit for bit as if it had not been, also where the weights that it began from are gone; fresh optimizer."""
+def test_interrupted_and_resumed(tiny_run, other, tmp_path, capsys):
+    """Bit for bit, even if the initial weights are gone; the optimizer is new; the score can be reproduced."""
     first = shutil.copytree(tiny_run, tmp_path / "first")
     start(tmp_path / "whole", *other, f"init_from={first}")
     line = [*other, f"init_from={first}", f"hydra.run.dir={tmp_path}/run"]
-    assert run_script("train.py", *line, *signal_at(5)).returncode == 143
+    done = run_script("train.py", *line, *signal_at(5), "model.n_layer=2", "model.dropout=0.2")
+    assert done.returncode == 143, done.stderr
+    assert f"Weights to start from: {first}/checkpoints/best.ckpt" in done.stderr
     shutil.rmtree(first)
     done = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
     assert done.returncode == 0, done.stderr
@@ -85,43 +81,31 @@ def test_interrupted_and_resumed(tiny_run, other, tmp_path):
     assert whole["hyper_parameters"]["characters"] == run["hyper_parameters"]["characters"]
     steps = {float(each["step"]) for each in whole["optimizer_states"][0]["state"].values()}
     assert steps == {12.0}
-
-
-def test_its_score_is_found_again(tiny_run, other, tmp_path, capsys):
-    """In the larger vocabulary."""
-    start(tmp_path, *other, f"init_from={tiny_run}")
-    assert evaluate(["--ckpt", str(tmp_path), "--device", "cpu"]) == 0
-    best = float(state(tmp_path)["state_dict"]["best_val_loss.min_value"])
+    assert evaluate(["--ckpt", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    best = float(run["state_dict"]["best_val_loss.min_value"])
     assert f"loss: {best:.4f} nats per character" in capsys.readouterr().out
 
 
-def test_what_is_said_beside_it(tiny_run, other, tmp_path):
-    run = [*other, f"init_from={tiny_run}", f"hydra.run.dir={tmp_path}/run"]
-    done = run_script("train.py", *run, "model.n_layer=3")
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: init_from={tiny_run} has model.n_layer=2, on which its weights depend: leave model.n_layer=3 out\n"
-    )
-    done = run_script("train.py", *run, "model={n_layer:3}")
-    assert done.returncode == 2
-    done = run_script("train.py", *run, "model.n_layer=2", "model.dropout=0.5")
-    assert done.returncode == 0, done.stderr
-    assert f"Weights to start from: {tiny_run}/checkpoints/best.ckpt" in done.stderr
-    assert state(tmp_path / "run")["hyper_parameters"]["model"]["dropout"] == 0.5
-    done = run_script("train.py", f"resume={tmp_path}/run", f"init_from={tiny_run}")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: init_from= begins a run, and resume= resumes one")
-    done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=14")
-    assert done.returncode == 0, done.stderr
-
-
-def test_what_cannot_be_started_from(tiny_run, tiny, tmp_path):
-    for name, message in (("none", "no such checkpoint or run: none"), ("README.md", "README.md is damaged, or not")):
-        with pytest.raises(UserError, match=message):
-            begin_from(composed(*tiny, f"init_from={name}"))
+def test_what_is_refused(tiny_run, tiny, other, tmp_path):
     options = [each for each in tiny if not each.startswith("model.n_")]
-    with pytest.raises(UserError, match=r"is a gpt: add model=gpt"):
-        begin_from(composed(*options, "model=bigram", f"init_from={tiny_run}"))
+    for overrides, message in (
+        ([*tiny, "init_from=none"], "no such checkpoint or run: none"),
+        ([*tiny, "init_from=README.md"], "README.md is damaged, or not"),
+        ([*options, "model=bigram", f"init_from={tiny_run}"], r"is a gpt: add model=gpt"),
+    ):
+        with pytest.raises(UserError, match=message):
+            begin_from(composed(*overrides))
+    for typed in ("model.n_layer=3", "model={n_layer:3}"):
+        done = run_script("train.py", *other, f"init_from={tiny_run}", f"hydra.run.dir={tmp_path}/run", typed)
+        assert done.returncode == 2
+        weights = f"init_from={tiny_run} has model.n_layer=2, on which its weights depend: leave model.n_layer=3 out\n"
+        assert done.stderr == f"error: {weights}"
+
+
+def test_dropout_may_differ(tiny_run, other, tmp_path):
+    done = run_script("train.py", *other, f"init_from={tiny_run}", "model.dropout=0.5", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert state(tmp_path / "run")["hyper_parameters"]["model"]["dropout"] == 0.5
 
 
 def test_characters_and_bytes_do_not_start_from_each_other(bytes_run, tiny_run, tiny, tmp_path):
