@@ -168,7 +168,7 @@ def cache_bytes(model: ModelConfig, samples: int = 1) -> int:
     if isinstance(model, BigramConfig):
         return 0
     T, C = model.block_size, model.n_embd
-    return 8 * model.n_layer * samples * (T * C + (T + 1) * model.shifted)
+    return 8 * model.n_layer * samples * (T * C + model.shifted)
 
 
 def exchanged_bytes(model: ModelConfig, devices: int, V: int = VOCABULARY) -> float:

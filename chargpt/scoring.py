@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.batches import CALLED, Batch, SequentialBlocks, parts_of
+from chargpt.batches import CALLED, IGNORED, Batch, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, Scoring
 from chargpt.corpus import PIECE, Corpus, Ids, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError
@@ -126,11 +126,11 @@ def score(model: Model, ids: Ids, how: Scoring, stride: int | None = None) -> Sc
 
 
 def _blocks(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
-    """The batches of validation, all of whose targets count."""
+    """The batches of validation, and which of the targets are not padding."""
     blocks = SequentialBlocks(ids, block_size, batch_size)
     for item in range(len(blocks)):
         inputs, targets = blocks[item]
-        yield (inputs, targets), torch.ones(inputs.shape, dtype=torch.bool)
+        yield (inputs, targets), targets != IGNORED
 
 
 def _windows(ids: Ids, block_size: int, batch_size: int, step: int) -> Iterator[tuple[Batch, Tensor]]:

@@ -150,6 +150,6 @@ def test_bounds_of_sampling():
         model = GPT(LECTURE, VOCABULARY).eval()
         idx = torch.zeros(1, LECTURE.block_size, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        model.read(idx, model.new_cache(1))
+        model(idx, model.new_cache(1))
     assert 0.9 < flops_of_a_window(model) / counter.get_total_flops() < 1
     assert weights_read(model) == 4 * (10_788_929 - 256 * 384)

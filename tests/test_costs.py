@@ -109,7 +109,8 @@ def test_checkpoints(averaged, tiny, tmp_path):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_cache(options):
     net = build_model(GPTConfig(**SIZES, **options), 65)
-    assert costs.cache_bytes(net.config, 3) == sum(layer.nbytes for layer in net.new_cache(3).layers)
+    cache = net.new_cache(3)
+    assert costs.cache_bytes(net.config, 3) == cache.keys_and_values.nbytes + cache.previous.nbytes
 
 
 def test_devices_exchange_all_gradients_in_fp32(tmp_path):
