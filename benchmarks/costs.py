@@ -111,7 +111,7 @@ class Step:
         """Keys and values of one sample's context and, with token shift, the channels that layers look back at."""
         L, C = self.layers
         T, shifted = self.model.block_size, C // 2 if L and self.model.token_shift else 0
-        return 8 * L * (T * C + (T + 1) * shifted)
+        return 8 * L * (T * C + shifted)
 
 
 def pairs(T: int) -> int:

@@ -1,4 +1,4 @@
-"""Which text, and the blocks of it: at random places for training, one after the other for validation.
+"""Which text, and its blocks: at random places for training, one after the other for validation.
 
 `DataConfig` is here, and not beside the LightningDataModule, since Lightning takes seconds to import: `train.py` needs
 the configuration for `--help`, and scoring does without Lightning.
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from chargpt.corpus import Ids
@@ -20,6 +21,8 @@ from chargpt.sources import SOURCES
 from chargpt.tokenizer import KINDS
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
+IGNORED = -100  # the target of padding: cross entropy's default `ignore_index`
+CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text, in this order
 
 
 @dataclass
@@ -31,7 +34,7 @@ class DataConfig:
         val_path, test_path: separate texts to validate on, or to test on; like `path`.
         split: the training, validation and, if there are three, test shares of the text. With `val_path` all of the
             text trains.
-        tokenizer: what an id stands for: one of `chargpt.tokenizer.KINDS`.
+        tokenizer: one of `chargpt.tokenizer.KINDS`.
         verify: read and encode texts even if the cache has them.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
@@ -76,9 +79,6 @@ class DataConfig:
         check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
 
 
-CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text, in this order
-
-
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
     """A text's ids, cut into two or three parts, by their keys in `CALLED`."""
     first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
@@ -88,18 +88,14 @@ def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
 class RandomBlocks(Dataset[Batch]):
     """Training batches: item `step` holds `batch_size` blocks that start at random places of `ids`.
 
-    An item is a pure function of (seed, step), so that a resumed run sees the batches that it would have seen without
-    the interruption, with any number of loader workers. Each rank takes its slice of one draw: two ranks with 32 blocks
-    each see what one with 64 sees. There is no last item.
+    An item is a pure function of (seed, step), so that a resumed run sees the batches of an uninterrupted one, with any
+    number of loader workers. Each rank takes its slice of one draw: two ranks with 32 blocks each see the batches of
+    one rank with 64. There is no last item.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        self.ids = ids
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
@@ -112,29 +108,20 @@ class RandomBlocks(Dataset[Batch]):
 class SequentialBlocks(Dataset[Batch]):
     """Validation batches: all of `ids` in order, every character but the first a target exactly once.
 
-    The text is cut into blocks of `block_size`, `batch_size` of them per item; where the last block is short it is an
-    item of its own. Of several ranks each takes every `world_size`-th item. A rank for
-    which none is left has one without blocks, so that it takes part in the sums that all ranks make at the end.
+    The text is cut into blocks of `block_size`, `batch_size` of them per item. Of several ranks each takes every
+    `world_size`-th item. Behind the text's end are padding blocks, with `IGNORED` as targets: all items have one shape,
+    and all ranks equally many.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.ids = ids
-        self.block_size = block_size
-        self.span = block_size * batch_size  # characters an item predicts
-        self._targets = len(ids) - 1
-        self._full = self._targets - self._targets % block_size  # targets that lie in whole blocks
-        self._whole = math.ceil(self._full / self.span)  # items of whole blocks
-        items = self._whole + (self._full < self._targets)
-        self._items = range(items)[rank::world_size] or range(items, items + 1)  # of all items those of this rank
+        self.ids, self.block_size, self.span = ids, block_size, block_size * batch_size
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return len(self._items)
+        return math.ceil((len(self.ids) - 1) / (self.span * self.world_size))
 
     def __getitem__(self, item: int) -> Batch:
-        n = self._items[item]
-        start, stop = n * self.span, min((n + 1) * self.span, self._full)
-        if n >= self._whole:  # the short block, or nothing
-            start, stop = self._full if n == self._whole else self._targets, self._targets
-        text = torch.from_numpy(self.ids[start : stop + 1].astype(np.int64))
-        block = min(self.block_size, stop - start) or self.block_size
-        return text[:-1].view(-1, block), text[1:].view(-1, block)
+        start = (item * self.world_size + self.rank) * self.span
+        text = torch.from_numpy(self.ids[start : start + self.span + 1].astype(np.int64))
+        text = F.pad(text, (0, self.span + 1 - len(text)), value=IGNORED)
+        return text[:-1].clamp(min=0).view(-1, self.block_size), text[1:].view(-1, self.block_size)

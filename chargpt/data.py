@@ -31,18 +31,16 @@ class StepsFrom(Sampler[int]):
 
 
 class OutliveSignals:
-    """A loader worker's answer to signals: nothing, until the main process ends and sends SIGTERM to its children.
-
-    `timeout` and SLURM send a signal to all processes. The main one then saves, and may need another batch before.
-    """
+    """Has a loader worker ignore signals until the main process ends. `timeout` and SLURM signal all processes, and the
+    main one may need another batch before it saves."""
 
     def __init__(self) -> None:
         self.ending = multiprocessing.RawValue(c_bool, False)  # in memory that the workers share
-        atexit.register(setattr, self.ending, "value", True)  # runs before multiprocessing ends its children
+        atexit.register(setattr, self.ending, "value", True)  # before multiprocessing ends its children by SIGTERM
 
     def __call__(self, worker: int) -> None:
         for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name):  # Windows has one of them
+            if hasattr(signal, name):  # Windows has only one of them
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self.ending.value else None)
 
@@ -52,14 +50,12 @@ class CharDataModule(LightningDataModule):
 
     Args:
         config: which text, in which blocks.
-        expected: `identities` of the run that is resumed. These texts are taken from the cache unless their path is
-            given.
+        expected: `identities` of the run that is resumed, whose texts then come from the cache unless paths are given.
 
-    Attributes:
-        config: which text, in which blocks.
-        corpus: the encoded text that trains; like all below, there once `setup` has run.
-        own: separate texts to validate or test on, by `val` and `test`.
-        tokenizer: its vocabulary is that of all texts together, as the lecture takes it from all of a text.
+    Attributes, once `setup` has run:
+        corpus: the encoded text that trains.
+        own: separate texts for validation or test, by `val` and `test`.
+        tokenizer: of the vocabulary of all texts together, as the lecture takes it from the whole text.
         train_ids, val_ids, test_ids: the parts; the last is None without a test part.
     """
 
@@ -73,22 +69,20 @@ class CharDataModule(LightningDataModule):
         every process may do so at the same time."""
         if hasattr(self, "corpus"):
             return
-        config = self.config
         text, own = self._load(""), {}
         for part in ("val", "test"):
-            is_given, is_expected = getattr(config, f"{part}_path") is not None, f"{part}_sha256" in self._expected
+            is_given, is_expected = getattr(self.config, f"{part}_path") is not None, f"{part}_sha256" in self._expected
             if is_given and self._expected and not is_expected:
                 raise UserError(f"the run began without data.{part}_path; start a new run for it")
             if is_given or is_expected:
                 own[part] = self._load(f"{part}_")
-        cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
-        parts = cut | {part: corpus.ids for part, corpus in own.items()}
+        cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, self.config.split)
+        parts, block_size = cut | {part: corpus.ids for part, corpus in own.items()}, self.config.block_size
         for part, ids in parts.items():
-            if len(ids) <= config.block_size:
+            if len(ids) <= block_size:
                 raise UserError(
                     f"{own.get(part, text).name} has {len(ids):,} {text.tokenizer.unit}s of {CALLED[part]} text, but"
-                    f" model.block_size={config.block_size} needs {config.block_size + 1:,}: use a longer text or a"
-                    " smaller block_size"
+                    f" model.block_size={block_size} needs {block_size + 1:,}: use a longer text or a smaller one"
                 )
         vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
         if len(vocabulary) == 1:
@@ -130,30 +124,26 @@ class CharDataModule(LightningDataModule):
         return encode_text(text, sha256, config.tokenizer, verify=config.verify)
 
     def train_dataloader(self) -> DataLoader:
-        blocks = RandomBlocks(self.train_ids, *self._sizes, self.config.seed, *self._place)
-        return self._loader(blocks, StepsFrom(self._batches_seen), self.config.num_workers)
+        trainer, config = self.trainer, self.config
+        assert trainer is not None
+        sizes = (config.block_size, config.batch_size, config.seed, trainer.global_rank, trainer.world_size)
+        # The batches that training has used. Optimizer steps do not count them, since an epoch may end within an
+        # accumulated step, and Lightning has no documented name for them.
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        steps = StepsFrom(lambda: progress.total.processed)  # type: ignore[attr-defined]
+        return self._loader(RandomBlocks(self.train_ids, *sizes), steps, config.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(SequentialBlocks(self.val_ids, *self._sizes, *self._place))
+        return self._in_order(self.val_ids)
 
     def test_dataloader(self) -> DataLoader:
         assert self.test_ids is not None
-        return self._loader(SequentialBlocks(self.test_ids, *self._sizes, *self._place))
+        return self._in_order(self.test_ids)
 
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        return self.config.block_size, self.config.batch_size
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
+    def _in_order(self, ids: Ids) -> DataLoader:
         assert self.trainer is not None
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _batches_seen(self) -> int:
-        """The number of batches that training has used; an epoch may end within an accumulated step."""
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(SequentialBlocks(ids, self.config.block_size, self.config.batch_size, *place))
 
     def _loader(self, blocks: Dataset[Batch], sampler: Sampler | None = None, num_workers: int = 0) -> DataLoader:
         assert self.trainer is not None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from chargpt.batches import CALLED, Batch, SequentialBlocks, parts_of
+from chargpt.batches import CALLED, IGNORED, Batch, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
 from chargpt.command_line import Parser, file_name, open_output, pick_device, table
 from chargpt.corpus import PIECE, Corpus, Ids, encode_text, find_encoded, ids_in
@@ -25,7 +25,6 @@ from chargpt.sources import Text, find_files
 from chargpt.tokenizer import Tokenizer, UnknownCharacterError
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # other precisions are the weights' own
-IGNORED = -100  # a target that does not count
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from chargpt.batches import Batch
+from chargpt.batches import IGNORED, Batch
 from chargpt.model import MODEL_CONFIGS, ModelConfig, build_model
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig, lr_factor
 from chargpt.settings import read_settings
@@ -27,39 +27,30 @@ def is_logged(trainer: Trainer, step: int) -> bool:
     return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer has it, undeclared
 
 
-class _InSinglePrecision:
-    """A metric that stays so where the model is converted to half precision (`bf16-true`), in which a sum soon grows no
-    more."""
+class _InFP32:
+    """Keeps a metric's state in fp32 under bf16-true, where a sum would soon stop growing."""
 
     def _apply(self, convert: Callable[[Tensor], Tensor], *args: Any) -> Any:
         return super()._apply(lambda state: state.to(convert(state).device), *args)  # type: ignore[misc]
 
 
-class _Mean(_InSinglePrecision, MeanMetric): ...
+class _Mean(_InFP32, MeanMetric): ...
 
 
-class _Min(_InSinglePrecision, MinMetric): ...
+class _Min(_InFP32, MinMetric): ...
 
 
 class CharLM(LightningModule):
     """A character-level language model in training.
 
-    Everything logged carries the number of optimizer steps taken as its `step`, which Lightning then uses in place of
-    its own count from 0.
-
-    Its hyper-parameters are plain dicts, strings and numbers, so that a checkpoint is complete and loads with
-    `weights_only=True`; `chargpt.checkpoint.load_checkpoint` reads it without Lightning.
+    Its metrics are logged at the number of optimizer steps taken (`step`), where Lightning would count from 0. Its
+    hyper-parameters are plain dicts, strings and numbers, so that a checkpoint loads with `weights_only=True`.
 
     Args:
-        model: the model's configuration, or its settings as a plain dict (as a checkpoint holds them).
-        optimizer: the optimizer's, likewise.
+        model, optimizer: configurations, or their settings as plain dicts (as a checkpoint holds them).
         characters: the vocabulary, in order of id; None for bytes.
-        corpus: what the model is trained on: its `name`, for people, and the `sha256` of the text; likewise `val_name`
-            and so on of texts of their own that validate or test.
-        scoring: how it is validated, see `EvalSettings`; kept for `chargpt.evaluate`.
-
-    Raises:
-        UserError: a setting is unknown or out of range.
+        corpus: the training text's `name` and `sha256`; `val_name` and so on of separate texts for validation or test.
+        scoring: a `chargpt.checkpoint.EvalSettings` as a dict, for `chargpt.evaluate`.
     """
 
     def __init__(
@@ -81,14 +72,26 @@ class CharLM(LightningModule):
         self.save_hyperparameters(settings, logger=False)
         self.tokenizer = tokenizer_of(characters)
         self.net = build_model(model, self.tokenizer.vocab_size)
-        self.mean_loss = _Mean(nan_strategy=math.nan)  # one makes the mean one; "disable" would forget the weights
-        self.accuracy = MulticlassAccuracy(self.tokenizer.vocab_size, average="micro")
+        self.mean_loss = _Mean(nan_strategy=math.nan)  # a NaN stays one; "disable" would forget the weights
+        self.accuracy = MulticlassAccuracy(self.tokenizer.vocab_size, average="micro", ignore_index=IGNORED)
         self.best_val_loss = _Min(nan_strategy="ignore")
-        self.best_val_loss.persistent(True)  # in the checkpoint: the best score so far outlives an interruption
+        self.best_val_loss.persistent(True)  # in the checkpoint, for a resumed run
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Those of a batch, (B, T) to (B, T, vocab_size).
+
+        A CPU takes the sequences in parts, so that the output of one layer is still in its cache for the next one.
+        """
+        rows = max(1, CPU_PART // inputs.shape[1]) if inputs.device.type == "cpu" else len(inputs)
+        return torch.cat([self.net(part) for part in inputs.split(rows)])
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats per id of logits (B, T, vocab_size) against targets (B, T)."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+
+    def training_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return self.loss(self.logits(inputs), targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)
@@ -96,15 +99,6 @@ class CharLM(LightningModule):
             metrics: dict[str, Tensor | float] = {"train/loss": loss.detach(), "step": float(self.global_step + 1)}
             self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
         return loss
-
-    def training_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch, inputs and targets (B, T).
-
-        Sequences do not touch one another, so a CPU takes them in parts: what one layer writes is then still in the
-        cache when the next one reads it. Other devices take all at once.
-        """
-        rows = max(1, CPU_PART // inputs.shape[1]) if inputs.device.type == "cpu" else len(inputs)
-        return self.loss(torch.cat([self.net(part) for part in inputs.split(rows)]), targets)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.should_log:
@@ -114,20 +108,14 @@ class CharLM(LightningModule):
 
     @property
     def should_log(self) -> bool:
-        """Whether the step under way is one that Lightning writes to the logger.
-
-        Asked before logging, because on all other steps the call would cost a small model much and change nothing.
-        """
+        """Whether Lightning writes the present step to the logger. On other steps, the calls would only take time."""
         return is_logged(self.trainer, self.global_step + 1)
 
-    @torch.compiler.set_stance("force_eager")  # its last blocks have other shapes, each of which would be compiled
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
-        if not len(inputs):  # more ranks than there are batches
-            self.mean_loss.update(0.0, weight=0)
-            return
-        logits = self.net(inputs)
-        self.mean_loss.update(self.loss(logits, targets), weight=targets.numel())
+        logits = self.logits(inputs)
+        count = (targets != IGNORED).sum()  # 0 where a rank has padding only, whose mean would be NaN
+        self.mean_loss.update(torch.where(count > 0, self.loss(logits, targets), 0.0), weight=count)
         self.accuracy.update(logits.flatten(0, 1), targets.flatten())
 
     def on_validation_epoch_end(self) -> None:
@@ -144,7 +132,7 @@ class CharLM(LightningModule):
         self.log_dict(self._scores("test"), sync_dist=True)
 
     def _scores(self, part: str) -> dict[str, Tensor | float]:
-        """What was counted of all batches and devices, which is then forgotten."""
+        """The metrics of all batches and devices, which are then reset."""
         loss = self.mean_loss.compute()
         scores: dict[str, Tensor | float] = {
             f"{part}/loss": loss,  # nats per character, or per byte

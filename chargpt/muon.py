@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0; carries singular values of (0, 1] near 1 in five steps
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices, roughly: the singular vectors stay, the singular values come to between 0.6 and
-    1.3, but for those that are a thousandth of the largest or less.
+    """The nearest orthogonal matrices, roughly: singular vectors stay, singular values come to between 0.6 and 1.3,
+    except those below a thousandth of the largest.
 
     By a Newton-Schulz iteration with the coefficients of Jordan et al. (2024): products of matrices, no decomposition.
-    Each of its steps multiplies X by a polynomial of X X^T. All of these can be multiplied with each other first, small
-    as they are, and then once with X, which is long in most layers. Half precision would lose the small singular
-    values, which X X^T squares.
+    Each step multiplies X by a polynomial of X X^T. These polynomials are small, so they are multiplied with each other
+    first, and then once with X, which is long in most layers. Half precision would lose the small singular values,
+    which X X^T squares.
 
     Args:
         matrices: (k, n, m).
@@ -28,7 +29,7 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     square = wide @ wide.mT  # (k, n, n)
     polynomial = product = _polynomial(square)
     for _ in range(steps - 1):
-        square = polynomial @ square @ polynomial  # of the X that the last step made
+        square = polynomial @ square @ polynomial  # X X^T of the next X
         polynomial = _polynomial(square)
         product = polynomial @ product
     result = product @ wide
@@ -36,30 +37,41 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def _polynomial(square: Tensor) -> Tensor:
-    """With what a step multiplies X: that of X X^T, (k, n, n)."""
+    """The factor of one step, from X X^T, (k, n, n)."""
     a, b, c = NEWTON_SCHULZ
     polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
     polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
     return polynomial
 
 
-class Muon(torch.optim.AdamW):
-    """Muon (Jordan et al. 2024) for the groups of parameters that have a `momentum`; AdamW for the others.
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) for the groups of parameters with a `momentum`; AdamW for the others.
 
     One step of a matrix W of shape (out, in), with G its gradient and M a running mean of G:
 
         M <- momentum * M + (1 - momentum) * G
         W <- (1 - lr * weight_decay) * W - lr * sqrt(out / in) * orthogonalized(momentum * M + (1 - momentum) * G)
 
-    so that what a layer puts out changes by about lr, whatever its sizes (Bernstein & Newhouse 2024), and W forgets
-    what it was in 1 / (lr * weight_decay) steps.
+    so that a step changes a layer's output by about lr, whatever its sizes (Bernstein & Newhouse 2024), and W forgets
+    its earlier values in 1 / (lr * weight_decay) steps.
 
-    A group's `parts` says how many matrices are stacked in each of its parameters: three in one of query, key and
-    value. Those of one shape are orthogonalized together.
+    A group's `parts` is the number of matrices stacked in each of its parameters: three in one of query, key and value.
+    Those of one shape are orthogonalized together.
     """
 
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]):
+        super().__init__(groups, {"lr": lr, "betas": betas})
+        self._hold_adamw()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own would look for its moments in each state
+        """Replaces groups and state, at the end of `load_state_dict`."""
+        super().__setstate__(state)
+        self._hold_adamw()
+
+    def _hold_adamw(self) -> None:
+        """An AdamW that shares its groups, learning rates included, and the state with this optimizer."""
+        self.adamw = AdamW([group for group in self.param_groups if "momentum" not in group], fused=True)
+        self.adamw.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,16 +79,10 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients: dict[Tensor, Tensor | None] = {}
         for group in self.param_groups:
             if "momentum" in group:
                 self._step_matrices(group)
-                gradients |= {weight: weight.grad for weight in group["params"]}
-                for weight in group["params"]:
-                    weight.grad = None  # which AdamW passes over
-        super().step()
-        for weight, gradient in gradients.items():
-            weight.grad = gradient
+        self.adamw.step()
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:

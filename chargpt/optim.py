@@ -13,7 +13,7 @@ from chargpt.errors import UserError
 from chargpt.kernels.private import unscale_before_step
 from chargpt.muon import Muon
 
-# From how far the decay is (0 to 1) to what is left of the peak (1 to 0).
+# From the progress of the decay (0 to 1) to the remaining share of the peak (1 to 0).
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -23,7 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass
 class OptimizerConfig:
-    """What every optimizer has: a peak learning rate, and the schedule that it follows.
+    """The settings of every optimizer: a peak learning rate and its schedule.
 
     Attributes:
         lr: the peak learning rate.
@@ -31,9 +31,6 @@ class OptimizerConfig:
             the last step (`cosine`, `linear`).
         decay_share: the share of the run, at its end, over which it falls: below 1 it stays at its peak until then.
         warmup_steps: optimizer steps over which it rises from near 0.
-
-    Raises:
-        UserError: a value is out of range.
     """
 
     name: str = ""
@@ -55,6 +52,15 @@ class OptimizerConfig:
         if not 0 <= self.min_lr_factor <= 1:
             raise UserError(f"optimizer.min_lr_factor must be between 0 and 1; got {self.min_lr_factor}")
 
+    def check(self, within: dict[str, tuple[float, float]], betas: list[float]) -> None:
+        """Refuse a value outside [least, limit), or betas that AdamW cannot use."""
+        for name, (least, limit) in within.items():
+            if not least <= getattr(self, name) < limit:
+                upper = f" and below {limit}" if limit < math.inf else ""
+                raise UserError(f"optimizer.{name} must be at least {least}{upper}; got {getattr(self, name)}")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {betas}")
+
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a model's parameters."""
         raise NotImplementedError
@@ -67,9 +73,6 @@ class AdamWConfig(OptimizerConfig):
     Attributes:
         weight_decay: of matrices; biases, LayerNorms and embeddings do not decay.
         betas: the decay rates of the two moments.
-
-    Raises:
-        UserError: a value is out of range.
     """
 
     name: str = "adamw"
@@ -78,16 +81,17 @@ class AdamWConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"optimizer.weight_decay must be at least 0; got {self.weight_decay}")
-        check_betas(self.betas)
+        self.check({"weight_decay": (0, math.inf)}, self.betas)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
-        decayed, others = matrices_and_others(net)
+        embeddings = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they decay
+        for parameter in net.parameters():
+            groups[parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
         optimizer = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": groups[True], "weight_decay": self.weight_decay},
+                {"params": groups[False], "weight_decay": 0.0},
             ],
             lr=self.lr,
             betas=(self.betas[0], self.betas[1]),
@@ -99,21 +103,18 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class MuonConfig(OptimizerConfig):
-    """Muon on the matrices of the blocks, where query, key and value count as one each; AdamW on all else.
+    """Muon on the matrices of the blocks, where query, key and value count as one each; AdamW on all other parameters.
 
-    A weight forgets what it was in 1 / (lr * decay) steps, which is what a decay is chosen by.
+    A weight forgets its earlier values in 1 / (lr * decay) steps: choose a decay by that.
 
     Attributes:
-        lr: by about how much a step changes what a matrix puts out.
-        momentum: how much of the mean of earlier gradients a step keeps.
+        lr: about the change of a matrix's output in one step.
+        momentum: the share of the mean of earlier gradients that a step keeps.
         weight_decay: of these matrices.
         adamw_lr: the peak learning rate of AdamW, with the same schedule.
         embedding_decay: of the two embedding tables, by AdamW.
         head_decay: of the last layer, by AdamW.
         betas: the decay rates of its two moments.
-
-    Raises:
-        UserError: a value is out of range.
     """
 
     name: str = "muon"
@@ -129,15 +130,11 @@ class MuonConfig(OptimizerConfig):
         super().__post_init__()
         if not 0 < self.adamw_lr < math.inf:
             raise UserError(f"optimizer.adamw_lr must be above 0; got {self.adamw_lr}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optimizer.momentum must be at least 0 and below 1; got {self.momentum}")
-        for name in ("weight_decay", "embedding_decay", "head_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"optimizer.{name} must be at least 0; got {getattr(self, name)}")
-        check_betas(self.betas)
+        decays = dict.fromkeys(("weight_decay", "embedding_decay", "head_decay"), (0, math.inf))
+        self.check({**decays, "momentum": (0, 1)}, self.betas)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
-        matrices: dict[int, list[nn.Parameter]] = defaultdict(list)  # by how many are stacked in one
+        matrices: dict[int, list[nn.Parameter]] = defaultdict(list)  # by the number stacked in one
         others: dict[float, list[nn.Parameter]] = defaultdict(list)  # by their decay
         for name, weight in net.named_parameters():
             if name.startswith("blocks.") and weight.dim() == 2:
@@ -151,40 +148,14 @@ class MuonConfig(OptimizerConfig):
             for parts, params in matrices.items()
         ]
         groups += [{"params": params, "lr": self.adamw_lr, "weight_decay": decay} for decay, params in others.items()]
-        optimizer = Muon(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)
-        unscale_before_step(optimizer)
-        return optimizer
+        return Muon(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
 
 
 OPTIMIZER_CONFIGS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
 
 
-def check_betas(betas: list[float]) -> None:
-    """Refuse decay rates that AdamW has no use for.
-
-    Raises:
-        UserError: they are not two, or out of range.
-    """
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {betas}")
-
-
-def matrices_and_others(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights of linear layers; and biases, LayerNorms and embeddings."""
-    embeddings = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in net.parameters():
-        groups[parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
-    return groups[True], groups[False]
-
-
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """What the peak learning rate is multiplied with.
-
-    Args:
-        step: optimizer steps taken so far.
-        max_steps: optimizer steps of the whole run.
-    """
+    """The factor of the peak learning rate after `step` of `max_steps` optimizer steps."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     last = max_steps - 1

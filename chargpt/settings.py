@@ -13,23 +13,19 @@ LARGEST = 100_000_000  # for a size: beyond any machine
 
 
 def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, default: str | None = None) -> Config:
-    """The configuration of the class that the mapping's `name` stands for; missing options have their defaults.
-
-    Args:
-        group: the group of the options, for messages: `model` for `model.n_layer`.
-        kinds: the classes by name.
-        default: the name if the mapping has none.
-    """
-    if not isinstance(settings, dict):
-        raise UserError(f"{group} must be a mapping of options; got {settings!r:.100}")
-    name = settings.get("name", default)
+    """The configuration of the class that the mapping's `name` (or else `default`) stands for."""
+    name = settings.get("name", default) if isinstance(settings, dict) else None
     if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {name!r:.100}")
     return make(group, kinds[name], settings | {"name": name})
 
 
 def make(group: str, kind: type[Config], options: Any) -> Config:
-    """A dataclass from a mapping of its fields, some of which may be missing; types are checked here, ranges by it."""
+    """A dataclass from a mapping; missing fields have their defaults. Types are checked here, ranges by the class.
+
+    Args:
+        group: for messages: `model` for `model.n_layer`.
+    """
     if not isinstance(options, dict):
         raise UserError(f"{group} must be a mapping of options; got {options!r:.100}")
     types_of = typing.get_type_hints(kind)
@@ -44,15 +40,13 @@ def make(group: str, kind: type[Config], options: Any) -> Config:
 
 def _is_a(value: Any, kind: Any) -> bool:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
+    if origin is types.UnionType:
         return any(_is_a(value, each) for each in parts)
     if origin is list:
         return isinstance(value, list) and all(_is_a(each, parts[0]) for each in value)
     if origin is dict:
         return isinstance(value, dict) and all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
-    if kind is Any or kind is float:
-        return kind is Any or type(value) in (int, float)
-    return type(value) is kind  # a boolean is not a number
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)  # a boolean is not a number
 
 
 def check_ranges(group: str, config: Any, **limits: tuple[int, int]) -> None:
@@ -64,7 +58,7 @@ def check_ranges(group: str, config: Any, **limits: tuple[int, int]) -> None:
 
 
 def check_split(group: str, split: list[float]) -> None:
-    """Refuse what does not split a text into two or three parts."""
+    """Refuse shares that do not split a text into two or three parts."""
     if not (2 <= len(split) <= 3 and all(0 < share < 1 for share in split) and math.isclose(sum(split), 1)):
         raise UserError(
             f"{group}.split must be two or three shares of the text, such as [0.9,0.1], each above 0 and together 1;"

@@ -24,9 +24,6 @@ class CharTokenizer:
 
     Args:
         characters: the vocabulary, each character once, in order of code point.
-
-    Raises:
-        UserError: the characters are none, repeated, out of order, or such as UTF-8 cannot write (surrogates).
     """
 
     kind = "characters"
@@ -35,8 +32,8 @@ class CharTokenizer:
     def __init__(self, characters: str):
         if type(characters) is not str or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
             raise UserError("a vocabulary is one or more distinct characters in order of code point")
-        if any("\ud800" <= character <= "\udfff" for character in characters):
-            raise UserError("a vocabulary has no surrogates: UTF-8 cannot write them")
+        if re.search("[\ud800-\udfff]", characters):
+            raise UserError("a vocabulary has no surrogates: UTF-8 cannot encode them")
         self.characters = characters
         self._ids = {char: i for i, char in enumerate(characters)}
 
@@ -53,11 +50,7 @@ class CharTokenizer:
         return character in self._ids
 
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
-        """The ids of a text, one per character.
-
-        Raises:
-            UnknownCharacterError: the text has characters outside the vocabulary and `skip_unknown` is false.
-        """
+        """The ids of a text, one per character; raises UnknownCharacterError unless `skip_unknown`."""
         unknown = "".join(char for char in dict.fromkeys(text) if char not in self._ids)
         if unknown and not skip_unknown:
             hint = ""
@@ -69,7 +62,7 @@ class CharTokenizer:
         return [self._ids[char] for char in text if char in self._ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
+        """The text of ids: any iterable of whole numbers, such as a 1-D tensor or array."""
         return "".join(self.characters[i] for i in ids)
 
     def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
@@ -78,9 +71,9 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """The bytes of UTF-8: 256 ids for any text, with no vocabulary to build.
+    """The bytes of UTF-8: 256 ids for any text, without a vocabulary to build.
 
-    A character outside ASCII is two to four ids. Ids that are no UTF-8 are decoded as U+FFFD.
+    A character outside ASCII is two to four ids. Ids that are not valid UTF-8 are decoded as U+FFFD.
     """
 
     kind = "bytes"
@@ -92,22 +85,19 @@ class ByteTokenizer:
         return True
 
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
-        """The ids of a text: its bytes, also where the command line had some that are no UTF-8.
-
-        Raises:
-            UnknownCharacterError: the text has what is no character (surrogates) and `skip_unknown` is false.
-        """
+        """The bytes of a text, including those of a command line that are not UTF-8; as `CharTokenizer.encode`, other
+        surrogates being unknown."""
         try:
             return list(text.encode(errors="ignore" if skip_unknown else "surrogateescape"))
         except UnicodeEncodeError:
             raise UnknownCharacterError("".join(dict.fromkeys(re.findall("[\ud800-\udfff]", text)))) from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids: any iterable of whole numbers, a 1-D tensor or array included."""
+        """As `CharTokenizer.decode`."""
         return bytes(map(int, ids)).decode(errors="replace")
 
     def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
-        """The text of ids that come in parts: after each the characters that are whole by then."""
+        """The text of ids that come in parts: after each, the characters that are complete by then."""
         pending = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for ids in parts:
             yield pending.decode(bytes(map(int, ids)))
@@ -115,13 +105,9 @@ class ByteTokenizer:
 
 
 Tokenizer = CharTokenizer | ByteTokenizer
-KINDS = (CharTokenizer.kind, ByteTokenizer.kind)  # as what a text can be read
+KINDS = (CharTokenizer.kind, ByteTokenizer.kind)
 
 
 def tokenizer_of(characters: str | None) -> Tokenizer:
-    """The tokenizer of a vocabulary; None stands for bytes.
-
-    Raises:
-        UserError: it is no vocabulary.
-    """
+    """The tokenizer of a vocabulary; None stands for bytes."""
     return ByteTokenizer() if characters is None else CharTokenizer(characters)

@@ -2,14 +2,14 @@ import pytest
 import torch
 from helpers import plain_attention, random_qkv
 
-from chargpt.attention import KVCache, LayerCache, causal_attention, rotary_turns, rotate
-from chargpt.errors import UserError
+from chargpt.attention import KVCache, causal_attention, rotary_turns, rotate
+from chargpt.model import GPTConfig, MultiHeadAttention
 
 T = 16
 
 
-def test_which_path():
-    """Training with dropout takes ours, validation and what has no dropout the fused kernel; all agree."""
+def test_every_path_is_the_formula():
+    """Training with dropout takes the kernel in `chargpt.kernels`; validation, and training without, PyTorch's."""
     qkv = random_qkv(T)
     assert "CPUAttention" in causal_attention(qkv, 0.2).grad_fn.name()
     assert "CPUAttention" not in causal_attention(qkv).grad_fn.name()
@@ -20,88 +20,29 @@ def test_which_path():
         torch.testing.assert_close(low.double(), plain_attention(*qkv), rtol=0.05, atol=0.02)
 
 
-def layer(block_size):
-    return LayerCache(torch.zeros(2, 5, 3, block_size, 8, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("new", [1, 3, T])
-@pytest.mark.parametrize("block_size", [T, T + 4])
-def test_what_is_read_attends_to_all_before_it(new, block_size):
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_with_a_cache_characters_attend_to_all_before_them(new, last):
+    """Those read earlier included; of the new ones only the last are computed if asked for."""
     qkv = random_qkv(T).detach()
-    cache = layer(block_size)
-    cache.extend(qkv[1:, :, :, :-new])
-    out = cache.attend(qkv[:, :, :, -new:])
-    torch.testing.assert_close(out, plain_attention(*qkv)[:, :, -new:])
-    assert cache.length == T
+    cache = KVCache((2, 5, 3, T + 4, 8), 0, like=qkv)
+    if new < T:
+        for layer in (0, 1):
+            cache.attend(layer, qkv[:, :, :, :-new])
+        cache.length = T - new
+    expected = plain_attention(*qkv)[:, :, -min(new, last or new) :]
+    torch.testing.assert_close(cache.attend(1, qkv[:, :, :, -new:], last), expected)
 
 
-def test_at_a_fixed_position_the_same_without_a_look_at_the_length():
-    """What is not filled, here with numbers that would show, is masked."""
-    qkv = random_qkv(T).detach()
-    cache = layer(T + 4)
-    cache.extend(qkv[1:, :, :, :5])
-    cache.keys_and_values[:, :, :, 5:] = 1e3
-    cache.position = torch.zeros(1, dtype=torch.int64)
-    for n in range(5, T):
-        cache.position.fill_(n)
-        out = cache.attend(qkv[:, :, :, n : n + 1])
-        torch.testing.assert_close(out, plain_attention(*qkv)[:, :, n : n + 1])
-
-
-@pytest.fixture
-def cache():
-    return KVCache((2, 1, 3, 10, 8), torch.device("cpu"), torch.float64)
-
-
-def read(cache, T, B=1):
-    """What a model does: announce, then put keys and values into every layer."""
-    positions = cache.advance(T)
-    for each in cache.layers:
-        each.extend(torch.ones(2, B, 3, T, 8, dtype=torch.float64))
-    return positions
-
-
-def test_positions_count_up_and_begin_again(cache):
-    assert [read(cache, T).tolist() for T in (3, 1, 6)] == [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9]]
-    assert (cache.length, [each.length for each in cache.layers]) == (10, [10, 10])
-    cache.clear()
-    assert cache.length == 0
-    assert read(cache, 2).tolist() == [0, 1]
-    assert [each.length for each in cache.layers] == [2, 2]
-
-
-def test_too_long_is_refused_before_anything_is_read(cache):
-    read(cache, 8)
-    with pytest.raises(UserError, match="11 characters is longer than block_size=10"):
-        cache.advance(3)
-    assert read(cache, 2).tolist() == [8, 9]
-    position = torch.tensor([10])
-    cache.fix(position)
-    with pytest.raises(UserError, match="11 characters is longer than block_size=10"):
-        cache.advance(1)
-
-
-def test_a_fixed_position_until_it_is_ended(cache):
-    read(cache, 3)
-    position = torch.tensor([3])
-    cache.fix(position)
-    assert read(cache, 1) is position
-    assert all(each.position is position for each in cache.layers)
-    assert cache.layers[0].keys_and_values[:, :, :, :4].all()
-    assert not cache.layers[0].keys_and_values[:, :, :, 4:].any()
-    cache.fix(None)
-    assert read(cache, 2).tolist() == [4, 5]
-    assert cache.layers[0].keys_and_values[:, :, :, :6].all()
-
-
-def test_one_sequence_becomes_many(cache):
-    read(cache, 3)
-    cache.expand(4)
-    assert cache.batch_size == 4
-    read(cache, 1, B=4)
-    for each in cache.layers:
-        assert each.keys_and_values.shape == (2, 4, 3, 10, 8)
-        assert each.keys_and_values[:, :, :, :4].all()
+def test_the_weights_for_pictures_are_those_of_the_output():
+    torch.manual_seed(0)
+    sa = MultiHeadAttention(GPTConfig(block_size=T, n_head=2, n_embd=16, positions="rotary"), 0).eval()
+    x = torch.randn(3, T, 16)
+    weights = sa.weights(x)
+    assert not weights.triu(1).any()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, T))
+    values = sa.qkv(x)[:, :, 32:].view(3, T, 2, 8).transpose(1, 2)
+    torch.testing.assert_close(sa(x), sa.proj((weights @ values).transpose(1, 2).flatten(2)))
 
 
 def turned_as_the_paper_does(x):
@@ -118,16 +59,14 @@ def turned_as_the_paper_does(x):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_queries_and_keys_turn_and_values_stay(compiled, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
-    q, k, v = qkv = random_qkv(T).detach()
-    qkv = qkv.permute(1, 3, 0, 2, 4)  # (5, T, 3, 3, 8)
-    turned = rotate(qkv, rotary_turns(T, 8, qkv.device))
-    expected = [turned_as_the_paper_does(q.transpose(1, 2)), turned_as_the_paper_does(k.transpose(1, 2))]
-    torch.testing.assert_close(turned, torch.stack([*expected, v.transpose(1, 2)], 2), rtol=1e-5, atol=1e-5)
-    assert torch.equal(rotate(qkv[:, :, 1:], rotary_turns(T, 8, qkv.device)), turned[:, :, 1:])
+    q, k, v = (x.transpose(1, 2) for x in random_qkv(T).detach())  # (5, T, 3, 8) each
+    turned = rotate(torch.stack([q, k, v], 2), rotary_turns(T, 8, q.device))
+    expected = torch.stack([turned_as_the_paper_does(q), turned_as_the_paper_does(k), v], 2)
+    torch.testing.assert_close(turned, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_turns_do_not_depend_on_who_asked_first():
-    """Not on its default type of numbers, as Lightning sets it for bf16-true, nor on whether it needed gradients."""
+def test_turns_do_not_depend_on_their_first_use():
+    """Neither on the default dtype then, as Lightning sets it for bf16-true, nor on inference mode."""
     device, before = torch.device("cpu"), torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -139,18 +78,6 @@ def test_turns_do_not_depend_on_who_asked_first():
     x = torch.ones(1, 31, 3, 1, 8, requires_grad=True)
     rotate(x, rotary_turns(31, 8, device)).sum().backward()
     assert x.grad is not None
-
-
-def test_only_the_distance_counts():
-    """The same query and key, further on in the text, have the same product."""
-    turns = rotary_turns(T, 8, torch.device("cpu"))
-    qkv = torch.randn(1, 1, 3, 1, 8, dtype=torch.float64).expand(1, T, 3, 1, 8)
-    q, k, _ = rotate(qkv, turns)[0, :, :, 0].unbind(1)
-    products = q @ k.T
-    for distance in range(1, T):
-        along = products.diagonal(-distance)
-        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-5, atol=1e-5)
-    assert products[:, 0].unique().numel() == T
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -23,7 +23,7 @@ def prompt(length):
 
 
 def text_of(model, idx, **sampling):
-    """What is written, (N, max_new_tokens), from the same source of randomness each time."""
+    """The new ids, (N, max_new_tokens), from the same source of randomness each time."""
     return torch.stack(list(generate(model, idx, Sampling(**sampling), torch.Generator().manual_seed(2))), 1)
 
 
@@ -39,7 +39,7 @@ def lecture_generate(model, idx, steps):
 @pytest.mark.parametrize("length", [1, 5, 8, 20])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_lectures_text_within_and_past_the_window(gpt, length, samples):
-    """One prefill for all samples gives what reading the prompt for each would."""
+    """Where the prompt is read once for all samples, too."""
     idx = prompt(length)
     expected = lecture_generate(gpt, idx.expand(samples, -1), 30)
     assert torch.equal(text_of(gpt, idx, max_new_tokens=30, num_samples=samples), expected)
@@ -56,7 +56,7 @@ def test_logits_within_the_window_are_the_uncached_ones(gpt, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [1, 8, 20])
-def test_stride_reads_half_a_window_anew(gpt, length):
+def test_stride_reads_half_a_window_again(gpt, length):
     idx = prompt(length)
     context, generator, expected = idx[:, -8:], torch.Generator().manual_seed(2), []
     for _ in range(30):
@@ -65,16 +65,16 @@ def test_stride_reads_half_a_window_anew(gpt, length):
         token = next_token(gpt(context)[:, -1], Sampling(), generator)
         expected.append(token)
         context = torch.cat((context, token[:, None]), 1)
-    ours = text_of(gpt, idx, max_new_tokens=30, window="stride")
-    assert torch.equal(ours, torch.stack(expected, 1))
+    found = text_of(gpt, idx, max_new_tokens=30, window="stride")
+    assert torch.equal(found, torch.stack(expected, 1))
 
 
 def test_stride_reads_fewer_characters(gpt):
-    """Which is what it is for: here 4 for each 5 written, and each of those once more, instead of 8 for each."""
-    read, counts = gpt.read, {}
+    """Here 4 for each 5 new ones, and each of those once more, instead of 8 for each."""
+    forward, counts = gpt.forward, {}
     for window in ("exact", "stride"):
         lengths = []
-        gpt.read = lambda idx, cache, lengths=lengths: lengths.append(idx.shape[1]) or read(idx, cache)
+        gpt.forward = lambda idx, cache, lengths=lengths: lengths.append(idx.shape[1]) or forward(idx, cache)
         text_of(gpt, prompt(8), max_new_tokens=30, window=window)
         counts[window] = sum(lengths)
     assert counts == {"exact": 30 * 8, "stride": 8 + 6 * 4 + 23}
@@ -87,7 +87,7 @@ def test_stride_on_the_smallest_window():
 
 @pytest.mark.parametrize("window", ["exact", "stride"])
 def test_bigram_generates(window):
-    """To it a window is nothing."""
+    """Its window changes nothing."""
     model = Bigram(BigramConfig(block_size=4), 11)
     expected = lecture_generate(model, torch.tensor([[3]]), 20)
     assert torch.equal(text_of(model, torch.tensor([[3]]), max_new_tokens=20, window=window), expected)
@@ -99,10 +99,6 @@ def test_temperature_zero_is_argmax(gpt):
         assert token == gpt(idx[:, -8:])[:, -1].argmax(-1)
         idx = torch.cat((idx, token[:, None]), 1)
     assert idx.shape == (1, 15)
-
-
-def test_by_default_as_the_dataclass_says(gpt):
-    assert sum(1 for _ in generate(gpt, torch.tensor([[1]]))) == Sampling().max_new_tokens
 
 
 def support(logits, **choice):
@@ -145,46 +141,30 @@ def test_temperature_sharpens():
 
 @pytest.mark.parametrize(
     ("logits", "temperature"),
-    [
-        ([1.0, 1.0, 0.5], 1e-45),
-        ([1.0, 1.0, 0.5], 1e-300),
-        ([-7.0, 80.0, 79.0], 1e-38),
-        ([0.0, 1e-45, 0.0], 1e-45),
-        ([3e38, 2e38, 3e38], 0.5),
-        ([3e38, -3e38, 1e38], 1e38),
-        ([-3e38, -3e38, 3e38], 0.01),
-        ([1.0, 2.0, 3.0], 1e300),
-        ([1.0, 2.0, 3.0], 1.7),
-    ],
+    [([1.0, 1.0, 0.5], 1e-300), ([-7.0, 80.0, 79.0], 1e-38), ([3e38, 2e38, 3e38], 0.5), ([1.0, 2.0, 3.0], 1.7)],
 )
-def test_any_temperature_and_any_finite_logits(logits, temperature):
-    """As plain arithmetic in float64 says."""
+def test_extreme_temperatures_and_logits(logits, temperature):
+    """As plain arithmetic in float64."""
     exact = torch.tensor(logits).double()
     expected = ((exact - exact.max()) / temperature).softmax(0)
     many = torch.tensor([logits]).repeat(20_000, 1)
     drawn = next_token(many, Sampling(temperature=temperature), torch.Generator().manual_seed(0))
     found = torch.bincount(drawn, minlength=3) / len(drawn)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
-    assert not found[expected == 0].any()
 
 
-@pytest.mark.parametrize("choice", [{"top_p": 1e-320}, {"top_p": 1e-45}, {"temperature": 1e-300, "top_p": 1e-300}])
-def test_the_least_share_is_the_likeliest_character(choice):
-    assert support([0.0, 2.0, 2.0, 1.0], **choice) == {1, 2}
+def test_the_least_share_is_the_likeliest_character():
+    assert support([0.0, 2.0, 2.0, 1.0], top_p=1e-320) == {1, 2}
 
 
-def test_numbers_beyond_64_bits(gpt):
-    huge = Sampling(max_new_tokens=10**30, top_k=10**30)
-    assert len(list(itertools.islice(generate(gpt, prompt(3), huge), 20))) == 20
-
-
-def test_a_cache_no_larger_than_the_text(gpt, monkeypatch):
-    """A long window costs memory when it is used."""
+def test_the_cache_is_no_larger_than_the_text(gpt, monkeypatch):
+    """A long window costs memory only when it is used; numbers may be beyond 64 bits."""
     lengths, new_cache = [], gpt.new_cache
     monkeypatch.setattr(gpt, "new_cache", lambda N, length: lengths.append(length) or new_cache(N, length))
     expected = text_of(gpt, prompt(3), max_new_tokens=20)
     assert torch.equal(text_of(gpt, prompt(3), max_new_tokens=4), expected[:, :4])
-    assert lengths == [8, 7]
+    assert len(list(itertools.islice(generate(gpt, prompt(3), Sampling(10**30, top_k=10**30)), 20))) == 20
+    assert lengths == [8, 7, 8]
 
 
 def test_outputs_that_are_not_finite(gpt):

@@ -48,7 +48,8 @@ def test_the_lectures_function(gpt, lecture, idx, tril):
     assert ("blocks.0.sa.heads.0.tril" in kept) is tril
     gpt.load_state_dict(state)
     assert set(state) == kept  # the caller's dict is left alone
-    torch.testing.assert_close(gpt(idx), lecture(idx), rtol=1e-10, atol=1e-12)
+    for length in (1, 5, 12):
+        torch.testing.assert_close(gpt(idx[:, :length]), lecture(idx[:, :length]), rtol=1e-10, atol=1e-12)
 
     for model in (gpt, lecture):
         F.cross_entropy(model(idx).flatten(0, 1), idx.roll(-1, 1).flatten()).backward()
@@ -63,12 +64,6 @@ def test_the_lectures_function(gpt, lecture, idx, tril):
         torch.testing.assert_close(ours.grad, expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_shorter_contexts_too(gpt, lecture, idx):
-    gpt.load_state_dict(lecture.state_dict())
-    for length in (1, 5):
-        torch.testing.assert_close(gpt(idx[:, :length]), lecture(idx[:, :length]), rtol=1e-10, atol=1e-12)
-
-
 def test_a_longer_context_is_refused(gpt, idx):
     with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
         gpt(torch.cat((idx, idx[:, :1]), 1))
@@ -81,7 +76,7 @@ def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
         gpt.load_state_dict(state)
 
 
-@pytest.mark.parametrize("changed", range(1, 12))
+@pytest.mark.parametrize("changed", [1, 6, 11])
 def test_causality(any_gpt, idx, changed):
     """A changed character changes the logits from there on, and none before."""
     before = any_gpt(idx)
@@ -140,7 +135,7 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
     plain = gpt.lm_head(gpt.ln_f(gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight))
     torch.testing.assert_close(gpt(idx), plain)
 
-    for block in gpt.blocks:  # the third place: the attention weights; what remains is the projection's bias
+    for block in gpt.blocks:  # the third place: the attention weights; the projection's bias remains
         block.sa.dropout.forward = block.ffwd.net[3].forward = lambda x: x
     monkeypatch.setattr("chargpt.kernels.cpu_attention.random_bytes", nothing)
     x = gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight
@@ -150,58 +145,54 @@ def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
     torch.testing.assert_close(gpt(idx), gpt.lm_head(gpt.ln_f(x)))
 
 
-@pytest.mark.parametrize("portions", [[12], [1] * 12, [5, 1, 1, 5], [1, 11], [11, 1], [2, 3, 7]])
-def test_the_cache_changes_nothing(any_gpt, idx, portions):
-    """Read in any portions, the logits after each are those of the whole; a second time, too, once it is cleared."""
+@pytest.mark.parametrize("portions", [[12], [1] * 12, [5, 1, 1, 5], [2, 3, 7]])
+@torch.no_grad()
+def test_logits_with_a_cache_are_those_without(any_gpt, idx, portions):
+    """Read in any portions; a second text, too, once the cache is cleared."""
     cache = any_gpt.new_cache(4)
     for text in (idx, idx.flip(1)):
         cache.clear()
         for start, end in itertools.pairwise(itertools.accumulate(portions, initial=0)):
-            logits = any_gpt.read(text[:, start:end], cache)
-            torch.testing.assert_close(logits, any_gpt(text[:, :end])[:, -1], rtol=1e-10, atol=1e-12)
+            logits = any_gpt(text[:, start:end], cache)
+            torch.testing.assert_close(logits, any_gpt(text[:, :end])[:, -1:], rtol=1e-10, atol=1e-12)
         with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-            any_gpt.read(text[:, :1], cache)
+            any_gpt(text[:, :1], cache)
         assert cache.length == 12
 
 
-@pytest.mark.parametrize("length", range(1, 13))
+@pytest.mark.parametrize("length", [1, 2, 12])
 @pytest.mark.parametrize("change", [{"n_layer": 1}, *OPTIONS])
-def test_the_last_block_is_asked_about_no_more_than_is_needed(idx, length, change):
-    """Which changes nothing, at any length and with a single block, too."""
+@torch.no_grad()
+def test_the_last_block_computes_only_the_outputs_that_are_needed(idx, length, change):
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(**SIZES | change), VOCAB).double().eval()
-    asked = []
-    gpt.blocks[-1].ffwd.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0].shape[1]))
-    logits = gpt.read(idx[:, :length], gpt.new_cache(4))
-    assert asked == [min(length, 2 if gpt.config.token_shift else 1)]
-    torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1], rtol=1e-10, atol=1e-12)
+    computed = []
+    gpt.blocks[-1].ffwd.register_forward_pre_hook(lambda _, arguments: computed.append(arguments[0].shape[1]))
+    logits = gpt(idx[:, :length], gpt.new_cache(4))
+    assert computed == [min(length, 2 if gpt.config.token_shift else 1)]
+    torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1:], rtol=1e-10, atol=1e-12)
 
 
+@torch.no_grad()
 def test_many_texts_begin_with_one(any_gpt, idx):
-    """Read once and expanded, the cache then serves as many continuations."""
-    cache = any_gpt.new_cache(1)
-    any_gpt.read(idx[:1, :5], cache)
+    """Read once and expanded, the cache serves as many continuations; it has the room that was asked for."""
+    cache = any_gpt.new_cache(1, 8)
+    any_gpt(idx[:1, :5], cache)
     cache.expand(4)
     text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
-    for n in range(5, 12):
-        logits = any_gpt.read(text[:, n : n + 1], cache)
-        torch.testing.assert_close(logits, any_gpt(text[:, : n + 1])[:, -1], rtol=1e-10, atol=1e-12)
+    for n in range(5, 8):
+        logits = any_gpt(text[:, n : n + 1], cache)
+        torch.testing.assert_close(logits, any_gpt(text[:, : n + 1])[:, -1:], rtol=1e-10, atol=1e-12)
+    assert cache.keys_and_values.shape == (3, 2, 4, 3, 8, 8)
 
 
 def test_bigram_is_its_table(idx):
+    """With a cache as `GPT`, and whatever was read before."""
     bigram = Bigram(BigramConfig(block_size=12), VOCAB)
     assert torch.equal(bigram(idx), bigram.token_embedding_table.weight[idx])
-    assert bigram(idx).shape == (4, 12, VOCAB)
-
-
-def test_bigram_reads_as_gpt_does(idx):
-    bigram = Bigram(BigramConfig(block_size=12), VOCAB)
     cache = bigram.new_cache(4)
-    for start, end in itertools.pairwise((0, 5, 6, 12)):
-        assert torch.equal(bigram.read(idx[:, start:end], cache), bigram(idx[:, :end])[:, -1])
-        assert cache.length == end
-    with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-        bigram.read(idx[:, :1], cache)
+    for start, end in ((0, 5), (5, 6), (6, 12)):
+        assert torch.equal(bigram(idx[:, start:end], cache), bigram(idx)[:, end - 1 : end])
 
 
 @pytest.mark.parametrize(
@@ -214,10 +205,7 @@ def test_bigram_reads_as_gpt_does(idx):
         ({"block_size": 0}, "model.block_size must be at least 1"),
         ({"n_layer": 1001}, "model.n_layer must be at least 1 and at most 1,000; got 1001"),
         ({"n_embd": 10**30}, "model.n_embd must be at least 1 and at most 100,000,000; got 10{30}$"),
-        ({"block_size": 10**30}, "model.block_size must be"),
-        ({"n_head": 10**30}, "model.n_head must be"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
-        ({"dropout": -0.1}, "model.dropout"),
         ({"dropout": float("nan")}, "model.dropout"),
         ({"positions": "sine"}, "model.positions must be one of learned, rotary; got 'sine'"),
         ({"positions": "rotary", "n_head": 8}, "divisible by twice model.n_head; got 24 and 8"),
@@ -229,9 +217,8 @@ def test_out_of_range(change, message):
 
 
 def test_out_of_range_for_a_bigram():
-    for size in (0, 10**30):
-        with pytest.raises(UserError, match=r"model\.block_size must be at least 1 and at most 100,000,000; got"):
-            BigramConfig(block_size=size)
+    with pytest.raises(UserError, match=r"model\.block_size must be at least 1 and at most 100,000,000; got 0"):
+        BigramConfig(block_size=0)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gpt", GPT), ("bigram", Bigram)])
@@ -242,16 +229,3 @@ def test_built_from_its_configuration(name, kind):
         model = build_model(config, 5)
     assert type(model) is kind
     assert model.config is config
-
-
-def test_a_cache_has_the_room_that_is_asked_for(gpt, idx):
-    cache = gpt.new_cache(1, 5)
-    assert cache.layers[0].keys_and_values.shape[3] == 5
-    torch.testing.assert_close(gpt.read(idx[:1, :5], cache), gpt(idx[:1, :5])[:, -1], rtol=1e-10, atol=1e-12)
-    assert gpt.new_cache(1).layers[0].keys_and_values.shape[3] == 12
-
-
-def test_what_a_bigram_claims_takes_no_memory():
-    """Nothing in its file is as large as its block_size."""
-    bigram = Bigram(BigramConfig(block_size=10**8), VOCAB)
-    assert bigram.new_cache(1).layers == []

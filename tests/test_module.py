@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from chargpt.batches import IGNORED
 from chargpt.errors import UserError
 from chargpt.model import GPT, GPTConfig
 from chargpt.module import CharLM
@@ -21,14 +23,35 @@ def test_loss_is_nats_per_character():
     assert module.loss(logits.bfloat16(), torch.tensor([[0, 2]])).dtype == torch.float32
 
 
-def test_training_loss_is_that_of_the_models_logits():
-    module = CharLM(MODEL, AdamWConfig(), "abc")
-    inputs, targets = torch.randint(3, (2, 4, 8))
-    expected = module.loss(module.net(inputs), targets)
-    torch.testing.assert_close(module.training_loss(inputs, targets), expected)
+def test_validation_weighs_batches_by_their_real_targets():
+    """Padding counts nothing, nor does a batch of padding only."""
+    torch.manual_seed(0)
+    module = CharLM(MODEL, AdamWConfig(), "abc").eval()
+    ids = torch.randint(3, (2, 3, 8))
+    few = torch.full((3, 8), IGNORED)
+    few[0, :5] = ids[1, 0, :5]
+    batches = [(ids[0], ids[1]), (ids[1], few), (torch.zeros_like(few), torch.full_like(few, IGNORED))]
+    losses, hits = [], []
+    with torch.no_grad():
+        for inputs, targets in batches:
+            module.validation_step((inputs, targets), 0)
+            real = targets != IGNORED
+            losses += F.cross_entropy(module.net(inputs)[real], targets[real], reduction="none").tolist()
+            hits += (module.net(inputs)[real].argmax(-1) == targets[real]).tolist()
+    assert len(losses) == 24 + 5
+    assert module.mean_loss.compute().item() == pytest.approx(sum(losses) / 29, rel=1e-6)
+    assert module.accuracy.compute().item() == pytest.approx(sum(hits) / 29)
 
 
-def test_scores_are_summed_in_single_precision_also_where_the_model_is_in_half():
+def test_a_validation_loss_that_is_not_a_number():
+    module = CharLM(MODEL, AdamWConfig(), "abc").eval()
+    with torch.no_grad():
+        module.net.lm_head.bias.fill_(math.nan)
+        module.validation_step((torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.int64)), 0)
+    assert module.mean_loss.compute().isnan()
+
+
+def test_metrics_stay_in_fp32_under_bf16_true():
     module = CharLM(MODEL, AdamWConfig(), "abc").to(torch.bfloat16)
     assert module.net.lm_head.weight.dtype == torch.bfloat16
     losses = [1.0] * 600 + [3.0] * 600  # in bfloat16 a sum of ones stays at 256
@@ -53,8 +76,8 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(schedule):
         made["lr_scheduler"]["scheduler"].step()
 
 
-def test_its_own_record_makes_it_again():
-    """Plain hyper-parameters stand for the same configurations, also where options have been added since."""
+def test_hyper_parameters_are_plain_and_restore_the_configurations():
+    """Missing options have their defaults."""
     optimizer = AdamWConfig(schedule="linear")
     first = CharLM(MODEL, optimizer, "abc", {"name": "a text", "sha256": "0"})
     record = dict(first.hparams)
@@ -93,7 +116,7 @@ def test_what_is_refused(model, optimizer, message):
     [(4096, [5]), (40, [5]), (39, [4, 1]), (16, [2, 2, 1]), (8, [1] * 5), (3, [1] * 5)],
 )
 def test_a_cpu_takes_a_batch_in_parts_and_nothing_changes(part, expected, monkeypatch):
-    """Neither the loss nor gradients; no part is larger than it may be, and a row is never cut."""
+    """Neither the loss nor the gradients; a part has the size allowed at most, and a row is never cut."""
     monkeypatch.setattr("chargpt.module.CPU_PART", part)
     torch.manual_seed(0)
     lm = CharLM(MODEL, AdamWConfig(), "abc").double()

@@ -35,7 +35,7 @@ def plain_iteration(x, steps=5):
 @pytest.mark.parametrize("condition", [10, 1e3])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
 def test_it_is_the_plain_iteration(shape, condition):
-    """Computed in single precision, whatever comes in, and no less."""
+    """Computed at least in single precision."""
     torch.manual_seed(0)
     u, values, vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     matrix = u * torch.logspace(0, -math.log10(condition), len(values), dtype=torch.float64) @ vh
@@ -98,7 +98,8 @@ def test_steps_follow_the_formulas():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
 
 
-def test_its_state_is_taken_up_again_bit_for_bit():
+def test_a_restored_state_continues_bit_for_bit():
+    """With a learning rate that is set in the groups afterwards, as by a schedule."""
     torch.manual_seed(0)
     config, nets = MuonConfig(), (GPT(SMALL, 11), GPT(SMALL, 11))
     first = config.build(nets[0])
@@ -107,11 +108,16 @@ def test_its_state_is_taken_up_again_bit_for_bit():
     nets[1].load_state_dict(nets[0].state_dict())
     second = config.build(nets[1])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
+    before = [parameter.clone() for parameter in nets[0].parameters()]
     for net, optimizer in zip(nets, (first, second), strict=True):
         gradients(net, 2)
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
         optimizer.step()
-    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+    for one, other, old in zip(*(net.parameters() for net in nets), before, strict=True):
         assert torch.equal(one, other)
+        assert not torch.equal(one, old)
+    assert second.state_dict()["state"].keys() == set(range(len(before)))
 
 
 def test_a_closure_and_what_has_no_gradient():

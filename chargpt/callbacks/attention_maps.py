@@ -39,7 +39,7 @@ def attention_weights(net: GPT, idx: Tensor) -> list[Tensor]:
     hooks = []
     for block in net.blocks:
         assert isinstance(block, Block)
-        hooks.append(block.sa.register_forward_pre_hook(lambda sa, args: weights.append(sa.weights(*args))))
+        hooks.append(block.sa.register_forward_pre_hook(lambda sa, args: weights.append(sa.weights(args[0]))))
     try:
         net(idx)
     finally:

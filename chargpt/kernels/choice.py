@@ -1,7 +1,7 @@
 """Which precision and which library of matrix products are fast on a machine: by a rule on its kind.
 
-A measurement at the start would differ between the processes of a run, the jobs of a sweep and an interrupted run and
-its continuation. `python -m benchmarks.training` shows all combinations, so that the rule can be checked anywhere.
+A measurement at the start would differ between the processes of a run, the jobs of a sweep, and a run and its resumed
+part. `python -m benchmarks.training` shows all combinations, so that the rule can be checked on any machine.
 """
 
 import functools
@@ -15,24 +15,47 @@ import torch
 
 from chargpt.kernels import private
 
+forced_onednn: bool | None = None  # set by benchmarks, which compare
+
 
 class Precision(NamedTuple):
-    """A precision as Lightning calls it, and why it is chosen, for a line in the log."""
+    """A precision by Lightning's name, and the reason for it, for a line in the log."""
 
     name: str
     why: str
 
 
-def best_precision(device: str) -> Precision:
+class CPU(NamedTuple):
+    """The facts about a CPU that decide."""
+
+    vendor: str = "other"
+    units: frozenset[str] = frozenset()  # of those that torch.cpu.get_capabilities names
+    onednn_limit: str = "DEFAULT"  # the newest instructions that oneDNN may use
+
+
+@functools.cache
+def this_cpu() -> CPU:
+    """The facts about this machine's CPU."""
+    capabilities, cpuinfo = torch.cpu.get_capabilities(), Path("/proc/cpuinfo")  # a cloud's CPU may hide its name
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    names = f"{capabilities.get('cpu_name', '')} {platform.processor()} {text}"
+    vendor = next((vendor for vendor in ("AMD", "Intel") if vendor in names), "other")
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True), limit.upper())
+
+
+def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, int] | None = None) -> Precision:
     """The precision that trains fastest.
 
     Args:
         device: `cpu`, `cuda`, `mps` or another type of device.
+        cpu, capability: of the CPU and the GPU; by default this machine's.
     """
     if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        capability = capability or torch.cuda.get_device_capability()
+        if capability >= (8, 0):  # the first that multiplies bf16 rather than imitating it
             return Precision("bf16-mixed", "this GPU multiplies bf16 matrices")
-        if torch.cuda.get_device_capability() >= (7, 0):  # the first with tensor cores
+        if capability >= (7, 0):  # the first with tensor cores
             return Precision("16-mixed", "this GPU multiplies fp16 matrices, but not bf16")
         return Precision("32-true", "this GPU has no tensor cores")
     if device == "mps":
@@ -40,21 +63,20 @@ def best_precision(device: str) -> Precision:
         return Precision("32-true", "not all Apple GPUs have bf16; where they do, trainer.precision=bf16-mixed may pay")
     if device != "cpu":
         return Precision("32-true", f"no other is known to be faster on {device}")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
-    if not re.search("BF16|FP16|AMX|AVX10|ALL|DEFAULT", limit.upper()):
-        return Precision("32-true", f"ONEDNN_MAX_CPU_ISA={limit} keeps oneDNN from multiplying bf16 matrices")
-    units = torch.cpu.get_capabilities()
-    if units.get("amx_bf16"):
+    cpu = cpu or this_cpu()
+    if not re.search("BF16|FP16|AMX|AVX10|ALL|DEFAULT", cpu.onednn_limit):
+        return Precision("32-true", f"ONEDNN_MAX_CPU_ISA={cpu.onednn_limit} keeps oneDNN from multiplying in bf16")
+    if "amx_bf16" in cpu.units:
         return Precision("bf16-mixed", "this CPU multiplies bf16 matrices in AMX units")
-    if units.get("avx512_bf16") and cpu_vendor() == "AMD":
+    if "avx512_bf16" not in cpu.units:
+        return Precision("32-true", "this CPU has no units that are known to multiply bf16 matrices faster")
+    if cpu.vendor == "AMD":
         return Precision("bf16-mixed", "AMD CPUs with AVX512-BF16 multiply bf16 matrices faster than fp32")
-    if units.get("avx512_bf16"):
-        return Precision("32-true", f"{cpu_vendor()} CPUs with AVX512-BF16 but no AMX are faster in fp32")
-    return Precision("32-true", "this CPU has no units that are known to multiply bf16 matrices faster")
+    return Precision("32-true", f"{cpu.vendor} CPUs with AVX512-BF16 but no AMX are faster in fp32")
 
 
-def uses_onednn(dtype: torch.dtype) -> bool:
-    """Whether matrices of this type are multiplied by oneDNN on this CPU, instead of as PyTorch itself chooses.
+def uses_onednn(dtype: torch.dtype, cpu: CPU | None = None) -> bool:
+    """Whether oneDNN multiplies matrices of this type on a CPU (by default this one), not PyTorch's own choice.
 
     In bf16 oneDNN is PyTorch's choice, too; asked directly it adds the bias in the same pass. In fp32 PyTorch takes
     MKL, which is quick on Intel's CPUs and needs twice the time on AMD's.
@@ -65,22 +87,5 @@ def uses_onednn(dtype: torch.dtype) -> bool:
         return forced_onednn
     if dtype == torch.bfloat16:
         return private.onednn_has_bf16 is not None and private.onednn_has_bf16()
-    return dtype == torch.float32 and cpu_vendor() == "AMD" and _has_avx512()
-
-
-forced_onednn: bool | None = None  # benchmarks, which compare, set it
-
-
-@functools.cache
-def _has_avx512() -> bool:
-    return bool(torch.cpu.get_capabilities().get("avx512_f"))
-
-
-@functools.cache
-def cpu_vendor() -> str:
-    """`AMD`, `Intel` or another name of who made the CPU."""
-    names = [str(torch.cpu.get_capabilities().get("cpu_name", "")), platform.processor()]
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names += [line for line in lines if line.startswith("vendor_id")][:1]
-    return next((vendor for vendor in ("AMD", "Intel") for name in names if vendor in name), "other")
+    cpu = cpu or this_cpu()
+    return dtype == torch.float32 and cpu.vendor == "AMD" and "avx512_f" in cpu.units

@@ -1,60 +1,34 @@
-"""Whether a model is compiled for training, and what that needs."""
+"""Whether a model is compiled for training."""
 
-import importlib.util
 import logging
-import os
-import shutil
-import sys
 
 import torch
 from torch import nn
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-PAYS_AFTER = 1000  # steps: compiling takes about as long as some hundred of the default model's (a guess, not measured)
+LONG_RUN = 1000  # steps; compiling takes about a minute
 
 
 def compile_model(net: nn.Module, setting: str | bool, device: torch.device, steps: int) -> bool:
-    """Have `net` compiled by `torch.compile`, in place and at its next call, where the setting asks for it.
+    """Have `torch.compile` compile `net` in place (the names in a checkpoint stay) at its first call, or not.
 
     Args:
-        setting: true, false, or auto: on CUDA, in a run long enough, where there is a compiler. (Compiled for a CPU the
-            model is slower than it is without.)
+        setting: true, false, or auto: on CUDA, in long runs. (On a CPU the compiled model is slower.)
         steps: optimizer steps of the whole run.
-
-    Returns:
-        Whether it will be compiled.
-
-    Raises:
-        UserError: the setting is another one, or it is true and something is missing.
     """
     if not isinstance(setting, bool) and setting != "auto":
         raise UserError(f"compile must be auto, true or false; got {setting}")
-    if setting is False or (setting == "auto" and (device.type != "cuda" or steps < PAYS_AFTER)):
+    if setting is False or (setting == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
         return False
-    missing = _missing(device)
-    if missing is not None:
+    try:  # something small first: a compiler, Triton or a GPU that is new enough may be missing
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:
         if setting is True:
-            raise UserError(f"compile=true cannot be done: {missing}; compile=false trains without")
-        log.warning(f"Not compiled, which would train faster: {missing}")
+            raise UserError(f"compile=true fails: {first_line(error)}; compile=false trains without") from error
+        log.warning(f"Not compiled, which would train faster: {first_line(error)}")
         return False
-    net.compile(dynamic=False)  # in place: the names in a checkpoint stay as they are
+    net.compile(dynamic=False)
     return True
-
-
-def _missing(device: torch.device) -> str | None:
-    """What `torch.compile` would not find on this machine; None if all is there."""
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < (7, 0):
-            return f"{torch.cuda.get_device_name(device)} is older than Triton supports"
-        if importlib.util.find_spec("triton") is None:
-            return "there is no Triton (python -m pip install triton)"
-        if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
-            return "there is no C compiler (install gcc, or name another as CC)"
-    elif device.type == "cpu":
-        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-        if not shutil.which(compiler):
-            return f"there is no C++ compiler {compiler} (install it, or name another as CXX)"
-    return None

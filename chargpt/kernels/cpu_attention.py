@@ -16,13 +16,13 @@ ROWS = 64  # queries at a time: each such block ends at its own last key, and it
 
 
 def takes_over(qkv: Tensor, dropout: float) -> bool:
-    """Whether `causal_attention_on_cpu` is the faster way."""
+    """Whether `causal_attention_on_cpu` is faster: in training on a CPU, with dropout or in bf16."""
     in_training = qkv.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return in_training and (dropout > 0 or qkv.dtype == torch.bfloat16)
 
 
 def causal_attention_on_cpu(qkv: Tensor, dropout: float) -> Tensor:
-    """What `chargpt.attention.causal_attention` says, with its arguments; `dropout` in steps of 1/256."""
+    """As `chargpt.attention.causal_attention`, with `dropout` in steps of 1/256."""
     _, B, n_head, T, _ = qkv.shape
     noise = [random_bytes(B * n_head, end - start, end) for start, end in _blocks(T)] if dropout > 0 else None
     return CPUAttention.apply(qkv, noise, kept_values(dropout))
@@ -34,11 +34,11 @@ def _blocks(T: int) -> list[tuple[int, int]]:
 
 
 class CPUAttention(torch.autograd.Function):
-    """The formula written out for training on CPUs, in blocks of queries, each with the keys up to its last query only.
+    """Attention in blocks of queries, each with the keys up to its last query only.
 
-    `noise`, for each block (B * n_head, queries, keys) uint8, or None, decides what is dropped: a weight stays where
-    its byte is below `kept`, and is scaled by 256 / kept. The attention weights (as they were before dropout) and the
-    noise are kept for the backward pass. Scales are applied to the smaller side of a product: head_size, not keys.
+    `noise`, for each block (B * n_head, queries, keys) uint8, or None, is the dropout: a weight stays where its byte is
+    below `kept`, and is scaled by 256 / kept. The backward pass reads the attention weights before dropout and the
+    noise. Scales are applied to the smaller side of a product: head_size, not keys.
     """
 
     @staticmethod
@@ -92,7 +92,7 @@ def _stays(noise: Tensor, kept: int, like: Tensor) -> Tensor:
 
 
 def _softmax_gradient(grad: Tensor, softmax: Tensor) -> Tensor:
-    """The gradient of the scores that a softmax over the last dimension was taken of."""
+    """The gradient of a softmax's input, over the last dimension."""
     if softmax_gradient is not None:
         return softmax_gradient(grad, softmax, -1, softmax.dtype)
     return softmax * (grad - (grad * softmax).sum(-1, keepdim=True))

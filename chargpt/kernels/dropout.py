@@ -2,8 +2,8 @@
 
 PyTorch's own draws one random number for each element, which takes a CPU longer than the multiplications around it.
 Here one random byte decides about each element, and a draw gives eight bytes: about 15 times less work. The keep
-probability is therefore a multiple of 1/256 (0.2 becomes 51/256), and what is kept is scaled by its exact inverse, so
-expectations stay as they are.
+probability is therefore a multiple of 1/256 (0.2 becomes 51/256), and kept elements are scaled by its exact inverse:
+expectations stay the same.
 """
 
 import torch

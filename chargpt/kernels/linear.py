@@ -16,24 +16,26 @@ from chargpt.kernels.private import onednn_linear
 class Linear(nn.Linear):
     """`nn.Linear`, on CPUs by oneDNN where that is faster."""
 
-    columns: Tensor | None = None  # inside `fixed_weights`, the weight with its columns one after another: (in, out)
+    columns: Tensor | None = None  # inside `fixed_weights`, the transposed weight: (in, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         if self.columns is not None and x.numel() == self.in_features and not torch.is_grad_enabled():
             return _one_row(x, self.columns, self.bias)
-        return linear(x, self.weight, self.bias)
+        if x.is_cpu and not torch.compiler.is_compiling():
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                bias = None if self.bias is None else self.bias.to(dtype)
+                return linear_on_cpu(x.to(dtype), self.weight.to(dtype), bias)
+            return linear_on_cpu(x, self.weight, self.bias)
+        return super().forward(x)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x weight^T + bias, with x (..., in), weight (out, in) and bias (out,)."""
-    if x.is_cpu and not torch.compiler.is_compiling():
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        if uses_onednn(x.dtype):
-            return CPULinear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
-    return nn.functional.linear(x, weight, bias)
+    if not uses_onednn(x.dtype):
+        return nn.functional.linear(x, weight, bias)
+    return CPULinear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
 
 
 class CPULinear(torch.autograd.Function):
@@ -48,11 +50,11 @@ class CPULinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, seen = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             _onednn(grad, weight.t()) if for_x else None,
-            _weight_gradient(rows, seen) if for_weight else None,
+            _weight_gradient(rows, inputs) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
 
@@ -63,21 +65,20 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return onednn_linear(x, weight, bias, "none", [], "")
 
 
-def _weight_gradient(rows: Tensor, seen: Tensor) -> Tensor:
-    """rows^T seen: (N, out) and (N, in) to (out, in)."""
+def _weight_gradient(rows: Tensor, inputs: Tensor) -> Tensor:
+    """rows^T inputs: (N, out) and (N, in) to (out, in)."""
     if rows.dtype != torch.float32:
-        return rows.t() @ seen  # PyTorch gives this to oneDNN, which reads the transposed matrix as it stands
-    # In fp32 that would be MKL's. What `_onednn` gets transposed it copies, so that is the narrower matrix.
-    if seen.shape[1] < rows.shape[1]:
-        return _onednn(seen.t(), rows.t()).t().contiguous()
-    return _onednn(rows.t(), seen.t())
+        return rows.t() @ inputs  # PyTorch gives this to oneDNN, which reads the transposed matrix without a copy
+    # In fp32 that would be MKL's. `_onednn` copies a transposed first matrix, so that is the narrower one.
+    if inputs.shape[1] < rows.shape[1]:
+        return _onednn(inputs.t(), rows.t()).t().contiguous()
+    return _onednn(rows.t(), inputs.t())
 
 
 @contextlib.contextmanager
 def fixed_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, linear layers on a CPU in fp32 multiply single rows with transposed copies of their weights, as these are
-    at the start: for writing text one character at a time, where such copies have paid after some thirty characters.
-    """
+    """Inside, linear layers on a CPU in fp32 multiply single rows with transposed copies of their weights: for decoding
+    one character at a time, where the copies have paid after some thirty characters."""
     layers = [
         m for m in model.modules() if isinstance(m, Linear) and m.weight.is_cpu and m.weight.dtype == torch.float32
     ]
@@ -93,11 +94,11 @@ def fixed_weights(model: nn.Module) -> Iterator[None]:
 def _one_row(x: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
     """x columns + bias of a single row x, (..., in) with (in, out), as the sum of the rows of `columns` weighted by x.
 
-    Such a product only reads the weights once, and neither MKL nor oneDNN reads them as fast as the memory gives them.
-    An embedding bag does; each thread sums one bag.
+    Such a product only reads the weights once. An embedding bag reads them as fast as the memory gives them, which
+    neither MKL nor oneDNN does; each thread sums one bag.
     """
     bags = _bags(len(columns), torch.get_num_threads())
-    out = torch.embedding_bag(columns, *bags, False, 0, False, x.reshape(-1))[0].sum(0)  # 0: sums; (threads, out)
+    out = torch.embedding_bag(columns, *bags, False, 0, False, x.reshape(-1))[0].sum(0)  # mode 0 sums: (threads, out)
     if bias is not None:
         out += bias
     return out.view(*x.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""What is looked up in PyTorch, and that nothing changes on a build that lacks it."""
+"""PyTorch's private operators, and that nothing changes in a build that lacks them."""
 
 import pytest
 import torch
@@ -6,23 +6,10 @@ from helpers import plain_attention, random_qkv
 from torch.nn import functional as F
 
 from chargpt.kernels import choice, cpu_attention, linear, private
-from chargpt.kernels.private import find
-
-
-@pytest.mark.parametrize(
-    "path", ["no_such_name", "nn.NoSuchLayer", "no.such.name", "ops.mkldnn._no_such_operator", "ops.no_such.operator"]
-)
-def test_what_is_not_there_is_none(path):
-    assert find(path) is None
-
-
-def test_what_is_there_is_found():
-    assert find("nn.functional.linear") is F.linear
-    assert find("ops.aten.add") is torch.ops.aten.add
 
 
 @pytest.mark.skipif(private.onednn_linear is None, reason="this build of PyTorch has no oneDNN")
-def test_the_operators_do_what_is_said_of_them():
+def test_the_linear_operator():
     x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
     plain = F.linear(x, weight, bias)
     torch.testing.assert_close(private.onednn_linear(x, weight, bias, "none", [], ""), plain)
@@ -31,7 +18,7 @@ def test_the_operators_do_what_is_said_of_them():
 
 @pytest.fixture
 def another_build(monkeypatch):
-    """A PyTorch that has none of them."""
+    """A PyTorch without them."""
     for name in ("onednn_linear", "onednn_has_bf16", "softmax_gradient"):
         monkeypatch.setattr(private, name, None)
     monkeypatch.setattr(linear, "onednn_linear", None)
