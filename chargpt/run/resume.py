@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.command_line import quoted
 from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
+from chargpt.history import SWEEP
 from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, read_config, with_quoted_paths
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
-from chargpt.sweep.records import SWEEP, command_of_sweep
 
 if TYPE_CHECKING:
     from chargpt.checkpoint import Checkpoint
@@ -37,6 +37,7 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
+SWEEP_RESUMES = "{0} is a sweep, which resumes by a command that python -m chargpt.compare {0} prints"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[s
         return arguments
     folder, typed = _take("hydra.run.dir", rest)
     if any(re.match("-m$|--m", argument) for argument in rest):
-        return _with_resume_of_sweep(arguments, str(resume))
+        _check_resume_of_sweep(arguments, str(resume))
+        return arguments
     if resume == "allow" and (folder is None or "${" in folder):
         raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
     if resume == "allow" and not has_state(Path(str(folder))):
@@ -113,15 +115,14 @@ def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
 
 
-def _with_resume_of_sweep(arguments: list[str], resume: str) -> list[str]:
+def _check_resume_of_sweep(arguments: list[str], resume: str) -> None:
     if resume == "auto":
         raise UserError("resume=auto finds a run; a sweep resumes by resume=allow hydra.sweep.dir=...")
     if resume != "allow":
-        raise UserError(f"a sweep resumes by its own command: {command_of_sweep(Path(resume))}")
+        raise UserError(SWEEP_RESUMES.format(resume))
     folder, _ = _take("hydra.sweep.dir", arguments)
     if folder is None or "${" in folder:
         raise UserError("resume=allow needs a folder to begin a sweep in, or to resume it: hydra.sweep.dir=...")
-    return arguments
 
 
 def check_run(run: Path) -> None:
@@ -130,7 +131,7 @@ def check_run(run: Path) -> None:
         raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
     if not (run / OVERRIDES).is_file():
         if (run / SWEEP).is_file():
-            _with_resume_of_sweep([], str(run))
+            raise UserError(SWEEP_RESUMES.format(run))
         around = next((parent for parent in run.resolve().parents if (parent / OVERRIDES).is_file()), None)
         hint = f"did you mean resume={short(around)}?" if around else "resume=auto takes the newest run"
         raise UserError(f"{short(run)} is not the folder of a run; {hint}")
