@@ -37,7 +37,7 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
-SWEEP_RESUMES = "{0} is a sweep, which resumes by a command that python -m chargpt.compare {0} prints"
+SWEEP_RESUMES = "a sweep resumes by its own command, which {} prints"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _check_resume_of_sweep(arguments: list[str], resume: str) -> None:
     if resume == "auto":
         raise UserError("resume=auto finds a run; a sweep resumes by resume=allow hydra.sweep.dir=...")
     if resume != "allow":
-        raise UserError(SWEEP_RESUMES.format(resume))
+        raise UserError(SWEEP_RESUMES.format(quoted(["python", "-m", "chargpt.compare", resume])))
     folder, _ = _take("hydra.sweep.dir", arguments)
     if folder is None or "${" in folder:
         raise UserError("resume=allow needs a folder to begin a sweep in, or to resume it: hydra.sweep.dir=...")
@@ -131,7 +131,7 @@ def check_run(run: Path) -> None:
         raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
     if not (run / OVERRIDES).is_file():
         if (run / SWEEP).is_file():
-            raise UserError(SWEEP_RESUMES.format(run))
+            raise UserError(SWEEP_RESUMES.format(quoted(["python", "-m", "chargpt.compare", str(run)])))
         around = next((parent for parent in run.resolve().parents if (parent / OVERRIDES).is_file()), None)
         hint = f"did you mean resume={short(around)}?" if around else "resume=auto takes the newest run"
         raise UserError(f"{short(run)} is not the folder of a run; {hint}")

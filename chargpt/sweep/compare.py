@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,8 +34,10 @@ def report(sweep: Sweep) -> str:
     if sweep.jobs and sweep.jobs[0].best:
         parts.append(f"Sample the best: {quoted(['python', 'sample.py', '--ckpt', str(sweep.jobs[0].folder)])}")
     if sweep.plan and sweep.finished < sweep.size:
-        command = ["python", "train.py", "-m", "resume=allow", f"hydra.sweep.dir={sweep.folder}", *sweep.plan.arguments]
-        parts.append(f"To resume: {quoted(command)}")
+        words = sweep.plan.arguments
+        flags = next((n for n, word in enumerate(words) if re.match(r"[^-].*=", word)), len(words))  # they come first
+        words = [*words[:flags], "resume=allow", f"hydra.sweep.dir={sweep.folder}", *words[flags:]]
+        parts.append(f"To resume: {quoted(['python', 'train.py', '-m', *words])}")
     return "\n\n".join(parts)
 
 

@@ -69,9 +69,7 @@ def _sweep(config: DictConfig) -> Iterator[None]:
             raise UserError(f"{folder} holds a sweep already; resume=allow resumes it")
         for name in (SWEEP, "multirun.yaml", "table.csv", "sweep.png"):
             if (folder / name).exists() and not before and plan is None:
-                raise UserError(
-                    f"{folder} has a {name} already, and no sweep; hydra.sweep.dir=... names another folder"
-                )
+                raise UserError(f"{folder} has a {name} but no sweep; hydra.sweep.dir=... names another folder")
         asked = set() if n_trials else _grid(swept)
         words = [_as_typed(each) for each in sys.argv[1:] if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
         plan = Plan(list(swept), n_trials or len(asked), len(before - asked), words)

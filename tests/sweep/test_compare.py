@@ -31,7 +31,7 @@ def sweep(tmp_path):
     job(folder, 2, [2.5], finished=False, optimizer__lr=0.001, seed=3)
     job(folder, 3, [2.0, 2.125], optimizer__lr=0.01, seed=1)
     job(folder, 4, [], finished=False, error="out of memory", optimizer__lr=0.01, seed=2)
-    Plan(["optimizer.lr", "seed"], 6, 0, ["a b=1,2"]).write(folder)
+    Plan(["optimizer.lr", "seed"], 6, 0, ["--config-dir", "a b", "x=1,2"]).write(folder)
     return folder
 
 
@@ -49,10 +49,11 @@ def test_the_report(sweep):
     over = lines.index(["Over", "seeds:"])
     assert lines[over + 2] == ["0.01", "2.0000", "2.0000", "to", "2.0000", "1"]
     assert lines[over + 3] == ["0.001", "2.3000", "0.0707", "2.2500", "to", "2.3500", "2"]
+    words = shlex.quote(f"hydra.sweep.dir={sweep}")
     assert report(read_sweep(sweep)).splitlines()[-3:] == [
         f"Sample the best: python sample.py --ckpt {sweep}/3_job",
         "",
-        f"To resume: python train.py -m resume=allow {shlex.quote(f'hydra.sweep.dir={sweep}')} 'a b=1,2'",
+        f"To resume: python train.py -m --config-dir 'a b' resume=allow {words} x=1,2",
     ]
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from omegaconf import ListConfig
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from chargpt.command_line import in_sweep
 from chargpt.sweep.records import Job, Plan, read_plan, read_sweep
 from chargpt.sweep.run import folder_name, job_folder
 
@@ -42,15 +41,6 @@ def contents(folder):
 # Folders
 
 
-def test_folder_names():
-    assert folder_name("model.n_layer=2,optimizer.lr=0.001") == "model.n_layer=2,optimizer.lr=0.001"
-    assert folder_name("data.path=../../etc/passwd") == "data.path=.._.._etc_passwd"
-    assert folder_name("data.path=文.txt") == "data.path=文.txt"
-    assert folder_name("") == "defaults"
-    long = [folder_name("道" * 200 + str(n)) for n in (1, 2)]
-    assert long[0] != long[1]
-
-
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
 def test_any_values_make_a_folder_below_the_sweeps(values):
     """One level, never hidden or above, and short enough for any file system."""
@@ -59,6 +49,7 @@ def test_any_values_make_a_folder_below_the_sweeps(values):
     assert name not in ("", ".", "..")
     assert not name.startswith(".")
     assert len(name.encode()) <= 200
+    assert folder_name(f"{values}{'道' * 70}1") != folder_name(f"{values}{'道' * 70}2")
 
 
 def test_a_job_keeps_its_folder_if_its_values_are_the_same(tmp_path):
@@ -75,36 +66,19 @@ def test_a_job_keeps_its_folder_if_its_values_are_the_same(tmp_path):
     assert looks_alike.startswith("0_lr=0.001-")
 
 
-def test_no_sweep_without_hydra():
-    assert not in_sweep()
-
-
-@pytest.mark.parametrize("name", ["sweep.json", "multirun.yaml", "table.csv", "sweep.png"])
-def test_files_of_others_are_left_alone(name, fixed, tmp_path):
-    (tmp_path / name).write_text("mine", encoding="utf-8")
-    for more in ([], ["resume=allow"]):
-        done = sweep(fixed, tmp_path, "seed=1,2", *more)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"has a {name} already, and no sweep" in done.stderr
-    assert contents(tmp_path) == {tmp_path / name: b"mine"}
-
-
-def test_nothing_is_written_through_a_link(fixed, tmp_path):
-    (tmp_path / "mine").write_text("mine", encoding="utf-8")
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "multirun.yaml").symlink_to(tmp_path / "mine")
-    done = sweep(fixed, tmp_path / "sweep", "seed=1,2")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "a link that leads out of it" in done.stderr
-    assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
-
-
-def test_one_sweep_at_a_time_in_a_folder(fixed, tmp_path):
-    with FileLock(tmp_path / ".lock"):
-        done = sweep(fixed, tmp_path, "seed=1,2", "resume=allow")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "another process is at work" in done.stderr
-    assert not contents(tmp_path)
+def test_folders_of_others_are_left_alone(fixed, tmp_path):
+    for name in ("sweep.json", "multirun.yaml", "table.csv", "sweep.png", "link", ".lock"):
+        (folder := tmp_path / name).mkdir()
+        (folder / name).write_text("mine", encoding="utf-8")
+    (tmp_path / "link" / "link").unlink()
+    (tmp_path / "link" / "link").symlink_to(tmp_path / "sweep.json" / "sweep.json")
+    before = contents(tmp_path)
+    with FileLock(tmp_path / ".lock" / ".lock"):  # as another sweep holds it
+        for folder in tmp_path.iterdir():
+            done = sweep(fixed, folder, "seed=1,2", "resume=allow")
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert re.search("but no sweep;|a link that leads out|another process is at work", done.stderr)
+    assert contents(tmp_path) == before
 
 
 # What is refused before the first job
@@ -128,13 +102,15 @@ def test_refused_in_one_line(overrides, message, fixed, tmp_path):
     assert [line for line in done.stderr.splitlines() if "jobs in" not in line] == [done.stderr.splitlines()[-1]]
     assert message in done.stderr
     assert not list(tmp_path.glob("sweep/*/"))
-    sweep(fixed, tmp_path / "sweep", "trainer.devices=2")
-    assert "holds a sweep" not in done.stderr
+
+
+def test_runs_that_start_in_one_second_have_a_folder_each():
+    shown = [run_script("train.py", "--cfg", "hydra", "-p", "hydra.run.dir", "--resolve").stdout for _ in range(2)]
+    assert shown[0] != shown[1]
 
 
 def test_the_flag_is_named_if_it_is_missing(tmp_path):
     done = run_script("train.py", "seed=1,2", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 2
     assert done.stderr == "error: Ambiguous value for argument 'seed=1,2'; -m trains a run for each of its values\n"
 
 
@@ -198,31 +174,25 @@ def test_started_again_all_is_kept(whole, fixed, tmp_path):
 
 
 @pytest.mark.processes
-def test_values_that_are_added_and_trained_weights(tiny_run, tmp_path):
-    """A run that stopped early has finished; the last of two values counts; a folder's name alone is no identity."""
+def test_values_that_are_added(tiny_run, tmp_path):
+    """One put before others moves their places. A run that stopped early has finished; the last value typed counts."""
     early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/loss"]
     early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=9", "trainer.val_check_interval=2"]
-    fixed = ["data=file", f"data.path={tiny_run}/.hydra/config.yaml", "data.batch_size=4", *STEPS, *early]
-    fixed += ["data.block_size=16", "resume=allow"]
-    folder, other = tmp_path / "sweep", tmp_path / "runs, other"
-    other.symlink_to(tiny_run)
-    done = sweep(fixed, folder, f"init_from={tiny_run}", "optimizer=glob(adamw*)", "seed=3,4", "seed=5")
+    fixed = ["data=file", f"data.path={tiny_run}/.hydra/config.yaml", "data.block_size=16", "data.batch_size=4", *STEPS]
+    fixed += [*early, "resume=allow", "seed=3,4", "seed=5"]
+    folder = tmp_path / "sweep"
+    done = sweep(fixed, folder, f"init_from={tiny_run},{tiny_run.parent}/./{tiny_run.name}")
     assert done.returncode == 0, done.stderr
-    names = ["0_optimizer=adamw", "1_optimizer=adamw_small"]
-    assert sorted(each.name for each in folder.glob("*/")) == names
+    names = sorted(each.name for each in folder.glob("*/"))
+    assert len(names) == 2
+    assert "Weights to start from" in (folder / names[1] / "train.log").read_text(encoding="utf-8")
     assert state(folder / names[1])["global_step"] == 4  # of 12
     kept = {file: content for file, content in contents(folder).items() if file.suffix == ".ckpt"}
-    done = sweep(fixed, folder, f"init_from={tiny_run}", "optimizer=adamw_small,adamw,muon", "seed=5")
+    done = sweep(fixed, folder, f"init_from={tiny_run}/checkpoints,{tiny_run.parent}/./{tiny_run.name},{tiny_run}")
     assert done.returncode == 0, done.stderr
-    assert "1 of 3: optimizer=adamw_small: val loss" in done.stderr
+    assert "3 of 3 jobs finished" in done.stderr
     assert done.stderr.count(", finished before\n") == 2
-    assert sorted(each.name for each in folder.glob("*/")) == [*names, "2_optimizer=muon"]
     assert {file: file.read_bytes() for file in kept} == kept
-    done = sweep(fixed, folder, f"init_from={tiny_run},{tiny_run.parent}/{tiny_run.name}/", "optimizer=adamw", "seed=5")
-    assert done.returncode == 0, done.stderr
-    assert "5 of 5 jobs finished" in done.stderr
-    log = next(folder.glob("1_init_from*")) / "train.log"
-    assert "Weights to start from" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.processes
@@ -255,7 +225,7 @@ def test_cut_off_and_resumed(whole, fixed, tmp_path):
     for words in (["-m", f"resume={tmp_path}/a sweep"], [f"resume={tmp_path}/a sweep"]):
         done = run_script("train.py", *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"python -m chargpt.compare {tmp_path}/a sweep prints" in done.stderr
+        assert f"python -m chargpt.compare '{tmp_path}/a sweep' prints" in done.stderr
     words = [each for each in shlex.split(line)[4:] if "callbacks.stop" not in each]
     done = run_script("train.py", *words, "+callbacks.stop=null")
     assert done.returncode == 0, done.stderr
@@ -288,13 +258,14 @@ def test_a_job_that_fails(fixed, tmp_path):
 
 @pytest.mark.processes
 def test_a_job_that_a_time_limit_ends_has_not_finished(fixed, tmp_path):
-    fixed = [*fixed, "model.n_layer=1", "seed=1,2", "resume=allow"]
-    done = sweep(fixed, tmp_path, "trainer.max_time=00:00:00:00")
+    fixed = [*fixed, "model.n_layer=1", "seed=1", "resume=allow", "callbacks.last_checkpoint.every_n_steps=1"]
+    done = sweep(fixed, tmp_path, "trainer.max_time=00:00:00:01", "trainer.max_steps=9999999")
     assert done.returncode == 1
-    assert "error: 2 of 2 jobs did not finish" in done.stderr
-    done = sweep(fixed, tmp_path, "trainer.max_time=00:01:00:00")
+    assert ", not finished (a time limit)" in done.stderr
+    steps = state(tmp_path / "0_defaults")["global_step"]
+    done = sweep(fixed, tmp_path, "trainer.max_time=00:01:00:00", f"trainer.max_steps={steps + 1}")
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 jobs finished" in done.stderr
+    assert "1 of 1 jobs finished" in done.stderr
     assert "finished before" not in done.stderr
 
 
@@ -306,12 +277,19 @@ def needs(plugin):
     return pytest.mark.skipif(there is None, reason=f"needs {plugin}")
 
 
+def documented(plugin):
+    """The overrides of Hydra's in the command of docs/sweeps.md."""
+    lines = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith("python train.py -m ") and f"={plugin} " in line]
+    return [word for word in shlex.split(line) if word.startswith(("hydra/", "hydra.launcher."))]
+
+
 @pytest.mark.slow
 @needs("hydra_joblib_launcher")
 def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in other processes: the same runs; failures and interruptions are noticed."""
     folder, _ = whole
-    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    joblib = documented("joblib")
     done = sweep(fixed, tmp_path / "two", "model.n_head=3,2", "model.n_layer=1", *joblib, by=run_fresh)
     assert done.returncode == 1
     assert "(failed: model.n_embd must be divisible" in done.stderr
@@ -333,7 +311,7 @@ def test_under_joblib(whole, fixed, tmp_path):
 def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
     """After the signal of a preemption, the local executor starts the job again, as SLURM does."""
     folder, _ = whole
-    launcher = ["hydra/launcher=submitit_local", "resume=allow"]
+    launcher = [*documented("submitit_local"), "resume=allow"]
     signal = signal_at(8, signum=12, once=tmp_path / "sent")
     done = sweep(fixed, tmp_path / "sweep", "model.n_layer=1", "seed=1", *signal, *launcher, by=run_fresh, **HARM)
     assert done.returncode == 0, done.stderr
@@ -346,7 +324,7 @@ def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
 @pytest.mark.slow
 @needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
-    search = ["hydra/sweeper=search", "model.n_layer=1"]
+    search = [*documented("search"), "model.n_layer=1"]
     seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3"]
     done = sweep(fixed, tmp_path / "first", *search, *seeded, by=run_fresh)
     assert done.returncode == 0, done.stderr
