@@ -74,6 +74,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines)
 
 
+def in_sweep() -> bool:
+    """Whether this process runs a job of a Hydra sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def quoted(arguments: Sequence[str]) -> str:
     """A command line to paste into the shell of this system."""
     return subprocess.list2cmdline(arguments) if sys.platform == "win32" else shlex.join(arguments)

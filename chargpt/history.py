@@ -1,4 +1,5 @@
-"""What a run's folder keeps of its course: the losses in `losses.csv`, the text samples in `samples.jsonl`.
+"""What a run's folder keeps of its course: the losses in `losses.csv`, the text samples in `samples.jsonl`; if it is a
+job of a sweep, its swept values and how it ended in `job.json`.
 
 Lightning is not imported here, so that a comparison or a page starts quickly.
 """
@@ -10,12 +11,13 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chargpt.files import write
 
 Item = TypeVar("Item")
 LOSSES, PICTURE, SAMPLES = "losses.csv", "loss.png", "samples.jsonl"
+JOB, SWEEP = "job.json", "sweep.json"  # in the folder of a sweep's job, and in that of the sweep
 
 
 class Point(NamedTuple):
@@ -64,6 +66,17 @@ def read_samples(run: Path) -> list[Sample]:
                 found["text"].encode()  # raises for a surrogate
                 samples.append(Sample(int(found["step"]), found["text"]))
     return samples
+
+
+def read_job(run: Path) -> dict[str, Any]:
+    """The record of a sweep's job: `number`, swept `values`, `finished` and `error`; empty for other runs, and if the
+    file is damaged."""
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        found = json.loads((run / JOB).read_bytes())
+        values = {key: value for key, value in found["values"].items() if isinstance(value, int | float | str | None)}
+        error = None if found["error"] is None else str(found["error"])
+        return {"number": int(found["number"]), "values": values, "finished": bool(found["finished"]), "error": error}
+    return {}
 
 
 def add_losses(run: Path, point: Point) -> None:

@@ -1,14 +1,15 @@
 """What tells one run from another, in TensorBoard."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from chargpt.history import read_job
 from chargpt.run.config import Settings
-from chargpt.sweep.job import swept_values
 
 
 class RunRecord(Callback):
@@ -40,9 +41,9 @@ class RunRecord(Callback):
         if isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking and not self._recorded:
             # The tab shows only metrics that were named together with the hyper-parameters.
             best = trainer.callback_metrics["val/best_loss"]
-            # It sorts them by name: by the star those that are swept come first.
-            swept = {f"* {key}": value for key, value in swept_values().items()}
-            hparams = swept | {
+            # It sorts them by name: the star puts the swept ones first.
+            swept = read_job(Path(self.settings.run_dir)).get("values", {})
+            hparams = {f"* {key}": value for key, value in swept.items()} | {
                 "text": module.hparams["corpus"]["name"],
                 "seed": self.settings.seed,
                 "model": asdict(self.settings.model),

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from chargpt.command_line import in_sweep
 from chargpt.module import CharLM, is_logged
-from chargpt.sweep.job import in_sweep
 
 log = logging.getLogger(__name__)
 

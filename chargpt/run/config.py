@@ -26,7 +26,6 @@ from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.model import MODEL_CONFIGS, ModelConfig
 from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
 from chargpt.settings import make, read_settings
-from chargpt.sweep.run import job_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = ("data.path", "data.val_path", "data.test_path")
@@ -60,7 +59,7 @@ class Settings(TrainConfig):
 
 @functools.cache
 def register() -> None:
-    """Make the schema known to Hydra, as the group `schema`, and the resolvers that `conf/train.yaml` uses."""
+    """Make the schema known to Hydra, as the group `schema`, and the resolver of `run_dir`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="data", node=DataConfig)
@@ -69,7 +68,6 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
     # Any argument of the Trainer may be given without a plus, also one that no file in conf/ names.
     store.store(group="schema", name="trainer", node=OmegaConf.create({}, flags={"struct": False}))
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True)
 
 
@@ -145,10 +143,9 @@ def hydra_errors() -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        example = "\"data.path='my file, 2.txt'\""
-        raise UserError(
-            f"cannot read {error.override}: it takes key=value, special characters in quotes: {example}"
-        ) from error
+        hint = "it takes key=value, special characters in quotes: \"data.path='my file, 2.txt'\""
+        reasons = [line for line in str(error).splitlines() if " while evaluating " in line]  # choice(...) and the like
+        raise UserError(f"cannot read {error.override}: {(reasons or [hint])[0]}") from error
     except (HydraException, OmegaConfBaseException) as error:
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error

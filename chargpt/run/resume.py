@@ -35,7 +35,7 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
     "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split", "data.tokenizer",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
-NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by their hashes
+NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,27 @@
-"""Compare the runs of a sweep: `python -m chargpt.compare outputs/sweeps/...`."""
+"""Comparing the runs of a sweep: tables, `table.csv`, `sweep.png`, and the command `python -m chargpt.compare`."""
 
 import argparse
 import csv
 import io
+import re
 import statistics
-import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
-from chargpt.errors import UserError, escape, first_line
+from chargpt.errors import UserError, escape
 from chargpt.files import find, write
+from chargpt.history import SWEEP
 from chargpt.pictures import png
-from chargpt.sweep.records import SWEEP, Job, Sweep, command_of_sweep, read_sweep, short_names, shown
+from chargpt.sweep.records import Sweep, read_sweep, short_names, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEDS = ("seed", "data.seed")
-MOST_CURVES = 15  # that have a line in the legend
-MOST_PANELS, MOST_DRAWN = 8, 200
+MOST_CURVES = 15  # in the legend
 
 
 def report(sweep: Sweep) -> str:
@@ -31,9 +32,12 @@ def report(sweep: Sweep) -> str:
     if seeds := _table_over_seeds(sweep):
         parts.append(seeds)
     if sweep.jobs and sweep.jobs[0].best:
-        parts.append(f"Sample the best: python sample.py --ckpt {quoted([str(sweep.jobs[0].folder)])}")
-    if sweep.unfinished and (command := command_of_sweep(sweep.folder)):
-        parts.append(f"To resume: {command}")
+        parts.append(f"Sample the best: {quoted(['python', 'sample.py', '--ckpt', str(sweep.jobs[0].folder)])}")
+    if sweep.plan and sweep.finished < sweep.size:
+        words = sweep.plan.arguments
+        flags = next((n for n, word in enumerate(words) if re.match(r"[^-].*=", word)), len(words))  # they come first
+        words = [*words[:flags], "resume=allow", f"hydra.sweep.dir={sweep.folder}", *words[flags:]]
+        parts.append(f"To resume: {quoted(['python', 'train.py', '-m', *words])}")
     return "\n\n".join(parts)
 
 
@@ -44,54 +48,41 @@ def _table_of_jobs(sweep: Sweep) -> str:
     for job in sweep.jobs:
         cells = [shown(job.values[key]) if key in job.values else "" for key in names]
         if job.best:
-            last = job.curve[-1]
-            cells += [f"{job.loss:.4f}", f"{job.best.step:,}", f"{last.val_loss:.4f}", f"{job.speed:,.0f}"]
-            cells += [f"{last.seconds:,.0f} s"]
+            last, speed = job.curve[-1], f"{job.speed:,.0f}" if job.speed else ""
+            cells += [f"{job.loss:.4f}", f"{job.best.step:,}", f"{last.val_loss:.4f}", speed, f"{last.seconds:,.0f} s"]
         else:
             cells += [""] * 5
-        rows.append([*cells, job.folder.name + (f"  ({job.state})" if job.state else "")])
+        rows.append([*cells, job.folder.name + (f"  ({job.state})" if job.state != "finished" else "")])
     return table(head, rows)
 
 
 def _table_over_seeds(sweep: Sweep) -> str:
-    """The mean and the spread of the best losses where only seeds differ; nothing where none are swept."""
-    groups = _groups(sweep)
-    if all(len(jobs) < 2 for jobs in groups.values()) or not any(key in SEEDS for key in sweep.keys):
-        return ""
+    """The mean and the spread of the best losses of finished jobs that differ by seeds only, if any."""
     keys = [key for key in sweep.keys if key not in SEEDS]
-    rows = []
-    for values, jobs in sorted(groups.items(), key=lambda group: statistics.mean(job.loss for job in group[1])):
-        losses = [job.loss for job in jobs]
-        spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        rows.append([*values, f"{statistics.mean(losses):.4f}", spread, f"{min(losses):.4f} to {max(losses):.4f}"])
-        rows[-1].append(f"{len(jobs)}")
-    names = short_names(keys)
-    return "Over seeds:\n" + table([*names.values(), "mean best", "deviation", "range", "jobs"], rows)
-
-
-def _groups(sweep: Sweep) -> dict[tuple[str, ...], list[Job]]:
-    """The finished jobs, by the values of all that is swept but seeds."""
-    keys = [key for key in sweep.keys if key not in SEEDS]
-    groups: dict[tuple[str, ...], list[Job]] = {}
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job in sweep.jobs:
-        if job.best and not job.state:
-            groups.setdefault(tuple(shown(job.values.get(key, "")) for key in keys), []).append(job)
-    return groups
+        if job.best and job.state == "finished":
+            groups[tuple(shown(job.values.get(key, "")) for key in keys)].append(job.loss)
+    if keys == sweep.keys or all(len(losses) < 2 for losses in groups.values()):
+        return ""
+    head, rows = [*short_names(keys).values(), "mean best", "deviation", "range", "jobs"], []
+    for values, losses in sorted(groups.items(), key=lambda group: statistics.mean(group[1])):
+        spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        extent = f"{min(losses):.4f} to {max(losses):.4f}"
+        rows.append([*values, f"{statistics.mean(losses):.4f}", spread, extent, f"{len(losses)}"])
+    return f"Over seeds:\n{table(head, rows)}"
 
 
 def as_csv(sweep: Sweep) -> str:
     """The table of all jobs, with values and losses in full."""
     out = io.StringIO()
-    rows = csv.writer(out)
-    rows.writerow(
-        [*sweep.keys, "best_val_loss", "best_step", "last_val_loss", "chars_per_second", "seconds", "state", "folder"]
-    )
+    rows, measured = csv.writer(out), ["best_val_loss", "best_step", "last_val_loss", "chars_per_second", "seconds"]
+    rows.writerow([*sweep.keys, *measured, "state", "folder"])
     for job in sweep.jobs:
         numbers: Sequence[object] = [""] * 5
         if job.best:
             numbers = [job.loss, job.best.step, job.curve[-1].val_loss, job.speed, job.curve[-1].seconds]
-        state = job.state or "finished"
-        rows.writerow([*(job.values.get(key, "") for key in sweep.keys), *numbers, state, job.folder.name])
+        rows.writerow([*(job.values.get(key, "") for key in sweep.keys), *numbers, job.state, job.folder.name])
     return out.getvalue()
 
 
@@ -101,19 +92,17 @@ def draw(sweep: Sweep) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     names = short_names(sweep.keys)
-    keys = ([key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1])[:MOST_PANELS]
-    jobs = [job for job in sweep.jobs if job.best][:MOST_DRAWN]
+    keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]
+    jobs = [job for job in sweep.jobs if job.best]
     figure = Figure(figsize=(4 * (len(keys) + 2), 4.5), layout="constrained")
     ratios = [*([1] * len(keys)), 2]
     *panels, curves = figure.subplots(1, len(keys) + 1, width_ratios=ratios, squeeze=False)[0]
     for panel, key in zip(panels, keys, strict=True):
         _draw_values(panel, names[key], [(job.values.get(key), job.loss) for job in jobs])
-    colours = [f"C{n % 10}" for n in range(len(jobs))]
-    for n, (job, colour) in enumerate(zip(jobs, colours, strict=True)):
-        label = job.title or job.folder.name
+    for n, job in enumerate(jobs):
+        label = _in_picture(job.title or job.folder.name) if n < MOST_CURVES else None
         steps, losses = [point.step for point in job.curve], [point.val_loss for point in job.curve]
-        options = {"color": colour, "marker": ".", "linewidth": 2.5 if n == 0 else 1}
-        curves.plot(steps, losses, label=_in_picture(label) if n < MOST_CURVES else None, **options)
+        curves.plot(steps, losses, color=f"C{n % 10}", marker=".", linewidth=2.5 if n == 0 else 1, label=label)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats)")
     if jobs:
@@ -128,7 +117,7 @@ def _draw_values(panel: Any, name: str, found: list[tuple[Any, float]]) -> None:
     from matplotlib.ticker import NullFormatter
 
     values = list(dict.fromkeys(value for value, _ in found))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numbers = all(type(value) in (int, float) and abs(value) < 2**63 for value in values)
     values.sort(key=None if numbers else str)
     places = {value: float(value) if numbers else float(n) for n, value in enumerate(values)}
     panel.plot([places[value] for value, _ in found], [loss for _, loss in found], "o", alpha=0.6)
@@ -150,60 +139,32 @@ def _in_picture(text: str) -> str:
 
 
 def save(sweep: Sweep) -> None:
-    """Write `table.csv` and `sweep.png` into the sweep's folder.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    for name, content in (("table.csv", as_csv(sweep).encode(errors="replace")), ("sweep.png", png(draw(sweep)))):
-        try:
-            write(sweep.folder / name, content)
-        except OSError as error:
-            raise UserError(f"cannot write {sweep.folder / name}: {error.strerror}") from error
-
-
-def find_sweep(outputs: Path = Path("outputs")) -> Path:
-    """The newest sweep.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = find(outputs, SWEEP)
-    if not found:
-        raise UserError(f"no sweep in {outputs}/: python train.py -m seed=1,2 trains one")
-    return max(found, key=lambda file: file.stat().st_mtime).parent
+    """Write `table.csv` and `sweep.png` into the sweep's folder."""
+    write(sweep.folder / "table.csv", as_csv(sweep).encode(errors="replace"))
+    write(sweep.folder / "sweep.png", png(draw(sweep)))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        Its exit status.
-    """
-    return build_parser().run(compare, argv)
-
-
-def build_parser() -> Parser:
+    """Run the command line; returns its exit status."""
     parser = Parser(
         prog="python -m chargpt.compare",
         description="Compare the runs of a sweep, finished or not: a table, table.csv and sweep.png in its folder.",
     )
     parser.add_argument("sweep", type=file_name, nargs="?", metavar="SWEEP", help="its folder (default: the newest)")
-    return parser
+    return parser.run(compare, argv)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the report of a sweep, and write its files."""
-    folder = Path(arguments.sweep) if arguments.sweep is not None else find_sweep()
-    try:
-        sweep = read_sweep(folder)
-        text = escape(report(sweep))
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {first_line(error)}") from error
+    sweep = read_sweep(Path(arguments.sweep) if arguments.sweep is not None else newest())
     with open_output(None) as out:
-        out.write(text + "\n")
+        out.write(f"{escape(report(sweep))}\n")
     save(sweep)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def newest() -> Path:
+    """The folder of the newest sweep."""
+    found = find("outputs", SWEEP)
+    if not found:
+        raise UserError("no sweep in outputs/: python train.py -m seed=1,2 trains one")
+    return max(found, key=lambda file: file.stat().st_mtime).parent

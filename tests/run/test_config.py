@@ -33,7 +33,7 @@ def test_composes_and_builds(option, tmp_path):
 def test_all_files_are_tried():
     files = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").rglob("*.yaml")}
     others = {"conf=train", "data=base", "job_logging=chargpt", "hydra_logging=chargpt"}
-    assert files - set(OPTIONS) == {*others, "sweeper=search"}  # the tests of sweeps have the last
+    assert files - set(OPTIONS) == {*others, "sweeper=search"}  # the last is tried in sweep/test_run.py
 
 
 def test_defaults_are_the_lectures():
