@@ -90,7 +90,7 @@ def test_steps_follow_the_formulas():
         plain_step(plain, means, moments, config, t)
         assert all(parameter.grad is not None for parameter in net.parameters())
     for (name, found), expected in zip(net.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_restored_state_continues_bit_for_bit():
