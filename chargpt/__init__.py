@@ -1,6 +1,6 @@
 """Train and sample character-level GPTs.
 
-What a notebook needs is here by name, and is imported when it is first used: `import chargpt` alone loads no torch.
+The names that a notebook needs are here. Each is imported at its first use: `import chargpt` alone loads no torch.
 """
 
 import os

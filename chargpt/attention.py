@@ -71,13 +71,13 @@ class KVCache:
 
     Attributes:
         length: characters read so far.
-        previous: those channels of the last character read, (n_layer, 2, B, shifted); zeros at first.
+        previous: those channels of the last character read, (n_layer, 2, B, 1, shifted); zeros at first.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], shifted: int, like: Tensor):
         n_layer, B, *sizes = shape
         self.keys_and_values = like.new_zeros(n_layer, 2, B, *sizes, requires_grad=False)
-        self.previous = like.new_zeros(n_layer, 2, B, shifted, requires_grad=False)
+        self.previous = like.new_zeros(n_layer, 2, B, 1, shifted, requires_grad=False)
         self.length = 0
 
     def attend(self, layer: int, qkv: Tensor, last: int = 0) -> Tensor:
@@ -110,4 +110,4 @@ class KVCache:
     def expand(self, batch_size: int) -> None:
         """From one sequence to `batch_size` that begin with it."""
         self.keys_and_values = self.keys_and_values.expand(-1, -1, batch_size, -1, -1, -1).contiguous()
-        self.previous = self.previous.expand(-1, -1, batch_size, -1).contiguous()
+        self.previous = self.previous.expand(-1, -1, batch_size, -1, -1).contiguous()

@@ -87,8 +87,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.layer = layer
-        self.n_head = config.n_head
+        self.layer, self.n_head, self.block_size = layer, config.n_head, config.block_size
         self.rotary = config.positions == "rotary"
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
@@ -120,8 +119,8 @@ class MultiHeadAttention(nn.Module):
         """Queries, keys and values of x, (B, T, C), whose first position is `start`: (3, B, n_head, T, hs)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, n_head, hs)
         if self.rotary:
-            end = start + x.shape[1]
-            qkv = rotate(qkv, rotary_turns(end, qkv.shape[-1], x.device)[start:])
+            turns = rotary_turns(self.block_size, qkv.shape[-1], x.device)
+            qkv = rotate(qkv, turns[start : start + x.shape[1]])
         return qkv.permute(2, 0, 3, 1, 4)
 
     @staticmethod
@@ -177,11 +176,11 @@ class Block(nn.Module):
         if not self.shifted:
             return x
         own = x[:, :, : self.shifted]
-        before = F.pad(own[:, :-1], (0, 0, 1, 0))
-        if cache is not None:
-            previous = cache.previous[self.layer, half]
-            before[:, 0] = previous
-            previous.copy_(own[:, -1])
+        if cache is None:
+            before = F.pad(own[:, :-1], (0, 0, 1, 0))
+        else:
+            before = torch.cat([cache.previous[self.layer, half], own[:, :-1]], 1)
+            cache.previous[self.layer, half] = own[:, -1:]
         return torch.cat([before, x[:, :, self.shifted :]], -1)
 
 

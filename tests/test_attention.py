@@ -3,7 +3,6 @@ import torch
 from helpers import plain_attention, random_qkv
 
 from chargpt.attention import KVCache, causal_attention, rotary_turns, rotate
-from chargpt.model import GPTConfig, MultiHeadAttention
 
 T = 16
 
@@ -32,17 +31,6 @@ def test_with_a_cache_characters_attend_to_all_before_them(new, last):
         cache.length = T - new
     expected = plain_attention(*qkv)[:, :, -min(new, last or new) :]
     torch.testing.assert_close(cache.attend(1, qkv[:, :, :, -new:], last), expected)
-
-
-def test_the_weights_for_pictures_are_those_of_the_output():
-    torch.manual_seed(0)
-    sa = MultiHeadAttention(GPTConfig(block_size=T, n_head=2, n_embd=16, positions="rotary"), 0).eval()
-    x = torch.randn(3, T, 16)
-    weights = sa.weights(x)
-    assert not weights.triu(1).any()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, T))
-    values = sa.qkv(x)[:, :, 32:].view(3, T, 2, 8).transpose(1, 2)
-    torch.testing.assert_close(sa(x), sa.proj((weights @ values).transpose(1, 2).flatten(2)))
 
 
 def turned_as_the_paper_does(x):

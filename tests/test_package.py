@@ -1,4 +1,4 @@
-"""What `import chargpt` gives."""
+"""The names of `import chargpt`."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def test_the_import_alone_loads_nothing_large():
 
 
 def test_every_name_is_there():
-    """Also with a star, and as the room defines it, whose name none of them hides."""
+    """With a star, too; no name hides the module that defines it."""
     names = {}
     exec("from chargpt import *", names)
     assert set(chargpt.__all__) <= set(names)
@@ -39,7 +39,7 @@ def test_a_name_that_is_not_there():
 
 
 def test_from_a_run_to_its_models_in_a_notebook(tiny_run):
-    """Lightning's way and ours load the same weights; both read the file as data."""
+    """Lightning's loader and chargpt's load the same weights; both read the file as data."""
     file = tiny_run / "checkpoints" / "best.ckpt"
     module = chargpt.CharLM.load_from_checkpoint(file, weights_only=True, map_location="cpu")
     model, tokenizer = chargpt.load_checkpoint(file)
