@@ -8,7 +8,7 @@ from faults import clock
 from helpers import events, start
 from lightning.pytorch import Trainer
 
-from chargpt.callbacks import text_samples
+from chargpt.callbacks import samples
 from chargpt.callbacks.throughput import Throughput
 
 # A second for each batch and two for each step; 100 at each turn of a validation, in a text sample and in a save.
@@ -22,7 +22,7 @@ def test_throughput_is_that_of_training(accumulate, logged, tiny, tmp_path, monk
     """Validations, text samples and saves, however long they take, do not count; batches and steps do."""
     monkeypatch.setattr(time, "perf_counter", clock)
     calls = []
-    makes_slow(monkeypatch, text_samples, "generate", calls)
+    makes_slow(monkeypatch, samples, "generate", calls)
     makes_slow(monkeypatch, os, "fsync", calls)
     makes_slow(monkeypatch, Trainer, "save_checkpoint", calls)
     options = [f"trainer.accumulate_grad_batches={accumulate}", f"trainer.log_every_n_steps={logged}"]

@@ -41,10 +41,10 @@ def test_samples_are_kept_in_a_file_whatever_the_logger(tiny, tmp_path):
 
 def test_samples_in_the_middle_of_training_know_no_dropout(tiny, tmp_path, monkeypatch):
     modes = []
-    from chargpt.callbacks import text_samples
+    from chargpt.callbacks import samples
 
-    real = text_samples.generate
-    monkeypatch.setattr(text_samples, "generate", lambda net, *rest: modes.append(net.training) or real(net, *rest))
+    real = samples.generate
+    monkeypatch.setattr(samples, "generate", lambda net, *rest: modes.append(net.training) or real(net, *rest))
     start(tmp_path, *tiny)
     assert modes == [False, False]
     assert torch.is_grad_enabled()
