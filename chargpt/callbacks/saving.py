@@ -112,13 +112,20 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
                     logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        # Half a step cannot be saved: a stop between two batches of a step is delayed to the end of the step.
+        self._complete_step(trainer)
+        super().on_train_batch_end(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._complete_step(trainer)
+        super().on_validation_end(trainer, module)
+
+    def _complete_step(self, trainer: Trainer) -> None:
+        """Delay a stop between two batches of a step to the end of the step: half a step cannot be saved."""
         if trainer.global_step == self._last_step:
             self._stop_is_due |= trainer.should_stop
             trainer.should_stop = False
         elif self._stop_is_due:
             trainer.should_stop, self._stop_is_due = True, False
-        super().on_train_batch_end(trainer, module)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer has it, undeclared

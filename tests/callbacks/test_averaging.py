@@ -103,10 +103,9 @@ def test_a_resumed_run_that_ends_before_a_step_keeps_its_weights(tiny, tmp_path,
     assert_same(before, nets(tmp_path))
 
 
-@pytest.mark.parametrize("value", ["abc", "0.9", "true"])
-def test_a_value_in_place_of_the_callback_is_refused(value, tiny, tmp_path):
+def test_a_decay_in_place_of_the_callback_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match=r"callbacks\.averaging is not a Lightning callback"):
-        start(tmp_path, *tiny, f"callbacks.averaging={value}")
+        start(tmp_path, *tiny, "callbacks.averaging=0.9")
 
 
 def test_in_half_precision_it_is_refused(tiny, tmp_path):

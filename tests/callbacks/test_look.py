@@ -27,12 +27,12 @@ NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The kind of each look, and its ids and text."""
+    """The name of each callback that draws, and its text."""
     seen = []
     for kind in (AttentionMaps, Surprise):
 
         def draw(self, net, idx, text, kind=kind, real=kind.draw):
-            seen.append((kind.__name__, idx.tolist(), text))
+            seen.append((kind.__name__, text))
             return real(self, net, idx, text)
 
         monkeypatch.setattr(kind, "draw", draw)
@@ -89,17 +89,17 @@ def test_the_prompt_is_the_beginning_of_the_validation_text_by_default(tiny, tmp
     start(tmp_path / "own", *tiny, "callbacks.attention_maps.length=40")
     text = text_file.read_text(encoding="utf-8")
     val = text[int(0.9 * len(text)) :]
-    assert [(each[0], each[2]) for each in drawn] == [("AttentionMaps", val[:16]), ("Surprise", val[:8])] * 2
+    assert drawn == [("AttentionMaps", val[:16]), ("Surprise", val[:8])] * 2
     drawn.clear()
     prompts = ["callbacks.attention_maps.prompt='道a'", "callbacks.surprise.prompt='道a'"]
     start(tmp_path / "given", *tiny, *prompts)
-    assert [each[2] for each in drawn] == ["a", val[:8]] * 2  # nothing predicts a single character
+    assert [text for _, text in drawn] == ["a", val[:8]] * 2  # nothing predicts a single character
 
 
 @pytest.mark.parametrize("block_size", [1, 2])
 def test_small_contexts(block_size, tiny, tmp_path, drawn):
     start(tmp_path, *tiny, f"model.block_size={block_size}", "model.positions=rotary", "model.token_shift=true")
-    assert [len(each[2]) for each in drawn] == [block_size, block_size + 1] * 2
+    assert [len(text) for _, text in drawn] == [block_size, block_size + 1] * 2
 
 
 def test_a_vocabulary_of_two_characters_with_a_control_character(tiny, tmp_path):
@@ -109,10 +109,9 @@ def test_a_vocabulary_of_two_characters_with_a_control_character(tiny, tmp_path)
     assert images(tmp_path / "run")["surprise"] == [3, 6]
 
 
-@pytest.mark.parametrize("decay", ["null", "0.3"])
-def test_training_is_bitwise_the_same_without_pictures(decay, tiny, tmp_path):
+def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
     """Also for an interrupted run."""
-    options = [*tiny, *STEPS, "model.dropout=0.2", f"callbacks.averaging.decay={decay}"]
+    options = [*tiny, *STEPS, "model.dropout=0.2", "callbacks.averaging.decay=0.3"]
     start(tmp_path / "none", *options, *NONE)
     with pytest.raises(Stopped):
         start(tmp_path / "looks", *options, *signal_at(6))
@@ -123,7 +122,7 @@ def test_training_is_bitwise_the_same_without_pictures(decay, tiny, tmp_path):
     assert images(tmp_path / "looks")["surprise"] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_other_precisions(precision, tiny, tmp_path):
     start(tmp_path, *tiny, f"trainer.precision={precision}")
     assert len(images(tmp_path)) == 3
