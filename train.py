@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from chargpt import errors
+from chargpt.command_line import in_sweep
 from chargpt.errors import Stopped, UserError, first_line
 from chargpt.run import config, devices, resume
 from chargpt.run.folder import has_state, held
-from chargpt.sweep.job import in_sweep, run_job
+from chargpt.sweep.job import run_job
 from chargpt.sweep.run import reported
 
 if TYPE_CHECKING:

@@ -17,6 +17,9 @@ from chargpt.errors import UserError, escape, first_line
 if TYPE_CHECKING:
     import torch
 
+STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it in processes that train.py starts
+TOGETHER = 0.5  # seconds within which signals count as one: a launcher forwards Ctrl-C, a key is hit twice
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line like any other wrong input."""
@@ -78,6 +81,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [*(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False)), line[-1]] for line in lines
     )
     return "\n".join("  ".join(line) for line in padded)
+
+
+def in_sweep() -> bool:
+    """Whether this process runs a job of a Hydra sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def launched_here() -> bool:
+    """Whether train.py started this process, as one of several for a run on several devices."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(STARTED_HERE)
 
 
 def quoted(arguments: Sequence[str]) -> str:

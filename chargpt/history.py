@@ -1,4 +1,5 @@
-"""What a run's folder keeps of its course: the losses in `losses.csv`, the text samples in `samples.jsonl`.
+"""What a run's folder keeps of its course: the losses in `losses.csv`, the text samples in `samples.jsonl`; if it is a
+job of a sweep, its swept values and how it ended in `job.json`.
 
 Lightning is not imported here, so that a comparison or a page starts quickly.
 """
@@ -10,23 +11,24 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chargpt.files import write
 
 Item = TypeVar("Item")
 LOSSES, PICTURE, SAMPLES = "losses.csv", "loss.png", "samples.jsonl"
+JOB, SWEEP = "job.json", "sweep.json"  # in the folder of a sweep's job, and in that of the sweep
 
 
 class Point(NamedTuple):
-    """The result of a validation.
+    """The result of a validation. Before the first logged step, `train_loss` and `chars_per_second` are NaN.
 
     Attributes:
         step: optimizer steps taken.
         seconds: of training so far, with validations, without interruptions.
         train_loss: of the last logged step, in nats per id.
         val_loss: in nats per id.
-        chars_per_second: characters trained on per second, by all devices together.
+        chars_per_second: characters trained on by all devices together.
     """
 
     step: int
@@ -50,7 +52,7 @@ def read_losses(run: Path) -> list[Point]:
         for row in csv.reader((run / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines()):
             with suppress(ValueError, TypeError):
                 step, *numbers = row
-                points.append(Point(int(step), *map(float, numbers)))
+                points.append(Point(int(step), *(float(number or "nan") for number in numbers)))
     return [point for point in points if math.isfinite(point.val_loss) and math.isfinite(point.seconds)]
 
 
@@ -66,11 +68,22 @@ def read_samples(run: Path) -> list[Sample]:
     return samples
 
 
+def read_job(run: Path) -> dict[str, Any]:
+    """The record of a sweep's job: `number`, swept `values`, `finished` and `error`; empty for other runs, and if the
+    file is damaged."""
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        found = json.loads((run / JOB).read_bytes())
+        values = {key: value for key, value in found["values"].items() if isinstance(value, int | float | str | None)}
+        error = None if found["error"] is None else str(found["error"])
+        return {"number": int(found["number"]), "values": values, "finished": bool(found["finished"]), "error": error}
+    return {}
+
+
 def add_losses(run: Path, point: Point) -> None:
     """Append a validation to `losses.csv`."""
     is_new = not (run / LOSSES).exists()
     with (run / LOSSES).open("a", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([Point._fields, point] if is_new else [point])
+        csv.writer(file).writerows([Point._fields, _row(point)] if is_new else [_row(point)])
 
 
 def add_sample(run: Path, sample: Sample) -> None:
@@ -83,7 +96,7 @@ def drop_losses_after(run: Path, step: int) -> None:
     """Drop the validations after the step from which a run resumes."""
     if (run / LOSSES).exists():
         rows = io.StringIO(newline="")
-        csv.writer(rows).writerows([Point._fields, *(point for point in read_losses(run) if point.step <= step)])
+        csv.writer(rows).writerows([Point._fields, *(_row(each) for each in read_losses(run) if each.step <= step)])
         write(run / LOSSES, rows.getvalue().encode())
 
 
@@ -98,6 +111,11 @@ def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
     if len(items) <= most:
         return items
     return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+
+
+def _row(point: Point) -> list[float | str]:
+    """A row of `losses.csv`, in which a number that was not measured is blank."""
+    return ["" if math.isnan(number) else number for number in point]
 
 
 def _line(sample: Sample) -> bytes:

@@ -1,4 +1,4 @@
-"""What happens beside the training steps, one file for each callback.
+"""What happens beside the training steps: one job for each callback, in any order.
 
-`conf/callbacks` switches them on and off, all but `RunRecord`, which needs the settings.
+`conf/callbacks` switches them on and off, except `RunRecord`, which needs the settings.
 """

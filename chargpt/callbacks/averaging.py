@@ -1,98 +1,106 @@
-"""A running average of the weights, which forgets the noise of single steps."""
+"""A running average of the weights, which removes the noise of single steps."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from chargpt.errors import UserError
+from chargpt.module import CharLM
 
 
-class Averaging(WeightAveraging):
-    """Keeps an exponential moving average of the weights (Polyak & Juditsky 1992). The average is what is validated,
-    saved as the best and sampled; training itself goes on from its own weights.
+class Averaging(Callback):
+    """Keeps an exponential moving average of the weights (Polyak & Juditsky 1992). The average is validated, saved as
+    the best and sampled; training continues from its own weights.
 
-    A full checkpoint holds both: the average as `state_dict`, the weights in training as `current_model_state`.
+    A full checkpoint holds both: the average in `state_dict`, the weights in training in `current_model_state`.
+    (Lightning's EMAWeightAveraging has no warm-up, and its average is gone when a callback saves after a validation.)
 
     Args:
-        decay: what share of the average stays at each step: it reaches back about 1 / (1 - decay) steps, but never
-            more than a ninth of those so far, so that the weights of the start are soon forgotten: step n has a decay
-            of at most (1 + n) / (10 + n). None averages nothing.
-
-    Raises:
-        UserError: `decay` is not between 0 and 1.
+        decay: the share of the average that stays in each step, so that it covers about 1 / (1 - decay) steps; at most
+            (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. None averages nothing.
     """
 
     def __init__(self, decay: float | None = None):
         if decay is not None and not 0 < decay < 1:
             raise UserError(f"callbacks.averaging.decay must be between 0 and 1, both excluded, or null; got {decay}")
-        super().__init__(multi_avg_fn=self._average)
         self.decay = decay
+        self._average: AveragedModel | None = None
+        self._restored: dict[str, Tensor] = {}
 
-    def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
-        assert self.decay is not None
-        get_ema_multi_avg_fn(min(self.decay, float((1 + count) / (10 + count))))(averages, weights, count)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._latest_update_step = trainer.global_step
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: up to where it has averaged follows from the step."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing, whatever a file says."""
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return self.decay is not None and step_idx is not None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.decay is None:
-            return
-        if trainer.precision in ("bf16-true", "16-true"):
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self.decay is not None and trainer.precision in ("bf16-true", "16-true"):
             raise UserError(
                 f"callbacks.averaging needs weights in single precision; got trainer.precision={trainer.precision}"
             )
-        self._device = trainer.strategy.root_device  # where the module is put only after this
-        super().setup(trainer, pl_module, stage)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's would put the average in place of the weights, which may still have to be saved."""
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.decay is None:
+            return
+        assert isinstance(module, CharLM)
+        self._average = AveragedModel(module.net, multi_avg_fn=self._update)
+        if self._restored:
+            self._average.load_state_dict(self._restored)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is not None and self._average_model.n_averaged > 0:
-            super().on_save_checkpoint(trainer, pl_module, checkpoint)
-            # Lightning averages a copy of the whole module, whose metrics stand still.
-            averages = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
-            checkpoint["state_dict"] = checkpoint["current_model_state"] | averages
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = trainer.global_step
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is not None and "current_model_state" in checkpoint:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if self._average is not None and trainer.global_step > self._step:
+            assert isinstance(module, CharLM)
+            self._average.update_parameters(module.net)
+            self._step = trainer.global_step
 
+    def _update(self, averages: Any, weights: Any, count: Tensor | int) -> None:
+        assert self.decay is not None
+        assert self._average is not None
+        steps = self._average.n_averaged.item()  # the same as `count`, but on the CPU
+        get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))(averages, weights, count)
 
-def averages_in(callbacks: Iterable[Callback]) -> list[WeightAveraging]:
-    """Those of the callbacks, ours or Lightning's, that average the weights."""
-    averages = [each for each in callbacks if isinstance(each, WeightAveraging)]
-    return [each for each in averages if not isinstance(each, Averaging) or each.decay is not None]
+    def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.swap(module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.swap(module)
+
+    @torch.no_grad()
+    def swap(self, module: LightningModule) -> None:
+        """Exchange the weights in training and their average."""
+        assert isinstance(module, CharLM)
+        if self._average is not None:
+            for average, weight in zip(self._average.module.parameters(), module.net.parameters(), strict=True):
+                kept = weight.clone()
+                weight.copy_(average)
+                average.copy_(kept)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._average is not None and self._average.n_averaged > 0:
+            weights, averages = checkpoint["state_dict"], self._average.module.state_dict(prefix="net.")
+            checkpoint["current_model_state"], checkpoint["state_dict"] = weights, weights | averages
+            checkpoint["averaging_state"] = {"n_averaged": self._average.n_averaged}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.decay is not None and "current_model_state" in checkpoint:
+            averages = {name: each for name, each in checkpoint["state_dict"].items() if name.startswith("net.")}
+            self._restored = {f"module.{name.removeprefix('net.')}": each for name, each in averages.items()}
+            self._restored |= checkpoint["averaging_state"]
 
 
 @contextmanager
 def validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Inside, the module has the weights that are validated: their average, where there is one.
+    """Give the module the weights that are validated: their average, if there is one.
 
-    For callbacks at the end of a validation. The module has its own weights back by then: a state of training may be
-    saved there, too.
+    At the end of a validation, the module has the weights in training again, so that callbacks in any order may save.
     """
-    averages = averages_in(trainer.callbacks)  # type: ignore[attr-defined]
+    averages = [each for each in trainer.callbacks if isinstance(each, Averaging)]  # type: ignore[attr-defined]
     for each in averages:
-        each.on_validation_epoch_start(trainer, module)
+        each.swap(module)
     try:
         yield
     finally:
         for each in averages:
-            each.on_validation_epoch_end(trainer, module)
+            each.swap(module)

@@ -1,24 +1,28 @@
-"""What tells one run from another, in TensorBoard."""
+"""The configuration and the HParams of a run in TensorBoard."""
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from chargpt.run.config import Settings
-from chargpt.sweep.job import swept_values
+from chargpt.callbacks.tensorboard import tensorboards, verbatim
+from chargpt.history import read_job
+
+if TYPE_CHECKING:
+    from chargpt.run.config import Settings
 
 
 class RunRecord(Callback):
-    """Records a run's configuration as text, and its HParams with the best validation loss.
+    """Logs a run's configuration as text, and its HParams with the best validation loss.
 
-    Args:
-        settings: those of the run.
+    `save_hyperparameters` would log them before there is a loss, and TensorBoard's tab shows only metrics that are
+    logged together with them.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: "Settings"):
         self.settings = settings
         self._recorded = False
 
@@ -30,32 +34,28 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            config = OmegaConf.to_yaml(OmegaConf.create(asdict(self.settings)))
-            text = f"# trained on {module.hparams['corpus']['name']}\n{config}"
-            trainer.logger.experiment.add_text("config", verbatim(text), trainer.global_step)
+        config = OmegaConf.to_yaml(OmegaConf.create(asdict(self.settings)))
+        text = verbatim(f"# trained on {module.hparams['corpus']['name']}\n{config}")
+        for logger in tensorboards(trainer):
+            logger.experiment.add_text("config", text, trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking and not self._recorded:
-            # The tab shows only metrics that were named together with the hyper-parameters.
-            best = trainer.callback_metrics["val/best_loss"]
-            # It sorts them by name: by the star those that are swept come first.
-            swept = {f"* {key}": value for key, value in swept_values().items()}
-            hparams = swept | {
-                "text": module.hparams["corpus"]["name"],
-                "seed": self.settings.seed,
-                "model": asdict(self.settings.model),
-                "optimizer": asdict(self.settings.optimizer),
-                "batch_size": self.settings.data.batch_size,
-                "max_steps": trainer.max_steps,
-                "accumulate_grad_batches": trainer.accumulate_grad_batches,
-                "precision": trainer.precision,
-            }
-            trainer.logger.log_hyperparams(hparams, {"val/best_loss": best}, step=trainer.global_step)
-            self._recorded = True
-
-
-def verbatim(text: str) -> str:
-    """Markdown that shows the text as it stands."""
-    return "    " + text.replace("\n", "\n    ")
+        loggers = tensorboards(trainer)
+        if not loggers or trainer.sanity_checking or self._recorded:
+            return
+        swept = read_job(Path(self.settings.run_dir)).get("values", {})
+        hparams = {f"* {key}": value for key, value in swept.items()} | {  # sorted by name, the star puts them first
+            "text": module.hparams["corpus"]["name"],
+            "seed": self.settings.seed,
+            "model": asdict(self.settings.model),
+            "optimizer": asdict(self.settings.optimizer),
+            "batch_size": self.settings.data.batch_size,
+            "max_steps": trainer.max_steps,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "precision": trainer.precision,
+        }
+        best = {"val/best_loss": trainer.callback_metrics["val/best_loss"]}
+        for logger in loggers:
+            logger.log_hyperparams(hparams, best, step=trainer.global_step)
+        self._recorded = True

@@ -1,4 +1,4 @@
-"""The losses of a run, as a table and as a picture in its folder, beside whatever logger it has."""
+"""The losses of a run in its folder, whatever its logger: as a table and as a picture."""
 
 import math
 import time
@@ -17,15 +17,11 @@ from chargpt.pictures import png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POINTS, MOST_MARKED = 5_000, 100  # a curve that is longer is thinned, and has no dots
+MOST_POINTS, MOST_MARKED = 5_000, 100  # a longer curve is thinned, or has no dots
 
 
 class Losses(Callback):
-    """Adds a row to `losses.csv` after each validation. A resumed run continues the file from its step.
-
-    Args:
-        dirpath: the folder of the file.
-    """
+    """Adds a row to `losses.csv` in `dirpath` after each validation. A resumed run continues the file from its step."""
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
@@ -50,24 +46,21 @@ class Losses(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        if not trainer.sanity_checking:
             names = ("train/loss", "val/loss", "chars_per_second")
-            losses = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
+            values = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
             with decoration(LOSSES):
-                add_losses(self.folder, Point(trainer.global_step, self._seconds(), *losses))
+                add_losses(self.folder, Point(trainer.global_step, self._seconds(), *values))
 
 
 class LossPicture(Callback):
-    """Draws the run's `losses.csv` as `loss.png` once it has ended, also if a signal or the loss ended it.
+    """Draws `losses.csv` as `loss.png`, both in `dirpath`, when a run ends, also by a signal or an infinite loss.
 
-    Args:
-        dirpath: the folder of both.
+    It does so after the last saves, as a full disk should fail these first.
     """
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
-
-    # After `on_train_end`, where others may still have something to save: a full disk should fail them first.
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -81,7 +74,7 @@ class LossPicture(Callback):
 
 
 def draw(points: Sequence[Point]) -> "Figure":
-    """Both losses over the steps, and where the validation loss was lowest."""
+    """Both losses over the steps, with a star at the lowest validation loss."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

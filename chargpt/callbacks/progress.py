@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal."""
+"""The progress of a run on the terminal."""
 
 import logging
 import sys
@@ -10,24 +10,21 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from chargpt.command_line import in_sweep
 from chargpt.module import CharLM, is_logged
-from chargpt.sweep.job import in_sweep
 
 log = logging.getLogger(__name__)
 
-LEAST_STEPS, LEAST_SECONDS = 3, 5.0  # before the time left is estimated
-LONG = 1800.0  # seconds; of a shorter run nobody needs to be warned
-MUCH = 3e6  # parameters; with fewer, something else than the model's size makes a CPU slow
+LEAST_STEPS, LEAST_SECONDS = 3, 5.0  # before the remaining time is estimated
+LONG = 1800.0  # seconds; a shorter run needs no warning
+MUCH = 3e6  # parameters; a smaller model is not the reason why a CPU is slow
 
 
 class Progress(ProgressBar):
-    """A bar in optimizer steps on a terminal; elsewhere a line after each validation and every `seconds` at most.
+    """A bar in optimizer steps on a terminal; elsewhere a line after each validation, and at most every `seconds`.
 
-    It looks at the loss only on steps that are logged, since every look makes the device finish its work. Soon after
-    the start it says once how long the run will take, if that is long.
-
-    Args:
-        seconds: between two lines at least.
+    Lightning's TQDMProgressBar counts batches, and waits for the GPU at each refresh; this one reads the loss on logged
+    steps only. A long run is announced soon after its start.
     """
 
     def __init__(self, seconds: float = 10.0):
@@ -37,7 +34,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._bar: tqdm | None = None
 
-    def disable(self) -> None:  # Lightning calls this on all processes but the first
+    def disable(self) -> None:  # Lightning calls this on all ranks but the first
         self._enabled = False
 
     def enable(self) -> None:
@@ -57,45 +54,41 @@ class Progress(ProgressBar):
             return
         if not self._estimated:
             self._estimate(trainer)
-        if not is_logged(trainer, trainer.global_step):
-            return
-        if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(self._values(trainer)), refresh=False)
-            self._bar.update(trainer.global_step - self._bar.n)
-        elif time.perf_counter() - self._printed >= self.seconds:
-            self._print_line(trainer)
+        if is_logged(trainer, trainer.global_step):
+            if self._bar is not None:
+                self._bar.set_postfix_str(", ".join(_values(trainer)), refresh=False)
+                self._bar.update(trainer.global_step - self._bar.n)
+            elif time.perf_counter() - self._printed >= self.seconds:
+                self._print_line(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._enabled and not trainer.sanity_checking and trainer.state.fn == "fit":
+        if self._enabled and not trainer.sanity_checking:
             if self._bar is not None:
                 self._bar.update(trainer.global_step - self._bar.n)
             self._print_line(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
             self._redirect.__exit__(None, None, None)
 
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_end()
+
     def _estimate(self, trainer: Trainer) -> None:
-        """Say how long the run will take, once enough steps are done to know."""
+        """Log how long the run will take, once enough steps are done to estimate it."""
         steps, spent = trainer.global_step - self._first_step, time.perf_counter() - self._started
         if steps < LEAST_STEPS or spent < LEAST_SECONDS:
             return
         self._estimated = True
-        left = self._seconds_left(trainer)
+        left, device = self._seconds_left(trainer), trainer.strategy.root_device.type
         if left > LONG:
             advice = ""
-            parameters = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
-            if trainer.strategy.root_device.type == "cpu" and parameters > MUCH:
+            if device == "cpu" and sum(each.numel() for each in trainer.lightning_module.parameters()) > MUCH:
                 advice = "; experiment=cpu trains a smaller model in minutes (Ctrl-C stops and saves this one)"
-            log.info(f"This run will take about {left / 3600:.1f} hours on this {_device_name(trainer)}{advice}")
+            name = {"cpu": "CPU", "cuda": "GPU"}.get(device, "device")
+            log.info(f"This run will take about {left / 3600:.1f} hours on this {name}{advice}")
 
     def _seconds_left(self, trainer: Trainer) -> float:
         spent = time.perf_counter() - self._started
@@ -104,17 +97,12 @@ class Progress(ProgressBar):
     def _print_line(self, trainer: Trainer) -> None:
         self._printed = time.perf_counter()
         left = tqdm.format_interval(self._seconds_left(trainer))
-        log.info(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *self._values(trainer), f"{left} left"]))
-
-    @staticmethod
-    def _values(trainer: Trainer) -> list[str]:
-        metrics = trainer.callback_metrics
-        module = trainer.lightning_module
-        of_bytes = isinstance(module, CharLM) and module.tokenizer.characters is None
-        speed = "{:,.0f} bytes/s" if of_bytes else "{:,.0f} chars/s"
-        shown = {"train/loss": "loss {:.4f}", "val/loss": "val loss {:.4f}", "chars_per_second": speed}
-        return [text.format(metrics[name].item()) for name, text in shown.items() if name in metrics]
+        log.info(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *_values(trainer), f"{left} left"]))
 
 
-def _device_name(trainer: Trainer) -> str:
-    return {"cpu": "CPU", "cuda": "GPU"}.get(trainer.strategy.root_device.type, "device")
+def _values(trainer: Trainer) -> list[str]:
+    """The losses and the speed."""
+    metrics, module = trainer.callback_metrics, trainer.lightning_module
+    unit = "bytes" if isinstance(module, CharLM) and module.tokenizer.characters is None else "chars"
+    formats = {"train/loss": "loss {:.4f}", "val/loss": "val loss {:.4f}", "chars_per_second": f"{{:,.0f}} {unit}/s"}
+    return [text.format(metrics[name].item()) for name, text in formats.items() if name in metrics]

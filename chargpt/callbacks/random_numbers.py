@@ -1,4 +1,4 @@
-"""Random numbers: each rank has its stream, which continues when a run resumes."""
+"""Random numbers: each rank has its own stream, which continues when a run resumes."""
 
 import logging
 import struct
@@ -13,10 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class RandomState(Callback):
-    """Seeds each rank differently, and keeps PyTorch's random states, one for each rank, in full checkpoints.
+    """Seeds each rank differently, and keeps PyTorch's random state of each rank in full checkpoints.
 
-    Lightning's checkpoints leave them out, so that dropout would differ after an interruption; and it seeds all ranks
-    alike, so that their dropout masks would coincide.
+    Lightning does neither: dropout would differ after an interruption, and all ranks would draw the same masks.
     """
 
     _restored: dict[str, torch.Tensor] | None = None
@@ -30,11 +29,9 @@ class RandomState(Callback):
         state = {"cpu": torch.get_rng_state()}
         if device.type != "cpu":
             state["device"] = torch.get_device_module(device).get_rng_state(device)
-        states = [state]
+        checkpoint["random_states"] = states = [state] * trainer.world_size
         if trainer.world_size > 1:
-            states = [state] * trainer.world_size
             torch.distributed.all_gather_object(states, state)
-        checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("random_states", [])  # empty if this callback was off
@@ -47,7 +44,7 @@ class RandomState(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if self._restored is not None:  # only now: making the loaders has drawn numbers since
+        if self._restored is not None:  # not earlier: the data loaders have drawn numbers
             _, left, _, following = struct.unpack("<QiiQ", self._restored["cpu"][:24].numpy().tobytes())
             if left - 1 + following > 624:  # PyTorch would read past the 624 numbers of its Mersenne twister
                 raise UserError("the random state in the checkpoint is not one of PyTorch's")

@@ -8,32 +8,32 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
 from chargpt.files import replace
-from chargpt.run.loggers import flush
 
-LARGE = ("state_dict", "current_model_state", "optimizer_states")  # of a checkpoint: the module's and the optimizer's
+LARGE = ("state_dict", "current_model_state", "optimizer_states", "callbacks")  # parts of a checkpoint
 
 
 def stops(trainer: Trainer) -> bool:
-    """Whether Lightning ends the training after this batch, as early stopping or a time limit asked."""
+    """Whether Lightning ends the training after this batch, because a callback has set `should_stop`."""
     return trainer.should_stop and trainer.global_step >= (trainer.min_steps or 0)
 
 
 class AtStepEnd(Callback):
-    """Calls `on_step_end` once per optimizer step: after its last batch and the validation that follows.
+    """Calls `on_step_end` once per optimizer step, after its last batch and the validation that follows.
 
-    At this point Lightning's loops, the optimizer and the random generators agree: a checkpoint saved here resumes bit
-    for bit. Lightning has no such hook.
+    Only then do Lightning's loops, the optimizer and the random generators agree, so that a run resumes bit for bit
+    from a checkpoint. Lightning has no such hook.
 
     Attributes:
         stopping: whether this callback ends the run after this step, which has to be saved before.
     """
 
     stopping = False
-    _last_step = 0  # the last one whose end was seen: with accumulation, several batches make a step
+    _last_step = 0  # the last completed step: with accumulation, a step has several batches
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         """For subclasses."""
@@ -59,8 +59,8 @@ class AtStepEnd(Callback):
 class BestCheckpoint(Checkpoint):
     """Saves the weights of the lowest validation loss as `best.ckpt`.
 
-    The lowest loss so far is kept by the module. Lightning's ModelCheckpoint forgets it if the folder was moved, and
-    would then replace a better model.
+    The module keeps the lowest loss. Lightning's ModelCheckpoint forgets it if the folder was moved, and would then
+    replace a better model.
 
     Args:
         dirpath: the folder of the file.
@@ -84,7 +84,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
 
     Args:
         dirpath: the folder of the files.
-        every_n_steps: optimizer steps from one save to the next.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int):
@@ -97,28 +96,31 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self._flushed = True
         self._stop_is_due = False
 
-    # Lightning calls checkpoint callbacks last: the others have asked to stop by then, and their states are final.
+    # Lightning calls checkpoint callbacks last: the others' states are final, and they have asked to stop if they do.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         self._saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if not self._flushed:  # a step's metrics are logged after its end: now those of the saved step are there
-            flush(trainer.loggers)
+        if not self._flushed:  # the metrics of the saved step were logged after its end
             self._flushed = True
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+                elif isinstance(logger, CSVLogger):
+                    logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._complete_step(trainer)
         super().on_train_batch_end(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._complete_step(trainer)
+        self._complete_step(trainer)
         super().on_validation_end(trainer, module)
 
     def _complete_step(self, trainer: Trainer) -> None:
-        """Delay a stop between two batches of a step to the step's end: half a step cannot be saved."""
+        """Delay a stop between two batches of a step to the end of the step: half a step cannot be saved."""
         if trainer.global_step == self._last_step:
             self._stop_is_due |= trainer.should_stop
             trainer.should_stop = False
@@ -147,7 +149,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         check_loadable(checkpoint)
 
     def save(self, trainer: Trainer) -> None:
-        """Save now, between two optimizer steps, unless this step is saved already."""
+        """Save between two optimizer steps, unless this step is saved already."""
         if self._saved_step != trainer.global_step:
             save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
             self._saved_step = trainer.global_step
@@ -155,17 +157,19 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
 
 
 def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path | None = None) -> None:
-    """Write a checkpoint beside its place and rename it into it: if the disk is full, the ones before are unchanged.
+    """Write a checkpoint beside its place and rename it: if the disk is full, the earlier ones are unchanged.
+
+    This is `files.replacing` for a file that Lightning writes by its name, with all ranks.
 
     Args:
-        keep: the name under which the checkpoint that is replaced stays.
+        keep: the new name of the checkpoint that is replaced.
     """
     half = path.with_name(f".{path.name}.tmp")
     try:
-        trainer.save_checkpoint(half, weights_only=weights_only)  # all ranks take part
+        trainer.save_checkpoint(half, weights_only=weights_only)
         if trainer.is_global_zero:
             with half.open("rb+") as file:
-                os.fsync(file.fileno())  # the bytes are on disk before the name is
+                os.fsync(file.fileno())
             if keep is not None and path.exists():
                 replace(path, keep)
             replace(half, path)
@@ -179,13 +183,12 @@ def check_loadable(checkpoint: dict[str, Any]) -> None:
     """Refuse a state that could be saved but not loaded as data: the run could not resume."""
     parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if key not in LARGE}
     parts |= {f"the state of the callback {key}": state for key, state in checkpoint["callbacks"].items()}
-    del parts["checkpoint['callbacks']"]
     for name, value in parts.items():
         try:
             torch.save(value, content := io.BytesIO())
             content.seek(0)
             torch.load(content, weights_only=True)
-        except Exception as error:  # of which kind depends on what it holds
+        except Exception as error:  # the kind depends on the value
             raise UserError(
                 f"{name} cannot be loaded as data, so the run could not resume: keep numbers, text, lists, dictionaries"
                 " and tensors in it, such as float(x) instead of a NumPy number"

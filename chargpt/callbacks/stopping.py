@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from chargpt.callbacks.saving import AtStepEnd, LastCheckpoint
+from chargpt.command_line import TOGETHER, launched_here
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
-from chargpt.run.devices import TOGETHER, launched_here
 
 SIGHUP = 1  # Windows lacks it
 ADVICE = (
@@ -23,27 +23,30 @@ ADVICE = (
 
 
 class StopOnSignal(AtStepEnd):
-    """SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
-    SIGUSR2 let the step end, have it saved, and end the process with 128 + the signal (SIGTERM for the last two). A
-    second signal ends it at once. submitit's own handler then requeues the job.
+    """Stops at a signal: the step ends, is saved, and the process ends with 128 + the signal. A second signal ends it
+    at once.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
+    SIGUSR2, whose status is that of SIGTERM; submitit's own handler then requeues the job. (Lightning does not save at
+    SIGINT and SIGTERM, and its own files for SLURM would be loaded without a request.)
     """
 
     _signal: int | None = None
     _since = 0.0
     _handler_before: Any = None
-    _speaks = True
+    _prints = True
 
     def __init__(self) -> None:
-        self._handlers: dict[int, Any] = {}  # those that were there before; none until training starts
+        self._handlers: dict[int, Any] = {}  # the earlier ones, during training
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         self._watch(trainer)
 
     def _watch(self, trainer: Trainer) -> None:
-        if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        if threading.current_thread() is not threading.main_thread():  # Python allows no handlers in other threads
             return
-        self._speaks = trainer.is_global_zero and not launched_here()  # the process that launched it does
+        self._prints = trainer.is_global_zero and not launched_here()  # else the launching process prints
         names = ["SIGINT", "SIGTERM", "SIGHUP"]
         if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
             names += ["SIGUSR1", "SIGUSR2"]
@@ -57,11 +60,11 @@ class StopOnSignal(AtStepEnd):
                 return
             raise SystemExit(_status(signum))
         self._signal, self._since, self._handler_before = signum, time.monotonic(), self._handlers.get(signum)
-        if self._speaks:  # not by logging, which may be at work in the line that the signal interrupted
+        if self._prints:  # without logging, which the signal may have interrupted
             with contextlib.suppress(OSError):
                 os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
-    # It stops before the next step, or once training has ended: by then the step is saved and logged.
+    # It stops before the next step or after training: the step is then saved and logged.
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another
@@ -79,7 +82,7 @@ class StopOnSignal(AtStepEnd):
         if self.stopping:
             self._stop(trainer)
 
-    # A test has nothing to save: it ends as soon as it can.
+    # A test has nothing to save: it ends at once.
 
     def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._watch(trainer)
@@ -88,14 +91,14 @@ class StopOnSignal(AtStepEnd):
         if self._signal is not None:
             raise SystemExit(_status(self._signal))
 
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_end(self, *_: Any) -> None:
         self._restore_handlers()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._restore_handlers()
 
     def _agree(self, trainer: Trainer) -> None:
-        """Stop on all ranks if one has had a signal."""
+        """Stop on all ranks if one of them got a signal."""
         self.stopping = self._signal is not None
         if trainer.world_size > 1:
             self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
@@ -103,9 +106,9 @@ class StopOnSignal(AtStepEnd):
     def _stop(self, trainer: Trainer) -> None:
         saved = any(isinstance(each, LastCheckpoint) for each in trainer.checkpoint_callbacks)
         if saved and getattr(self._handler_before, "__module__", "").startswith("submitit."):
-            with contextlib.suppress(Exception):  # it raises if it has requeued often enough, else ends the process
+            with contextlib.suppress(Exception):  # raised after the last allowed requeue; else it ends the process
                 self._handler_before(self._signal, None)
-        # The other ranks end with 0: any other status has torchrun and srun end rank 0 before it has reported.
+        # The other ranks end with 0: at any other status, torchrun and srun would end rank 0 before it has reported.
         status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
         raise Stopped(status, trainer.global_step, saved=saved)
 
@@ -122,8 +125,8 @@ def _status(signum: int) -> int:
 class StopOnNonFinite(Callback):
     """Ends the run with `NonFiniteError` if the loss is no longer finite, and keeps such weights from being saved.
 
-    On a CPU every step is checked. Elsewhere, and on several devices, only logged steps are: each check makes the
-    device finish its work, or all wait for one another. (`trainer.detect_anomaly` checks every operation, slowly.)
+    A CPU checks every step; other devices, and several, only logged ones: each check waits for the device, or for the
+    other ranks. (`trainer.detect_anomaly` checks every operation, slowly.)
     """
 
     def on_train_batch_end(
@@ -134,7 +137,7 @@ class StopOnNonFinite(Callback):
         if not alone and not is_logged(trainer, trainer.global_step):
             return
         finite = bool(loss.isfinite())
-        if trainer.world_size > 1:  # all end, or none: a rank that went on would wait for the others
+        if trainer.world_size > 1:  # all ranks end together: a single one would be waited for
             finite = trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
             raise NonFiniteError(f"the training loss is {loss.item()} in step {trainer.global_step}{ADVICE}")
@@ -150,8 +153,8 @@ class StopOnNonFinite(Callback):
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step, also if it is no multiple of the validation interval: asked to stop, Lightning
-    validates first. Otherwise a run shorter than the interval would have no best checkpoint."""
+    """Validates after the last step, also between two validations: Lightning validates before a requested stop.
+    Otherwise a run shorter than the interval would have no best checkpoint."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step >= trainer.max_steps:

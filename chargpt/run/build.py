@@ -10,11 +10,17 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    ModelPruning,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
-from chargpt.callbacks.averaging import averages_in
 from chargpt.callbacks.hparams import RunRecord
-from chargpt.callbacks.resuming import Resuming
 from chargpt.checkpoint import Scoring
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
@@ -25,10 +31,19 @@ from chargpt.run.config import Settings
 from chargpt.run.init_from import Initial, copy_weights, extended
 from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_same
+from chargpt.run.resuming import Resuming
 from chargpt.settings import MOST_STEPS
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
+NO_EPOCHS = "counts epochs, but random blocks do not end"
+NOT_SUPPORTED: dict[type[Callback], str] = {  # of Lightning's callbacks
+    GradientAccumulationScheduler: f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
+    StochasticWeightAveraging: f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
+    WeightAveraging: "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
+    ModelPruning: NO_EPOCHS,
+    BaseFinetuning: NO_EPOCHS,
+}
 TRAINER_ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 
 
@@ -117,13 +132,19 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
         callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise UserError(f"callbacks.{name} counts epochs, which do not end: trainer.accumulate_grad_batches=...")
+        check_callback(f"callbacks.{name}", callback, config)
         callbacks[name] = callback
-    averages = [name for name, callback in callbacks.items() if averages_in([callback])]
-    if len(averages) > 1:
-        raise UserError(f"two averages of the weights exclude each other: {', '.join(averages)}")
     return list(callbacks.values())
+
+
+def check_callback(name: str, callback: Callback, config: dict[str, Any]) -> None:
+    """Refuse Lightning's callbacks that would do nothing, as they count epochs."""
+    for kind, why in NOT_SUPPORTED.items():
+        if isinstance(callback, kind):
+            raise UserError(f"{name}: {type(callback).__name__} {why}")
+    for key, value in config.items() if type(callback).__module__.startswith("lightning.") else ():
+        if value == "epoch" or ("epoch" in key and isinstance(value, int) and value):
+            raise UserError(f"{name}.{key}={value} {NO_EPOCHS}")
 
 
 def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trainer:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import errors
+from chargpt.command_line import STARTED_HERE, TOGETHER, launched_here
 from chargpt.errors import UserError
 from chargpt.run.folder import has_state
 
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("train")
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-STARTED_HERE = "chargpt-"  # TORCHELASTIC_RUN_ID begins with it, and the id of the process that launched follows
 SAVE = 3600  # seconds that a step and a save may take after a signal
-TOGETHER = 0.5  # seconds within which signals count as one: a launcher passes Ctrl-C on, a finger slips
 LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
 FIRST = 3.0  # seconds in which rank 0 reports an error that all ranks have, and then the others are ended
 
@@ -50,11 +49,6 @@ def launched() -> tuple[str, int] | None:
     if not number.isdecimal():
         raise UserError(f"{by[1]} is not a number of processes: {number!r}")
     return by[0], int(number)
-
-
-def launched_here() -> bool:
-    """Whether `launch` started this process."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(STARTED_HERE)
 
 
 def begin_rank() -> None:

@@ -1,4 +1,4 @@
-"""Where a run's curves are recorded, and how they continue when it resumes."""
+"""The loggers of a run, and how their curves continue when it resumes."""
 
 import csv
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 
 def continued(logger: Any, folder: str, first_step: int) -> Any:
-    """A logger's configuration, or a list of them, with which TensorBoard drops earlier points from `first_step` on.
+    """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on.
 
     Args:
         logger: true and null stand for TensorBoard, in the run's folder.
@@ -18,18 +18,15 @@ def continued(logger: Any, folder: str, first_step: int) -> Any:
     if isinstance(logger, list):
         return [continued(each, folder, first_step) for each in logger]
     if logger is None or logger is True:
-        logger = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"} | {
-            "save_dir": folder,
-            "name": "",
-            "version": "",
-        }
+        logger = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": folder}
+        logger |= {"name": "", "version": ""}
     if isinstance(logger, dict) and str(logger.get("_target_")).endswith(".TensorBoardLogger"):
         return logger | {"purge_step": first_step}
     return logger
 
 
 def keep_rows(loggers: Iterable[Logger], step: int) -> None:
-    """Keep the rows of CSV files up to a step: Lightning's logger would start the file again."""
+    """Keep the rows of CSV files up to a step: Lightning's CSVLogger would start the file again."""
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             rows, file = [], Path(logger.log_dir, "metrics.csv")
@@ -39,13 +36,4 @@ def keep_rows(loggers: Iterable[Logger], step: int) -> None:
                         if int(row["step"]) <= step:
                             rows.append({key: value for key, value in row.items() if key and value})
             logger.experiment.metrics = rows
-            logger.save()
-
-
-def flush(loggers: Iterable[Logger]) -> None:
-    """Have what was logged so far written to disk."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.flush()
-        elif isinstance(logger, CSVLogger):
             logger.save()

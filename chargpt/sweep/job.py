@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import errors
+from chargpt.command_line import in_sweep
 from chargpt.errors import UserError, tell
 from chargpt.run.config import hydra_errors, read_config
 from chargpt.run.devices import number_of_devices
@@ -19,11 +19,6 @@ from chargpt.run.folder import has_state
 from chargpt.run.resume import check_same, load_state
 from chargpt.sweep.records import Job, read_job, read_plan
 from chargpt.sweep.run import ONE_DEVICE, swept_in
-
-
-def in_sweep() -> bool:
-    """Whether this process runs a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def swept_values() -> dict[str, Any]:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class Resuming(Callback):
-    """Saves the settings that must not change, and makes what follows from the settings theirs again in a restored
-    state: the options of the optimizer, its learning rate, and arguments of callbacks that Lightning keeps as state.
+    """Saves the settings that must not change, and takes what follows from the settings from them instead of from the
+    checkpoint: the options of the optimizer, its learning rate, and arguments of callbacks that are in their state.
 
     Attributes:
         at_first_step: called after the first batch: changed settings are stored only if they work.
@@ -45,22 +45,20 @@ class Resuming(Callback):
         checkpoint["fixed"] = fixed_values(self.settings)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "current_model_state" in checkpoint:  # `state_dict` is the average: training resumes from this
-            best = "best_val_loss.min_value"
-            checkpoint["state_dict"][best] = checkpoint["current_model_state"][best]
+        if "current_model_state" in checkpoint:  # `state_dict` is an average: training resumes from its own weights
             module.load_state_dict(checkpoint["current_model_state"])
         checkpoint["lr_schedulers"] = []  # they follow from the step and the settings
         states = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
             state = states.get(callback.state_key)
-            if isinstance(callback, Timer):  # a time limit is one of each start
+            if isinstance(callback, Timer):  # each start has the whole time limit
                 states.pop(callback.state_key, None)
             elif isinstance(state, dict):
                 if path := next(paths_outside(state, os.path.realpath(self.settings.run_dir)), None):
                     log.warning(f"The state of {callback.state_key} is not restored: it names {path}, outside the run")
                     del states[callback.state_key]
                     continue
-                for name in inspect.signature(type(callback)).parameters:  # a new `patience` holds
+                for name in inspect.signature(type(callback)).parameters:  # such as a new `patience`
                     if name in state and hasattr(callback, name):
                         state[name] = getattr(callback, name)
 
@@ -93,10 +91,10 @@ class Resuming(Callback):
 
 
 def paths_outside(state: Any, folder: str) -> Iterator[str]:
-    """Text in a callback's state that is the path of something outside the run's folder: `ModelCheckpoint` removes
-    files that its state names, and the state may be a stranger's, or that of a run that was copied."""
+    """Paths outside of the run's folder in a callback's state: `ModelCheckpoint` removes files that its state names,
+    and the run may have been copied, or come from a stranger."""
     if isinstance(state, str):
-        elsewhere = "://" in state or "::" in state  # for libraries that open more than files
+        elsewhere = "://" in state or "::" in state  # addresses, for libraries that open more than files
         if elsewhere or (os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder)):
             yield state
     elif isinstance(state, dict | list | tuple | set):
@@ -107,8 +105,8 @@ def paths_outside(state: Any, folder: str) -> Iterator[str]:
 
 
 def check_state(group: dict[str, Any], states: Any) -> None:
-    """Refuse an optimizer's state that does not have its parameters' shapes: fused optimizers read and write as many
-    numbers as a parameter has, without looking how many there are."""
+    """Refuse an optimizer's state without its parameters' shapes: fused optimizers read and write as many numbers as a
+    parameter has, without a check."""
     for parameter in group["params"] if group.get("fused") else ():
         state = states.get(parameter, {})
         for name, value in state.items():
