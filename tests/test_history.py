@@ -42,14 +42,22 @@ def test_samples_are_read_back_and_dropped_after_a_step(tmp_path):
     assert read_samples(tmp_path) == TEXTS[:2]
 
 
+def test_a_number_that_was_not_measured_is_blank(tmp_path):
+    """Before the first logged step."""
+    add_losses(tmp_path, Point(4, 0.5, math.nan, 3.5, math.nan))
+    drop_losses_after(tmp_path, 9)
+    assert (tmp_path / LOSSES).read_text(encoding="utf-8").splitlines()[1] == "4,0.5,,3.5,"
+    [point] = read_losses(tmp_path)
+    assert (point.step, point.val_loss) == (4, 3.5)
+    assert math.isnan(point.train_loss)
+    assert math.isnan(point.chars_per_second)
+
+
 def test_damaged_losses_are_left_out(tmp_path):
     add_losses(tmp_path, POINTS[0])
     with (tmp_path / LOSSES).open("ab") as file:
         file.write(b"8,1.0\n\xff,1,2,3,4\n12,1,2,nan,4\n12,1,2,inf,4\n16,2,nan,2.5,nan\n20,1,2,")
-    first, second = read_losses(tmp_path)
-    assert first == POINTS[0]
-    assert (second.step, second.val_loss) == (16, 2.5)
-    assert math.isnan(second.train_loss)
+    assert [(point.step, point.val_loss) for point in read_losses(tmp_path)] == [(4, 3.5), (16, 2.5)]
 
 
 def test_damaged_samples_are_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""The average of the weights is what is validated, saved as best and sampled; training goes on from its own."""
+"""The average of the weights is validated, saved as best and sampled; training continues from its own weights."""
 
 import shutil
 
@@ -6,20 +6,20 @@ import pytest
 import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
-from chargpt.callbacks import text_samples
+from chargpt.callbacks import samples
 from chargpt.callbacks.averaging import Averaging
+from chargpt.callbacks.look import Surprise
 from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import build_parser, score_checkpoint
 from chargpt.module import CharLM
-from chargpt.run.resume import load_state
 
-DECAY = 0.3  # so small that it counts from the fourth step on: until then the average forgets faster
+DECAY = 0.3  # small enough to hold from the fourth step on: until then the warm-up's decay is smaller
 AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
 
 
 @pytest.fixture(scope="module")
 def averaged(tiny, tmp_path_factory):
-    """A run whose weights are averaged, and what it returned."""
+    """A run with an average, and the loss that it returned."""
     folder = tmp_path_factory.mktemp("averaged")
     return folder, start(folder, *tiny, *AVERAGING)
 
@@ -30,7 +30,7 @@ def nets(folder, key="state_dict"):
 
 
 def test_it_is_the_plain_formula(tiny, tmp_path, monkeypatch):
-    """Over the weights after each step, the first of which it begins with."""
+    """Over the weights after each step, beginning with those after the first."""
     seen = []
 
     def see(module, *_):
@@ -49,35 +49,40 @@ def test_it_is_the_plain_formula(tiny, tmp_path, monkeypatch):
     assert not torch.equal(last["state_dict"]["net.lm_head.weight"], seen[-1]["net.lm_head.weight"])
 
 
-def test_training_is_as_without_it(averaged, tiny, tmp_path):
+def test_training_is_the_same_as_without_it(averaged, tiny, tmp_path):
     start(tmp_path, *tiny, *STEPS)
     folder, _ = averaged
     assert_same(state(tmp_path)["state_dict"].keys(), state(folder)["state_dict"].keys())
     assert_same(nets(folder, "current_model_state"), nets(tmp_path))
-    ours, plain = curves(folder), curves(tmp_path)
-    assert ours["train/loss"] == plain["train/loss"]
-    assert ours["val/loss"] != plain["val/loss"]
+    own, plain = curves(folder), curves(tmp_path)
+    assert own["train/loss"] == plain["train/loss"]
+    assert own["val/loss"] != plain["val/loss"]
 
 
-def test_the_best_checkpoint_has_the_score_that_it_was_saved_for(averaged):
-    folder, best = averaged
-    for name in ("best.ckpt", "last.ckpt"):  # the loss falls until the end
-        path = folder / "checkpoints" / name
-        row = score_checkpoint(path, build_parser().parse_args([]))
-        assert row.score.loss == pytest.approx(best, abs=1e-6)
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_the_checkpoints_have_the_score_that_was_validated(name, averaged):
+    folder, best = averaged  # the loss falls until the end
+    row = score_checkpoint(folder / "checkpoints" / name, build_parser().parse_args([]))
+    assert row.score.loss == pytest.approx(best, abs=1e-6)
 
 
-def test_samples_are_the_averages(tiny, tmp_path, monkeypatch):
-    heads, real = [], text_samples.generate
-    monkeypatch.setattr(
-        text_samples, "generate", lambda net, *rest: heads.append(net.lm_head.weight.clone()) or real(net, *rest)
-    )
+def test_samples_and_pictures_are_those_of_the_average_in_eval_mode(tiny, tmp_path, monkeypatch):
+    seen, generate, draw = [], samples.generate, Surprise.draw
+
+    def see(net):
+        seen.append((net.training, net.lm_head.weight.clone()))
+
+    monkeypatch.setattr(samples, "generate", lambda net, *rest: see(net) or generate(net, *rest))
+    monkeypatch.setattr(Surprise, "draw", lambda self, net, *rest: see(net) or draw(self, net, *rest))
     start(tmp_path, *tiny, *AVERAGING)
-    assert torch.equal(heads[-1], state(tmp_path)["state_dict"]["net.lm_head.weight"])
+    assert len(seen) == 6
+    for training, weight in seen[-2:]:
+        assert not training
+        assert torch.equal(weight, state(tmp_path)["state_dict"]["net.lm_head.weight"])
 
 
-def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
-    """Switched off, training goes on from its own weights, not from their average; switched on, likewise."""
+def test_it_can_begin_late_and_end_early(tiny, tmp_path):
+    """Both ways, training continues from its own weights."""
     start(tmp_path / "plain", *tiny, *STEPS, "trainer.max_steps=16")
     with pytest.raises(Stopped):
         start(tmp_path / "off", *tiny, *AVERAGING, "trainer.max_steps=16", *signal_at(6))
@@ -90,7 +95,7 @@ def test_it_can_begin_late_and_end_early(averaged, tiny, tmp_path):
     assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
 
 
-def test_switched_on_and_ended_before_a_step_nothing_is_lost(tiny, tmp_path, monkeypatch):
+def test_a_resumed_run_that_ends_before_a_step_keeps_its_weights(tiny, tmp_path, monkeypatch):
     start(tmp_path, *tiny, *STEPS)
     before = nets(tmp_path)
     monkeypatch.setattr(CharLM, "on_train_start", lambda module: setattr(module.trainer, "should_stop", True))
@@ -98,22 +103,13 @@ def test_switched_on_and_ended_before_a_step_nothing_is_lost(tiny, tmp_path, mon
     assert_same(before, nets(tmp_path))
 
 
-def test_two_averages_are_refused(tiny, tmp_path):
-    """Each would put its weights where the other put its own."""
-    ema = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    message = r"two averages of the weights exclude each other: averaging, ema"
-    with pytest.raises(UserError, match=message):
-        start(tmp_path, *tiny, *AVERAGING, ema)
-
-
-@pytest.mark.parametrize("value", ["abc", "0.9", "true"])
-def test_what_is_no_averaging(value, tiny, tmp_path):
+def test_a_decay_in_place_of_the_callback_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match=r"callbacks\.averaging is not a Lightning callback"):
-        start(tmp_path, *tiny, f"callbacks.averaging={value}")
+        start(tmp_path, *tiny, "callbacks.averaging=0.9")
 
 
 def test_in_half_precision_it_is_refused(tiny, tmp_path):
-    """Whose eight bits would round most of the average's small moves away."""
+    """Eight bits would round most of the average's small changes away."""
     with pytest.raises(UserError, match=r"callbacks\.averaging needs weights in single precision; .*bf16-true"):
         start(tmp_path, *tiny, *AVERAGING, "trainer.precision=bf16-true")
 
@@ -124,21 +120,12 @@ def test_out_of_range(decay):
         Averaging(decay)
 
 
-def test_lightnings_own_averaging_is_saved_as_best_too(tiny, tmp_path):
-    own = "lightning.pytorch.callbacks.EMAWeightAveraging"
-    ema = [f"+callbacks.ema._target_={own}", "+callbacks.ema.decay=0.8"]
-    best = start(tmp_path, *tiny, *STEPS, *ema)
-    row = score_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build_parser().parse_args([]))
-    assert row.score.loss == pytest.approx(best, abs=1e-6)
-    loaded = load_state(tmp_path)
-    assert loaded.best_loss == best
-
-
 DAMAGED = {
     "weights-missing": lambda state: state["current_model_state"].pop("net.lm_head.weight"),
     "weights-text": lambda state: state.update(current_model_state="abc"),
     "weights-shape": lambda state: state["current_model_state"].update({"net.lm_head.weight": torch.ones(2, 2)}),
     "count-missing": lambda state: state.pop("averaging_state"),
+    "count-text": lambda state: state.update(averaging_state={"n_averaged": "abc"}),
 }
 
 

@@ -127,3 +127,28 @@ def test_a_precision_is_chosen_for_auto_alone(monkeypatch):
     assert settle_precision(given, None) == ""
     assert (auto["precision"], given["precision"]) == ("bf16-mixed", "32-true")
     assert set(asked) == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ("StochasticWeightAveraging, swa_lrs: 0.1", "use callbacks.averaging.decay="),
+        ("EMAWeightAveraging", "use callbacks.averaging.decay="),
+        ("GradientAccumulationScheduler, scheduling: {4: 2}", "use trainer.accumulate_grad_batches="),
+        ("ModelPruning, pruning_fn: l1_unstructured, amount: 0.5", "ModelPruning counts epochs"),
+        ("BackboneFinetuning", "BackboneFinetuning counts epochs"),
+        ("Timer, duration: '00:01:00:00', interval: epoch", "callbacks.x.interval=epoch counts epochs"),
+        ("EarlyStopping, monitor: val/loss, check_on_train_epoch_end: true", "check_on_train_epoch_end=True counts"),
+        ("ModelCheckpoint, every_n_epochs: 5", "callbacks.x.every_n_epochs=5 counts epochs"),
+    ],
+)
+def test_lightnings_callbacks_that_count_epochs_are_refused(callback, message):
+    with pytest.raises(UserError, match=message):
+        build(f"+callbacks.x={{_target_: lightning.pytorch.callbacks.{callback}}}")
+
+
+@pytest.mark.parametrize(
+    "callback", ["EarlyStopping, monitor: val/loss", "ModelCheckpoint, every_n_train_steps: 5", "LearningRateMonitor"]
+)
+def test_lightnings_other_callbacks_are_not(callback):
+    build(f"+callbacks.x={{_target_: lightning.pytorch.callbacks.{callback}}}")

@@ -1,4 +1,4 @@
-"""States of training that are damaged or come from a stranger, as Lightning restores them."""
+"""Damaged and hostile states of training are refused, or restored only in part."""
 
 import shutil
 import struct
@@ -24,12 +24,12 @@ def stopped(tiny, tmp_path_factory):
 
 @pytest.fixture
 def run(stopped, tmp_path):
-    """The same, to change."""
+    """A copy of it."""
     return shutil.copytree(stopped, tmp_path / "run")
 
 
 def change(run, change):
-    """Change what the run's last checkpoint holds; the one before is none."""
+    """Change the contents of the run's last checkpoint, and make the one before unusable."""
     kept = state(run)
     change(kept)
     torch.save(kept, run / "checkpoints" / "last.ckpt")
@@ -41,39 +41,32 @@ def moments(kept):
 
 
 def beyond_its_numbers():
-    """A state by which `torch.set_rng_state` would have the next numbers come from other memory of the process."""
+    """A state with which PyTorch would read its next numbers from other memory of the process."""
     numbers = torch.get_rng_state()
     numbers[:24] = torch.tensor(list(struct.pack("<QiiQ", 1, 624, 1, 624)))
     return numbers
 
 
-def test_pytorch_takes_such_a_state():
+def test_pytorch_accepts_such_a_state():
     torch.Generator().set_state(beyond_its_numbers())
 
 
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(3)),
         lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(1000, 1000)),
         lambda kept: moments(kept)[0].update(exp_avg="text"),
         lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(29, 16, dtype=torch.int64)),
         lambda kept: moments(kept).update({0: {}}),
-        lambda kept: moments(kept).update({0: 5}),
         lambda kept: kept.update(optimizer_states=[]),
         lambda kept: kept.update(optimizer_states=[{"state": {}, "param_groups": []}]),
         lambda kept: kept["optimizer_states"][0]["param_groups"][0].update(params=["a"]),
         lambda kept: kept["optimizer_states"][0]["param_groups"][0].pop("lr"),
-        lambda kept: kept["optimizer_states"][0]["param_groups"][0].update(lr="fast"),
-        lambda kept: moments(kept)[0].update(exp_avg=[[torch.zeros(3)]]),
         lambda kept: kept.update(loops={}),
-        lambda kept: kept.update(loops={"fit_loop": 5}),
         lambda kept: kept["loops"]["fit_loop"].update(state_dict=5),
         lambda kept: kept.update(global_step=7),
-        lambda kept: kept.update(global_step=True),
         lambda kept: kept.update(epoch="x", callbacks={"RunRecord": 5}),
         lambda kept: kept.update(random_states=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
-        lambda kept: kept.update(random_states=5),
         lambda kept: kept.update(random_states=[{"cpu": beyond_its_numbers()}]),
         lambda kept: moments(kept).clear(),
         lambda kept: [each.pop("exp_avg") for each in moments(kept).values()],
@@ -95,7 +88,7 @@ def test_a_damaged_state_is_refused_in_one_line(harm, run):
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-ATTACK = """
+UNCHECKED = """
 import torch
 parameter = torch.nn.Parameter(torch.zeros(100_000))
 parameter.grad = torch.ones(100_000)
@@ -105,29 +98,27 @@ kept = optimizer.state_dict()
 kept["state"][0]["exp_avg"] = torch.zeros(3)
 optimizer.load_state_dict(kept)
 optimizer.step()
-print("not noticed", flush=True)
+print("accepted", flush=True)
 """
 
 
-def test_the_first_of_these_is_an_attack():
-    """A fused optimizer itself does not look: it reads and writes what lies behind, and may crash by that."""
-    done = subprocess.run([sys.executable, "-c", ATTACK], capture_output=True, text=True)
+def test_a_fused_optimizer_itself_does_not_check_shapes():
+    """It reads and writes the memory behind, and may crash."""
+    done = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True)
     assert "Error" not in done.stderr
-    assert "not noticed" in done.stdout or done.returncode < 0
+    assert "accepted" in done.stdout or done.returncode < 0
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"lr": 5.0, "initial_lr": 5.0},
-        {"maximize": True},
-        {"weight_decay": 9.0},
+        {"maximize": True, "weight_decay": 9.0, "betas": (0.0, 0.0)},
         {"fused": False},
-        {"betas": (0.0, 0.0)},
     ],
 )
-def test_the_settings_decide_not_the_file(options, run, tmp_path):
-    """A run resumes as from an untouched file."""
+def test_options_of_the_optimizer_come_from_the_settings(options, run, tmp_path):
+    """A run resumes as from an unchanged file."""
     shutil.copytree(run, tmp_path / "other")
     change(
         tmp_path / "other",
@@ -143,7 +134,7 @@ def test_the_settings_decide_not_the_file(options, run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["relative", "absolute", "parent", "key", "address"])
 def test_a_state_with_a_path_outside_of_the_run(kind, run, tmp_path, monkeypatch, caplog):
-    """ModelCheckpoint would remove it, as a checkpoint that it made before."""
+    """ModelCheckpoint would remove it as one of its checkpoints."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     path = {"relative": "mine", "parent": f"{run}/checkpoints/../../mine", "address": f"local://{tmp_path}/mine"}.get(

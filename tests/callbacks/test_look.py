@@ -1,0 +1,174 @@
+"""Pictures of a prompt after each validation: attention maps and surprise."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
+from lightning.pytorch.utilities import rank_zero_only
+
+from chargpt.callbacks.look import (
+    AttentionMaps,
+    Look,
+    Surprise,
+    attention_weights,
+    draw_attention,
+    draw_surprise,
+    pixels,
+    surprise,
+)
+from chargpt.callbacks.samples import TextSamples
+from chargpt.errors import Stopped, UserError
+from chargpt.model import GPT, GPTConfig
+
+NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The name of each callback that draws, and its text."""
+    seen = []
+    for kind in (AttentionMaps, Surprise):
+
+        def draw(self, net, idx, text, kind=kind, real=kind.draw):
+            seen.append((kind.__name__, text))
+            return real(self, net, idx, text)
+
+        monkeypatch.setattr(kind, "draw", draw)
+    return seen
+
+
+def images(folder):
+    reader = events(folder)
+    return {tag: [event.step for event in reader.Images(tag)] for tag in reader.Tags()["images"]}
+
+
+def test_weights_times_values_is_the_attention_of_each_layer():
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=12, n_layer=3, n_head=3, n_embd=24, positions="rotary", token_shift=True)
+    net, found = GPT(config, 11).double().eval(), []
+    for parameter in net.parameters():  # larger than at the start, when attention is nearly even
+        parameter.data.normal_(std=0.5)
+    for block in net.blocks:
+        block.sa.register_forward_hook(lambda sa, args, out: found.append((sa, args[0], out)))
+    weights = attention_weights(net, torch.randint(11, (2, 9)))
+    assert len(found) == len(weights) == 3
+    for (sa, x, out), each in zip(found, weights, strict=True):
+        assert not each.triu(1).any()
+        torch.testing.assert_close(each.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
+        values = sa.qkv(x)[:, :, 48:].view(2, 9, 3, 8).transpose(1, 2)
+        torch.testing.assert_close(sa.proj((each @ values).transpose(1, 2).flatten(2)), out)
+
+
+def test_no_hooks_are_left_after_an_error():
+    net = GPT(GPTConfig(block_size=4, n_layer=2, n_head=1, n_embd=8), 5).eval()
+    with pytest.raises(UserError, match="longer than block_size"):
+        attention_weights(net, torch.zeros(1, 5, dtype=torch.int64))
+    assert not any(block.sa._forward_pre_hooks for block in net.blocks)
+
+
+def test_surprise_is_that_of_each_character_given_the_earlier_ones():
+    torch.manual_seed(0)
+    net, idx = GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16), 5).eval(), torch.randint(5, (1, 9))
+    with torch.inference_mode():
+        bits, vocab_size = surprise(net, idx)
+        expected = [-net(idx[:, :n])[0, -1].softmax(-1)[idx[0, n]].log2().item() for n in range(1, 9)]
+    assert bits[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert vocab_size == 5
+
+
+def test_a_run_shows_them_after_each_validation(tiny_run, tiny, tmp_path):
+    assert images(tiny_run) == {tag: [3, 6] for tag in ("attention/layer_1", "attention/layer_2", "surprise")}
+    start(tmp_path, *[each for each in tiny if not each.startswith("model.n_")], "model=bigram")
+    assert images(tmp_path) == {"surprise": [3, 6]}
+
+
+def test_the_prompt_is_the_beginning_of_the_validation_text_by_default(tiny, tmp_path, drawn, text_file):
+    """Characters outside the vocabulary are left out."""
+    start(tmp_path / "own", *tiny, "callbacks.attention_maps.length=40")
+    text = text_file.read_text(encoding="utf-8")
+    val = text[int(0.9 * len(text)) :]
+    assert drawn == [("AttentionMaps", val[:16]), ("Surprise", val[:8])] * 2
+    drawn.clear()
+    prompts = ["callbacks.attention_maps.prompt='道a'", "callbacks.surprise.prompt='道a'"]
+    start(tmp_path / "given", *tiny, *prompts)
+    assert [text for _, text in drawn] == ["a", val[:8]] * 2  # nothing predicts a single character
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_small_contexts(block_size, tiny, tmp_path, drawn):
+    start(tmp_path, *tiny, f"model.block_size={block_size}", "model.positions=rotary", "model.token_shift=true")
+    assert [len(text) for _, text in drawn] == [block_size, block_size + 1] * 2
+
+
+def test_a_vocabulary_of_two_characters_with_a_control_character(tiny, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("$\1" * 300, encoding="utf-8")
+    start(tmp_path / "run", *tiny, f"data.path={text}")
+    assert images(tmp_path / "run")["surprise"] == [3, 6]
+
+
+def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
+    """Also for an interrupted run."""
+    options = [*tiny, *STEPS, "model.dropout=0.2", "callbacks.averaging.decay=0.3"]
+    start(tmp_path / "none", *options, *NONE)
+    with pytest.raises(Stopped):
+        start(tmp_path / "looks", *options, *signal_at(6))
+    resume(tmp_path / "looks", "+callbacks.stop=null")
+    for key in ("state_dict", "optimizer_states", "random_states"):
+        assert_same(state(tmp_path / "none")[key], state(tmp_path / "looks")[key])
+    assert curves(tmp_path / "none") == curves(tmp_path / "looks")
+    assert images(tmp_path / "looks")["surprise"] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_other_precisions(precision, tiny, tmp_path):
+    start(tmp_path, *tiny, f"trainer.precision={precision}")
+    assert len(images(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("heads", [1, 3, 5, 16])
+@pytest.mark.parametrize("text", ["a", "a$", "ab\n\0道\u200b"])
+def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, text, recwarn):
+    weights = np.tril(np.ones((heads, len(text), len(text)))) / np.arange(1, len(text) + 1)[:, None]
+    figure = draw_attention(weights, text)
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_title() for panel in panels] == [f"head {n + 1}" for n in range(heads)]
+    for panel, each in zip(panels, weights, strict=True):
+        assert np.array_equal(panel.images[0].get_array(), np.sqrt(each))
+    labels = [each.get_text() for panel in panels for each in panel.texts]
+    assert set(labels) == {"a", "$", "b", "↵", r"\x00", "道", r"\u200b"} & set(labels)
+    assert len(set(labels)) == len(text)
+    picture = pixels(figure)
+    assert (picture.dtype, picture.shape[2]) == (np.uint8, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("many", [2, 32, 33, 96])
+def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
+    text, bits = "$\n" * (many // 2) + "a" * (many % 2), np.linspace(0, 9, many - 1)
+    figure = draw_surprise(bits, text, 6.0)
+    panel = figure.axes[0]
+    cells = panel.images[0].get_array().flatten()
+    assert cells.mask[0]  # nothing predicts the first character
+    assert np.array_equal(cells[1:many], bits)
+    assert [each.get_text() for each in panel.texts] == [{"\n": "↵"}.get(each, each) for each in text]
+    assert pixels(figure).min() < 100
+
+
+@pytest.mark.parametrize(("kind", "length"), [(AttentionMaps, 0), (AttentionMaps, 49), (Surprise, 1), (Surprise, 401)])
+def test_lengths_that_are_refused(kind, length):
+    with pytest.raises(UserError, match=f"length must be at least .*; got {length}"):
+        kind(length=length)
+
+
+@pytest.mark.parametrize("kind", [AttentionMaps, Surprise, partial(TextSamples, "folder")])
+def test_a_prompt_that_hydra_reads_as_a_number(kind):
+    with pytest.raises(UserError, match=r"prompt must be a text \(a number needs quotes\).*; got 1984"):
+        kind(prompt=1984)
+
+
+def test_only_rank_0_draws(monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert Look(None, 3).on_validation_end(None, None) is None
