@@ -21,7 +21,8 @@ MOST_POINTS, MOST_MARKED = 5_000, 100  # a longer curve is thinned, or has no do
 
 
 class Losses(Callback):
-    """Adds a row to `losses.csv` in `dirpath` after each validation. A resumed run continues the file from its step."""
+    """Adds a row to `losses.csv` in `dirpath` after each validation, and draws the file as `loss.png` when a run ends,
+    also by a signal or an infinite loss. A resumed run continues the file from its step."""
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
@@ -52,18 +53,8 @@ class Losses(Callback):
             with decoration(LOSSES):
                 add_losses(self.folder, Point(trainer.global_step, self._seconds(), *values))
 
-
-class LossPicture(Callback):
-    """Draws `losses.csv` as `loss.png`, both in `dirpath`, when a run ends, also by a signal or an infinite loss.
-
-    It does so after the last saves, as a full disk should fail these first.
-    """
-
-    def __init__(self, dirpath: str):
-        self.folder = Path(dirpath)
-
     @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:  # if a disk is full, saves fail first
         with decoration(PICTURE):
             if points := read_losses(self.folder):
                 write(self.folder / PICTURE, png(draw(points)))
