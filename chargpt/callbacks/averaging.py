@@ -32,15 +32,11 @@ class Averaging(Callback):
         self._average: AveragedModel | None = None
         self._restored: dict[str, Tensor] = {}
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if self.decay is not None and trainer.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"callbacks.averaging needs weights in single precision; got trainer.precision={trainer.precision}"
-            )
-
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.decay is None:
             return
+        if trainer.precision in ("bf16-true", "16-true"):  # most of the average's small changes would be rounded away
+            raise UserError(f"callbacks.averaging needs single precision; got trainer.precision={trainer.precision}")
         assert isinstance(module, CharLM)
         self._average = AveragedModel(module.net, multi_avg_fn=self._update)
         if self._restored:
@@ -78,7 +74,7 @@ class Averaging(Callback):
                 average.copy_(kept)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average is not None and self._average.n_averaged > 0:
+        if self._average is not None:
             weights, averages = checkpoint["state_dict"], self._average.module.state_dict(prefix="net.")
             checkpoint["current_model_state"], checkpoint["state_dict"] = weights, weights | averages
             checkpoint["averaging_state"] = {"n_averaged": self._average.n_averaged}

@@ -36,7 +36,7 @@ class Look(Callback):
         length: characters to look at; at most the model's context and the character after it.
     """
 
-    def __init__(self, prompt: str | None, length: int):
+    def __init__(self, prompt: str | None = None, length: int = 24):
         if length < 2:
             raise UserError(f"length must be at least 2; got {length}")
         self.prompt = "" if prompt is None else str(prompt)  # Hydra reads some texts as numbers
@@ -74,9 +74,6 @@ class AttentionMaps(Look):
     """Draws how much each character of a prompt attends to itself and to earlier ones: an image per layer (of the first
     12), a panel per head (of the first 16). A bigram has no attention."""
 
-    def __init__(self, prompt: str | None = None, length: int = 24):
-        super().__init__(prompt, length)
-
     def draw(self, net: Model, idx: Tensor, text: str) -> Iterator[tuple[str, "Figure"]]:
         if isinstance(net, GPT):
             for n, weights in enumerate(attention_weights(net, idx[:, : net.config.block_size])[:MOST_LAYERS], 1):
@@ -85,9 +82,6 @@ class AttentionMaps(Look):
 
 class Surprise(Look):
     """Colours each character of a prompt by its surprise given the earlier ones: -log2 of its probability, in bits."""
-
-    def __init__(self, prompt: str | None = None, length: int = 96):
-        super().__init__(prompt, length)
 
     def draw(self, net: Model, idx: Tensor, text: str) -> Iterator[tuple[str, "Figure"]]:
         logits = net(idx[:, :-1]).float()

@@ -11,13 +11,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import decoration, write
-from chargpt.history import LOSSES, PICTURE, Point, add_losses, drop_losses_after, read_losses, thinned
+from chargpt.history import LOSSES, PICTURE, Point, add_losses, drop_losses_after, read_losses
 from chargpt.pictures import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MOST_POINTS, MOST_MARKED = 5_000, 100  # a longer curve is thinned, or has no dots
 
 
 class Losses(Callback):
@@ -70,12 +68,11 @@ def draw(points: Sequence[Point]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     best = min(points, key=lambda point: point.val_loss)
-    points = thinned(points, MOST_POINTS)
-    steps, marker = [point.step for point in points], "." if len(points) <= MOST_MARKED else ""
+    steps = [point.step for point in points]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
-    panel.plot(steps, [point.train_loss for point in points], color="C0", marker=marker, alpha=0.6, label="training")
-    panel.plot(steps, [point.val_loss for point in points], color="C1", marker=marker, label="validation")
+    panel.plot(steps, [point.train_loss for point in points], color="C0", marker=".", alpha=0.6, label="training")
+    panel.plot(steps, [point.val_loss for point in points], color="C1", marker=".", label="validation")
     lowest = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
     panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=lowest)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))

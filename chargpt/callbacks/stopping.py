@@ -73,7 +73,7 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._agree(trainer)  # the signal may have come in the last validation
-        self._restore_handlers()
+        self._restore_handlers()  # before Lightning restores those before its own
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.stopping:

@@ -8,9 +8,10 @@ from faults import clock
 from helpers import STEPS, resume, signal_at, start, state
 
 from chargpt.callbacks import losses
-from chargpt.callbacks.losses import MOST_POINTS, Losses, draw
+from chargpt.callbacks.losses import Losses, draw
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.history import LOSSES, PICTURE, SAMPLES, Point, add_losses, read_losses
+from chargpt.pictures import png
 
 
 def test_the_picture_shows_both_losses_and_the_lowest():
@@ -23,11 +24,9 @@ def test_the_picture_shows_both_losses_and_the_lowest():
     assert (list(best.get_xdata()), best.get_label()) == ([200], "lowest: 2.2000 at step 200")
 
 
-@pytest.mark.parametrize(("many", "loss"), [(1, 9e14), (MOST_POINTS + 1, 0.0)])
-def test_odd_curves_can_be_drawn(many, loss, tmp_path):
-    figure = draw([Point(n, 1.0, math.nan, loss, 1.0) for n in range(many)])
-    figure.savefig(tmp_path / "loss.png")
-    assert len(figure.axes[0].lines[1].get_xdata()) == min(many, MOST_POINTS)
+@pytest.mark.parametrize(("many", "loss"), [(1, 9e14), (5_000, 0.0)])
+def test_odd_curves_can_be_drawn(many, loss):
+    assert png(draw([Point(n, 1.0, math.nan, loss, 1.0) for n in range(many)])).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
