@@ -38,7 +38,7 @@ class Averaging(Callback):
         if trainer.precision in ("bf16-true", "16-true"):  # most of the average's small changes would be rounded away
             raise UserError(f"callbacks.averaging needs single precision; got trainer.precision={trainer.precision}")
         assert isinstance(module, CharLM)
-        self._average = AveragedModel(module.net, multi_avg_fn=self._update)
+        self._average = AveragedModel(module.net)
         if self._restored:
             self._average.load_state_dict(self._restored)
 
@@ -46,16 +46,13 @@ class Averaging(Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self._average is not None and trainer.global_step > self._step:
+        if self.decay is not None and trainer.global_step > self._step:
+            assert self._average is not None
             assert isinstance(module, CharLM)
+            steps = self._average.n_averaged.item()
+            self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
             self._average.update_parameters(module.net)
             self._step = trainer.global_step
-
-    def _update(self, averages: Any, weights: Any, count: Tensor | int) -> None:
-        assert self.decay is not None
-        assert self._average is not None
-        steps = self._average.n_averaged.item()  # the same as `count`, but on the CPU
-        get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))(averages, weights, count)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.swap(module)

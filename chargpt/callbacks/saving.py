@@ -13,7 +13,7 @@ from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
 from chargpt.files import replace
 
-TENSORS = ("state_dict", "current_model_state", "optimizer_states")  # parts of a checkpoint that take long to check
+LARGE = ("state_dict", "current_model_state", "optimizer_states", "callbacks")  # parts of a checkpoint
 
 
 def stops(trainer: Trainer) -> bool:
@@ -170,7 +170,7 @@ def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:
     """Refuse a state that could be saved but not loaded as data: the run could not resume."""
-    parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if key not in (*TENSORS, "callbacks")}
+    parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if key not in LARGE}
     parts |= {f"the state of the callback {key}": state for key, state in checkpoint["callbacks"].items()}
     for name, value in parts.items():
         try:
