@@ -1,5 +1,7 @@
 """Pictures of a prompt after each validation: attention maps and surprise."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.callbacks import look
 from chargpt.callbacks.look import AttentionMaps, Look, Surprise, attention_weights, draw_attention, draw_surprise
+from chargpt.callbacks.samples import TextSamples
 from chargpt.errors import Stopped, UserError
 from chargpt.model import GPT, GPTConfig
 from chargpt.pictures import png
@@ -138,3 +141,8 @@ def test_one_character_is_refused(kind):
 def test_only_rank_0_draws(monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert Look(None, 3).on_validation_end(None, None) is None
+
+
+@pytest.mark.parametrize("kind", [Surprise, partial(TextSamples, "folder")])
+def test_a_prompt_that_hydra_reads_as_a_number(kind):
+    assert kind(prompt=1984).prompt == "1984"
