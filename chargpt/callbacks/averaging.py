@@ -32,17 +32,13 @@ class Averaging(Callback):
         self._average: AveragedModel | None = None
         self._restored: dict[str, Tensor] = {}
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if self.decay is not None and trainer.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"callbacks.averaging needs weights in single precision; got trainer.precision={trainer.precision}"
-            )
-
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.decay is None:
             return
+        if trainer.precision in ("bf16-true", "16-true"):  # most of the average's small changes would be rounded away
+            raise UserError(f"callbacks.averaging needs single precision; got trainer.precision={trainer.precision}")
         assert isinstance(module, CharLM)
-        self._average = AveragedModel(module.net, multi_avg_fn=self._update)
+        self._average = AveragedModel(module.net)
         if self._restored:
             self._average.load_state_dict(self._restored)
 
@@ -50,16 +46,13 @@ class Averaging(Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self._average is not None and trainer.global_step > self._step:
+        if self.decay is not None and trainer.global_step > self._step:
+            assert self._average is not None
             assert isinstance(module, CharLM)
+            steps = self._average.n_averaged.item()
+            self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
             self._average.update_parameters(module.net)
             self._step = trainer.global_step
-
-    def _update(self, averages: Any, weights: Any, count: Tensor | int) -> None:
-        assert self.decay is not None
-        assert self._average is not None
-        steps = self._average.n_averaged.item()  # the same as `count`, but on the CPU
-        get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))(averages, weights, count)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.swap(module)
@@ -78,7 +71,7 @@ class Averaging(Callback):
                 average.copy_(kept)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average is not None and self._average.n_averaged > 0:
+        if self._average is not None:
             weights, averages = checkpoint["state_dict"], self._average.module.state_dict(prefix="net.")
             checkpoint["current_model_state"], checkpoint["state_dict"] = weights, weights | averages
             checkpoint["averaging_state"] = {"n_averaged": self._average.n_averaged}

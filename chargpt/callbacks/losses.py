@@ -11,17 +11,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.files import decoration, write
-from chargpt.history import LOSSES, PICTURE, Point, add_losses, drop_losses_after, read_losses, thinned
+from chargpt.history import LOSSES, PICTURE, Point, add_losses, drop_losses_after, read_losses
 from chargpt.pictures import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POINTS, MOST_MARKED = 5_000, 100  # a longer curve is thinned, or has no dots
-
 
 class Losses(Callback):
-    """Adds a row to `losses.csv` in `dirpath` after each validation. A resumed run continues the file from its step."""
+    """Adds a row to `losses.csv` in `dirpath` after each validation, and draws the file as `loss.png` when a run ends,
+    also by a signal or an infinite loss. A resumed run continues the file from its step."""
 
     def __init__(self, dirpath: str):
         self.folder = Path(dirpath)
@@ -52,18 +51,8 @@ class Losses(Callback):
             with decoration(LOSSES):
                 add_losses(self.folder, Point(trainer.global_step, self._seconds(), *values))
 
-
-class LossPicture(Callback):
-    """Draws `losses.csv` as `loss.png`, both in `dirpath`, when a run ends, also by a signal or an infinite loss.
-
-    It does so after the last saves, as a full disk should fail these first.
-    """
-
-    def __init__(self, dirpath: str):
-        self.folder = Path(dirpath)
-
     @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:  # if a disk is full, saves fail first
         with decoration(PICTURE):
             if points := read_losses(self.folder):
                 write(self.folder / PICTURE, png(draw(points)))
@@ -79,12 +68,11 @@ def draw(points: Sequence[Point]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     best = min(points, key=lambda point: point.val_loss)
-    points = thinned(points, MOST_POINTS)
-    steps, marker = [point.step for point in points], "." if len(points) <= MOST_MARKED else ""
+    steps = [point.step for point in points]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
-    panel.plot(steps, [point.train_loss for point in points], color="C0", marker=marker, alpha=0.6, label="training")
-    panel.plot(steps, [point.val_loss for point in points], color="C1", marker=marker, label="validation")
+    panel.plot(steps, [point.train_loss for point in points], color="C0", marker=".", alpha=0.6, label="training")
+    panel.plot(steps, [point.val_loss for point in points], color="C1", marker=".", label="validation")
     lowest = f"lowest: {best.val_loss:.4f} at step {best.step:,}"
     panel.plot([best.step], [best.val_loss], "*", color="C3", markersize=11, label=lowest)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))

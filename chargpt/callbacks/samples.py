@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.callbacks.tensorboard import tensorboards, verbatim
-from chargpt.errors import UserError
 from chargpt.files import decoration
 from chargpt.generation import Sampling, generate
 from chargpt.history import SAMPLES, Sample, add_sample, drop_samples_after
@@ -23,16 +22,12 @@ class TextSamples(Callback):
         dirpath: the folder of the file.
         prompt: the beginning of the text; characters outside the vocabulary are left out. If none remains, the first
             character of the vocabulary stands in.
-        length: characters to generate, or bytes; at most 10,000, as training waits.
+        length: characters to generate, or bytes; training waits for them.
     """
 
     def __init__(self, dirpath: str, prompt: str = "\n", length: int = 300):
         self.folder = Path(dirpath)
-        if not isinstance(prompt, str):
-            raise UserError(f"prompt must be a text (a number needs quotes); got {prompt!r}")
-        self.prompt = prompt
-        if not 1 <= length <= 10_000:
-            raise UserError(f"length must be at least 1 and at most 10,000; got {length}")
+        self.prompt = str(prompt)  # Hydra reads some texts as numbers
         self.sampling = Sampling(max_new_tokens=length)
 
     @rank_zero_only

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
@@ -92,8 +91,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps = every_n_steps
         self._saved_step = 0
-        self._checked = False
-        self._flushed = True
         self._stop_is_due = False
 
     # Lightning calls checkpoint callbacks last: the others' states are final, and they have asked to stop if they do.
@@ -103,13 +100,9 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self._saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if not self._flushed:  # the metrics of the saved step were logged after its end
-            self._flushed = True
+        if trainer.global_step == self._saved_step:  # the metrics of the saved step were logged after its end
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.flush()
-                elif isinstance(logger, CSVLogger):
-                    logger.save()
+                logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._complete_step(trainer)
@@ -129,9 +122,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer has it, undeclared
-        if not self._checked:  # before hours are spent
-            check_loadable({"callbacks": {each.state_key: each.state_dict() for each in callbacks}})
-            self._checked = True
         step = trainer.global_step
         is_last = step >= trainer.max_steps or stops(trainer)
         is_last |= any(isinstance(each, AtStepEnd) and each.stopping for each in callbacks)
@@ -153,7 +143,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         if self._saved_step != trainer.global_step:
             save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
             self._saved_step = trainer.global_step
-            self._flushed = False
 
 
 def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path | None = None) -> None:

@@ -15,7 +15,8 @@ from chargpt.command_line import TOGETHER, launched_here
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
 
-SIGHUP = 1  # Windows lacks it
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # Windows lacks some
 ADVICE = (
     "; earlier checkpoints are kept. A lower optimizer.lr, a longer optimizer.warmup_steps, trainer.gradient_clip_val=1"
     " or trainer.precision=32-true may help"
@@ -26,9 +27,9 @@ class StopOnSignal(AtStepEnd):
     """Stops at a signal: the step ends, is saved, and the process ends with 128 + the signal. A second signal ends it
     at once.
 
-    SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup) and, from SLURM or submitit, SIGUSR1 and
-    SIGUSR2, whose status is that of SIGTERM; submitit's own handler then requeues the job. (Lightning does not save at
-    SIGINT and SIGTERM, and its own files for SLURM would be loaded without a request.)
+    SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal; not under nohup), SIGUSR1 and SIGUSR2 (from SLURM and
+    submitit), whose status is that of SIGTERM; submitit's own handler then requeues the job. (Lightning does not save
+    at SIGINT and SIGTERM, and its own files for SLURM would be loaded without a request.)
     """
 
     _signal: int | None = None
@@ -47,12 +48,8 @@ class StopOnSignal(AtStepEnd):
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers in other threads
             return
         self._prints = trainer.is_global_zero and not launched_here()  # else the launching process prints
-        names = ["SIGINT", "SIGTERM", "SIGHUP"]
-        if "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
-            names += ["SIGUSR1", "SIGUSR2"]
-        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
-        signals = [each for each in signals if each != SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-        self._handlers = {each: signal.signal(each, self._on_signal) for each in signals}
+        heard = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
+        self._handlers = {each: signal.signal(each, self._on_signal) for each in heard}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None:
@@ -76,20 +73,15 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._agree(trainer)  # the signal may have come in the last validation
-        self._restore_handlers()
+        self._restore_handlers()  # before Lightning restores those before its own
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.stopping:
             self._stop(trainer)
 
-    # A test has nothing to save: it ends at once.
-
     def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._signal = 0  # a test has nothing to save: the next signal ends it at once
         self._watch(trainer)
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        if self._signal is not None:
-            raise SystemExit(_status(self._signal))
 
     def on_test_end(self, *_: Any) -> None:
         self._restore_handlers()
@@ -119,7 +111,7 @@ class StopOnSignal(AtStepEnd):
 
 
 def _status(signum: int) -> int:
-    return 128 + (signum if signum in (signal.SIGINT, SIGHUP) else signal.SIGTERM)
+    return 128 + (signum if signum in SIGNALS[:3] else signal.SIGTERM)
 
 
 class StopOnNonFinite(Callback):

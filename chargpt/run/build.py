@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 
-from chargpt.callbacks.hparams import RunRecord
+from chargpt.callbacks.tensorboard import RunRecord
 from chargpt.checkpoint import EvalSettings
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line

@@ -19,102 +19,87 @@ AVERAGING = [*STEPS, f"callbacks.averaging.decay={DECAY}"]
 
 @pytest.fixture(scope="module")
 def averaged(tiny, tmp_path_factory):
-    """A run with an average, and the loss that it returned."""
-    folder = tmp_path_factory.mktemp("averaged")
-    return folder, start(folder, *tiny, *AVERAGING)
+    """A run with an average, its best loss, its weights after each step, and the nets that wrote and were drawn: their
+    mode and their last weights."""
+    folder, weights, shown = tmp_path_factory.mktemp("averaged"), [], []
+    generate, draw = samples.generate, Surprise.draw
+
+    def see(net):
+        shown.append((net.training, net.lm_head.weight.clone()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CharLM, "on_train_batch_end", lambda module, *_: weights.append(nets_of(module.state_dict())))
+        patch.setattr(samples, "generate", lambda net, *rest: see(net) or generate(net, *rest))
+        patch.setattr(Surprise, "draw", lambda self, net, *rest: see(net) or draw(self, net, *rest))
+        best = start(folder, *tiny, *AVERAGING)
+    return folder, best, weights, shown
+
+
+def nets_of(state):
+    return {name: value.clone() for name, value in state.items() if name.startswith("net.")}
 
 
 def nets(folder, key="state_dict"):
     """The model's weights in a run's last checkpoint."""
-    return {name: value for name, value in state(folder)[key].items() if name.startswith("net.")}
+    return nets_of(state(folder)[key])
 
 
-def test_it_is_the_plain_formula(tiny, tmp_path, monkeypatch):
+def test_it_is_the_plain_formula(averaged):
     """Over the weights after each step, beginning with those after the first."""
-    seen = []
-
-    def see(module, *_):
-        seen.append({name: value.clone() for name, value in module.state_dict().items() if name.startswith("net.")})
-
-    monkeypatch.setattr(CharLM, "on_train_batch_end", see)
-    start(tmp_path, *tiny, *AVERAGING)
-    average = seen[0]
-    for n, each in enumerate(seen[1:], 1):
+    folder, _, weights, _ = averaged
+    average = weights[0]
+    for n, each in enumerate(weights[1:], 1):
         decay = min(DECAY, (1 + n) / (10 + n))
         average = {name: decay * value + (1 - decay) * each[name] for name, value in average.items()}
-    last = state(tmp_path)
-    for name, value in average.items():
-        torch.testing.assert_close(last["state_dict"][name], value)
-        assert torch.equal(last["current_model_state"][name], seen[-1][name])
-    assert not torch.equal(last["state_dict"]["net.lm_head.weight"], seen[-1]["net.lm_head.weight"])
+    for name, value in nets(folder).items():
+        torch.testing.assert_close(value, average[name])
+    assert_same(nets(folder, "current_model_state"), weights[-1])
+    assert not torch.equal(average["net.lm_head.weight"], weights[-1]["net.lm_head.weight"])
 
 
-def test_training_is_the_same_as_without_it(averaged, tiny, tmp_path):
-    start(tmp_path, *tiny, *STEPS)
-    folder, _ = averaged
-    assert_same(state(tmp_path)["state_dict"].keys(), state(folder)["state_dict"].keys())
-    assert_same(nets(folder, "current_model_state"), nets(tmp_path))
-    own, plain = curves(folder), curves(tmp_path)
+def test_training_is_the_same_as_without_it(averaged, whole):
+    folder = averaged[0]
+    assert_same(state(whole)["state_dict"].keys(), state(folder)["state_dict"].keys())
+    assert_same(nets(folder, "current_model_state"), nets(whole))
+    own, plain = curves(folder), curves(whole)
     assert own["train/loss"] == plain["train/loss"]
     assert own["val/loss"] != plain["val/loss"]
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_the_checkpoints_have_the_score_that_was_validated(name, averaged):
-    folder, best = averaged  # the loss falls until the end
+    folder, best, *_ = averaged  # the loss falls until the end
     row = score_checkpoint(folder / "checkpoints" / name, build_parser().parse_args([]))
     assert row["loss"] == pytest.approx(best, abs=1e-6)
 
 
-def test_samples_and_pictures_are_those_of_the_average_in_eval_mode(tiny, tmp_path, monkeypatch):
-    seen, generate, draw = [], samples.generate, Surprise.draw
-
-    def see(net):
-        seen.append((net.training, net.lm_head.weight.clone()))
-
-    monkeypatch.setattr(samples, "generate", lambda net, *rest: see(net) or generate(net, *rest))
-    monkeypatch.setattr(Surprise, "draw", lambda self, net, *rest: see(net) or draw(self, net, *rest))
-    start(tmp_path, *tiny, *AVERAGING)
-    assert len(seen) == 6
-    for training, weight in seen[-2:]:
+def test_samples_and_pictures_are_those_of_the_average_in_eval_mode(averaged):
+    folder, _, _, shown = averaged
+    assert len(shown) == 6
+    for training, weight in shown[-2:]:
         assert not training
-        assert torch.equal(weight, state(tmp_path)["state_dict"]["net.lm_head.weight"])
+        assert torch.equal(weight, state(folder)["state_dict"]["net.lm_head.weight"])
 
 
-def test_it_can_begin_late_and_end_early(tiny, tmp_path):
+def test_it_can_begin_late_and_end_early(whole, tiny, tmp_path):
     """Both ways, training continues from its own weights."""
-    start(tmp_path / "plain", *tiny, *STEPS, "trainer.max_steps=16")
     with pytest.raises(Stopped):
-        start(tmp_path / "off", *tiny, *AVERAGING, "trainer.max_steps=16", *signal_at(6))
+        start(tmp_path / "off", *tiny, *AVERAGING, *signal_at(6))
     resume(tmp_path / "off", "+callbacks.stop=null", "callbacks.averaging.decay=null")
-    assert_same(nets(tmp_path / "plain"), nets(tmp_path / "off"))
+    assert_same(nets(whole), nets(tmp_path / "off"))
     with pytest.raises(Stopped):
-        start(tmp_path / "on", *tiny, *STEPS, "trainer.max_steps=16", *signal_at(6))
+        start(tmp_path / "on", *tiny, *STEPS, *signal_at(6))
     resume(tmp_path / "on", "+callbacks.stop=null", f"callbacks.averaging.decay={DECAY}")
-    assert_same(nets(tmp_path / "plain"), nets(tmp_path / "on", "current_model_state"))
-    assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(tmp_path / "plain")["net.lm_head.weight"])
-
-
-def test_a_resumed_run_that_ends_before_a_step_keeps_its_weights(tiny, tmp_path, monkeypatch):
-    start(tmp_path, *tiny, *STEPS)
-    before = nets(tmp_path)
-    monkeypatch.setattr(CharLM, "on_train_start", lambda module: setattr(module.trainer, "should_stop", True))
-    resume(tmp_path, "trainer.max_steps=16", f"callbacks.averaging.decay={DECAY}")
-    assert_same(before, nets(tmp_path))
-
-
-def test_a_decay_in_place_of_the_callback_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"callbacks\.averaging is not a Lightning callback"):
-        start(tmp_path, *tiny, "callbacks.averaging=0.9")
+    assert_same(nets(whole), nets(tmp_path / "on", "current_model_state"))
+    assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(whole)["net.lm_head.weight"])
 
 
 def test_in_half_precision_it_is_refused(tiny, tmp_path):
-    """Eight bits would round most of the average's small changes away."""
-    with pytest.raises(UserError, match=r"callbacks\.averaging needs weights in single precision; .*bf16-true"):
+    with pytest.raises(UserError, match=r"callbacks\.averaging needs single precision; .*bf16-true"):
         start(tmp_path, *tiny, *AVERAGING, "trainer.precision=bf16-true")
 
 
-@pytest.mark.parametrize("decay", [0, 1, -0.5, float("nan")])
+@pytest.mark.parametrize("decay", [0, 1])
 def test_out_of_range(decay):
     with pytest.raises(UserError, match=r"callbacks\.averaging\.decay must be between 0 and 1, both excluded, or null"):
         Averaging(decay)
@@ -122,10 +107,8 @@ def test_out_of_range(decay):
 
 DAMAGED = {
     "weights-missing": lambda state: state["current_model_state"].pop("net.lm_head.weight"),
-    "weights-text": lambda state: state.update(current_model_state="abc"),
     "weights-shape": lambda state: state["current_model_state"].update({"net.lm_head.weight": torch.ones(2, 2)}),
     "count-missing": lambda state: state.pop("averaging_state"),
-    "count-text": lambda state: state.update(averaging_state={"n_averaged": "abc"}),
 }
 
 

@@ -1,28 +1,26 @@
-"""The progress of a run on the terminal."""
+"""The speed of training, and the progress of a run on the terminal."""
 
+import os
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from faults import clock
-from helpers import start
+from helpers import events, start
+from lightning.pytorch import Trainer
 
-from chargpt.callbacks import progress
-
-
-def lines(caplog):
-    return [line for line in caplog.messages if line.startswith("step ")]
-
-
-def steps(caplog):
-    return [line.split(",")[0] for line in lines(caplog)]
+from chargpt.callbacks import samples
+from chargpt.callbacks.progress import Throughput
 
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Overrides for steps of two minutes on a clock for tests."""
+    """Overrides for a callback that takes time on a clock for tests."""
     monkeypatch.setattr(time, "perf_counter", clock)
-    return ["+callbacks.slow._target_=faults.Slow", "+callbacks.slow.step=120", "trainer.val_check_interval=100"]
+    clock.sleep(1e6)  # before the start
+    return lambda **times: f"+callbacks.slow={{_target_: faults.Slow, {str(times)[1:]}".replace("'", "")
 
 
 def test_a_terminal_has_a_bar(tiny, tmp_path, capsys, monkeypatch):
@@ -33,34 +31,48 @@ def test_a_terminal_has_a_bar(tiny, tmp_path, capsys, monkeypatch):
         assert each in shown
 
 
-def test_elsewhere_a_line_follows_each_validation(tiny, tmp_path, capsys, caplog):
+def test_slow_steps_have_a_line_each_if_they_are_logged(tiny, slow, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
-    start(tmp_path, *tiny)
+    start(tmp_path, *tiny, slow(step=120), "trainer.val_check_interval=100")
+    lines = [line.split(", ") for line in caplog.messages if line.startswith("step ")]
+    assert [line[0] for line in lines] == ["step 2/6", "step 4/6", "step 6/6", "step 6/6"]
+    assert lines[1][-1] == "04:00 left"
     assert "6/6 [" not in capsys.readouterr().err
-    assert steps(caplog) == ["step 3/6", "step 6/6"]
 
 
-def test_slow_steps_have_a_line_each_if_they_are_logged(tiny, slow, tmp_path, caplog):
-    caplog.set_level("INFO")
-    start(tmp_path, *tiny, *slow)
-    assert steps(caplog) == ["step 2/6", "step 4/6", "step 6/6", "step 6/6"]
-    assert lines(caplog)[1].endswith(", 04:00 left")
+def test_validations_samples_and_saves_do_not_count_for_the_speed(tiny, slow, tmp_path, monkeypatch):
+    calls = []
+
+    def takes_long(owner, name):
+        real = getattr(owner, name)
+
+        def long(*arguments, **options):
+            result = real(*arguments, **options)
+            calls.append(name)
+            clock.sleep(100)
+            return result
+
+        monkeypatch.setattr(owner, name, long)
+
+    takes_long(samples, "generate")
+    takes_long(os, "fsync")
+    takes_long(Trainer, "save_checkpoint")
+    steps = ["trainer.max_steps=12", "trainer.val_check_interval=4", "callbacks.last_checkpoint.every_n_steps=3"]
+    often = ["trainer.accumulate_grad_batches=3", "trainer.log_every_n_steps=5"]
+    start(tmp_path, *tiny, *steps, *often, slow(batch=1.0, step=2.0, validation=100.0))
+    assert {"generate", "fsync", "save_checkpoint"} == set(calls)
+    values = {event.step: event.value for event in events(tmp_path).Scalars("chars_per_second")}
+    assert values == {5: pytest.approx(3 * 4 * 16 / (3 + 2)), 10: pytest.approx(3 * 4 * 16 / (3 + 2))}
 
 
-@pytest.mark.parametrize(("much", "advice"), [(1e3, "; experiment=cpu trains a smaller model"), (1e9, "")])
-def test_a_long_run_is_announced_once_after_three_steps(much, advice, tiny, slow, tmp_path, caplog, monkeypatch):
-    """Of 63. With a small model, a smaller one is no advice."""
-    monkeypatch.setattr(progress, "MUCH", much)
-    caplog.set_level("INFO")
-    start(tmp_path, *tiny, *slow, "trainer.max_steps=63")
-    [announced] = [n for n, line in enumerate(caplog.messages) if "This run will take" in line]
-    assert caplog.messages[announced].startswith(f"This run will take about 2.0 hours on this CPU{advice}")
-    assert ("experiment=cpu" in caplog.messages[announced]) == bool(advice)
-    assert [line.split(",")[0] for line in caplog.messages[:announced] if line.startswith("step ")] == ["step 2/63"]
-
-
-def test_a_run_of_half_an_hour_is_not_announced(tiny, slow, tmp_path, caplog):
-    """At step 3 of 17, 28 minutes are left."""
-    caplog.set_level("INFO")
-    start(tmp_path, *tiny, *slow, "trainer.max_steps=17")
-    assert "will take" not in caplog.text
+def test_characters_of_all_devices_count(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", clock)
+    logged = {}
+    trainer = SimpleNamespace(global_step=0, world_size=3, accumulate_grad_batches=2, log_every_n_steps=1)
+    module = SimpleNamespace(log=logged.__setitem__)
+    callback = Throughput()
+    callback.on_train_start(trainer, module)
+    clock.sleep(4)
+    trainer.global_step = 5
+    callback.on_train_batch_end(trainer, module, None, [torch.zeros(4, 16)], 0)
+    assert logged == {"chars_per_second": 3 * 2 * 5 * 4 * 16 / 4}
