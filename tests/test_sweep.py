@@ -23,8 +23,9 @@ NAMES = ["0_n_layer=1,seed=1", "1_n_layer=1,seed=2", "2_n_layer=2,seed=1", "3_n_
 
 @pytest.fixture(scope="module")
 def fixed(tiny):
-    """What all jobs have alike."""
-    return [*(each for each in tiny if "n_layer" not in each), *STEPS]
+    """What all jobs have alike: without pictures and samples, which take most of the time."""
+    without = [f"callbacks.{name}=null" for name in ("attention_maps", "surprise", "text_samples")]
+    return [*(each for each in tiny if "n_layer" not in each and "callbacks" not in each), *without, *STEPS]
 
 
 def sweep(fixed, folder, *more, by=run_script, **options):
@@ -82,7 +83,6 @@ def test_folders_of_others_are_left_alone(fixed, tmp_path):
         (["init_from=glob(outputs/*)"], "has no values: glob(...) takes names of files in conf/"),
         (["callbacks.averaging.decay=choice(null,0.9)"], "choice(null,0.9): TypeError while evaluating"),
         (["model.n_layer=1,abc"], "model.n_layer=abc: Value 'abc' of type 'str' could not be converted to Integer"),
-        (["resume=auto", "seed=1,2"], "a sweep resumes by resume=allow hydra.sweep.dir=FOLDER"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -105,11 +105,6 @@ def test_a_job_on_several_devices_ends_the_sweep(fixed, tmp_path):
 def test_runs_that_start_in_one_second_have_a_folder_each():
     shown = [run_script("train.py", "--cfg", "hydra", "-p", "hydra.run.dir", "--resolve").stdout for _ in range(2)]
     assert shown[0] != shown[1]
-
-
-def test_the_flag_is_named_if_it_is_missing(tmp_path):
-    done = run_script("train.py", "seed=1,2", f"hydra.run.dir={tmp_path}/run")
-    assert done.stderr == "error: Ambiguous value for argument 'seed=1,2'; -m trains a run for each of its values\n"
 
 
 # How sweeps run, end and resume
@@ -157,9 +152,6 @@ def test_started_again_all_is_kept(whole, fixed, tmp_path):
     done = sweep(fixed, folder, *SWEPT)
     assert (done.returncode, done.stderr) == (2, f"error: {folder} holds a sweep already; resume=allow resumes it\n")
     assert contents(folder) == before
-    done = sweep(fixed, folder, *SWEPT, "resume=allow", "optimizer=adamw_small")
-    assert done.returncode == 1
-    assert done.stderr.count("failed: optimizer.lr=0.003 cannot be changed") == 8  # at once, and in the table
     done = sweep(fixed, folder, *SWEPT, "resume=allow")
     assert done.returncode == 0, done.stderr
     assert "4 of 4 jobs finished" in done.stderr
@@ -172,21 +164,20 @@ def test_started_again_all_is_kept(whole, fixed, tmp_path):
 
 
 @pytest.mark.processes
-def test_values_that_are_added(tiny_run, tmp_path):
+def test_values_that_are_added(tiny_run, fixed, tmp_path):
     """One put before others moves their places. A run that stopped early has finished; the last value typed counts."""
     early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/loss"]
     early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=9", "trainer.val_check_interval=2"]
-    fixed = ["data=file", f"data.path={tiny_run}/.hydra/config.yaml", "data.block_size=16", "data.batch_size=4", *STEPS]
-    fixed += [*early, "resume=allow", "seed=3,4", "seed=5"]
-    folder = tmp_path / "sweep"
-    done = sweep(fixed, folder, f"init_from={tiny_run},{tiny_run.parent}/./{tiny_run.name}")
+    fixed = [*(each for each in fixed if "model" not in each), *early, "resume=allow", "seed=3,4", "seed=5"]
+    same = f"{tiny_run.parent}/./{tiny_run.name}"
+    done = sweep(fixed, tmp_path, f"init_from={tiny_run},{same}")
     assert done.returncode == 0, done.stderr
-    names = sorted(each.name for each in folder.glob("*/"))
+    kept = {file: content for file, content in contents(tmp_path).items() if file.suffix == ".ckpt"}
+    names = [job.folder for job in read_sweep(tmp_path).jobs]
     assert len(names) == 2
-    assert "Weights to start from" in (folder / names[1] / "train.log").read_text(encoding="utf-8")
-    assert state(folder / names[1])["global_step"] == 4  # of 12
-    kept = {file: content for file, content in contents(folder).items() if file.suffix == ".ckpt"}
-    done = sweep(fixed, folder, f"init_from={tiny_run}/checkpoints,{tiny_run.parent}/./{tiny_run.name},{tiny_run}")
+    assert "Weights to start from" in (names[0] / "train.log").read_text(encoding="utf-8")
+    assert state(names[0])["global_step"] == 4  # of 12
+    done = sweep(fixed, tmp_path, f"init_from={tiny_run}/checkpoints,{same},{tiny_run}")
     assert done.returncode == 0, done.stderr
     assert "3 of 3 jobs finished" in done.stderr
     assert {file: file.read_bytes() for file in kept} == kept
