@@ -15,8 +15,6 @@ from chargpt.module import CPU_PART
 from chargpt.optim import OPTIMIZER_CONFIGS
 from chargpt.run.config import CONF, composed, read_config, register
 
-DEVICES_GB = (24, 80)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -171,8 +169,6 @@ def main() -> None:
     steps = experiments(precision == "bf16")
     print(f"{hardware()}; {precision}; megabytes\n\n{table(sizes_table(steps))}\n")
     print(f"The lecture's step:\n\n{table(doubling_table(steps['lecture']))}\n")
-    for memory in DEVICES_GB:
-        print(f"{memory} GB: the state of {memory / 16:.1f} billion parameters by AdamW")
     for name, other in (("cpu", "adamw"), ("lecture", "muon")):
         steps[f"{name}, {other}"] = replace(steps[name], optimizer=other)
     wanted = list(steps) if arguments.measure is None else arguments.measure

@@ -87,6 +87,4 @@ def test_activations(options, dropout, half, monkeypatch):
 def test_tables(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["costs", "--measure"])
     costs.main()
-    printed = capsys.readouterr().out
-    assert "| 10,788,929 " in printed
-    assert "24 GB: the state of 1.5 billion parameters" in printed
+    assert "| 10,788,929 " in capsys.readouterr().out
