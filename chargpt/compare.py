@@ -37,7 +37,6 @@ MEASURED = {  # columns of table.csv: their heads and formats in the table
     "chars_per_second": ("chars/s", "{:,.0f}"),
     "seconds": ("time", "{:,.0f} s"),
 }
-MOST_CURVES = 15  # in the legend
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def draw(sweep: Sweep) -> "Figure":
             panel.set_xscale("log")
         panel.set(xlabel=_plain(key), ylabel="best validation loss")
     for n, job in enumerate(jobs):
-        label = _plain(job.title) if n < MOST_CURVES else None
+        label = _plain(job.title) if n < 15 else None  # more would fill the picture
         curves.plot([point.step for point in job.curve], [point.val_loss for point in job.curve], ".-", label=label)
     curves.set(title="all runs, the best first", xlabel="step", ylabel="validation loss (nats)")
     if jobs:
@@ -262,20 +261,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the report of a sweep, and write its files."""
-    sweep = read_sweep(Path(arguments.sweep) if arguments.sweep is not None else newest())
+    started = sorted(find("outputs", SWEEP), key=lambda file: file.stat().st_mtime)
+    if not arguments.sweep and not started:
+        raise UserError("no sweep in outputs/: python train.py -m seed=1,2 trains one")
+    sweep = read_sweep(Path(arguments.sweep or started[-1].parent))
     if not sweep.size:
         raise UserError(f"{sweep.folder} is not the folder of a sweep: it has no {SWEEP}, and no jobs")
     with open_output(None) as out:
         out.write(f"{escape(report(sweep))}\n")
     save(sweep)
-
-
-def newest() -> Path:
-    """The folder of the newest sweep."""
-    found = find("outputs", SWEEP)
-    if not found:
-        raise UserError("no sweep in outputs/: python train.py -m seed=1,2 trains one")
-    return max(found, key=lambda file: file.stat().st_mtime).parent
 
 
 if __name__ == "__main__":
