@@ -60,10 +60,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox"])
         steps = experiments(half=False)
-        for name, config in {
-            **{name: steps[name].model for name in ("cpu", "lecture")},
-            "bigram": BigramConfig(),
-        }.items():
+        models = {"cpu": steps["cpu"].model, "lecture": steps["lecture"].model, "bigram": BigramConfig()}
+        for name, config in models.items():
             fp16, int8 = Path(folder, "fp16.html"), Path(folder, "int8.html")
             write_untrained(config, fp16, "fp16")
             write_untrained(config, int8, "int8")
