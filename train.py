@@ -17,12 +17,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from chargpt import errors
+from chargpt import errors, sweep
 from chargpt.command_line import in_sweep
 from chargpt.errors import Stopped, UserError, first_line
 from chargpt.run import config, devices, resume
 from chargpt.run.folder import has_state, held
-from chargpt.sweep.run import reported, run_job
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
@@ -90,10 +89,10 @@ def run_in_folder(cfg: DictConfig) -> float:
 @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep."""
-    if in_sweep():
-        return run_job(cfg, run_in_folder)
     try:
         with config.hydra_errors():
+            if in_sweep():
+                return sweep.run_job(cfg, run_in_folder)
             if (number := devices.to_start(cfg)) > 1:
                 devices.launch(number, Path(HydraConfig.get().runtime.output_dir))
                 return None
@@ -108,7 +107,7 @@ def command() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors
     devices.begin_rank()
-    with config.hydra_errors(), reported():
+    with config.hydra_errors(), sweep.ending:
         sys.argv[1:] = devices.arguments_of_rank(resume.with_resume(sys.argv[1:]))
         main()
 

@@ -10,22 +10,20 @@ from benchmarks.measure import Work, hardware, interleaved, parser, spread, tabl
 from benchmarks.peers import VOCABULARY
 from benchmarks.training import chosen, our_step
 from chargpt.kernels.cpu_attention import ROWS
-from chargpt.model import GPTConfig, ModelConfig
+from chargpt.model import GPTConfig
 from chargpt.module import CPU_PART
 from chargpt.optim import OPTIMIZER_CONFIGS
 from chargpt.run.config import CONF, composed, read_config, register
-
-DEVICES_GB = (24, 80)
 
 
 @dataclass(frozen=True)
 class Step:
     """A training step on one device: B blocks, V distinct characters; `half`: matrix products in bf16, not fp32.
 
-    Sizes are in bytes. A multiply-add is two FLOPs. A bigram multiplies no matrices.
+    Sizes are in bytes. A multiply-add is two FLOPs.
     """
 
-    model: ModelConfig
+    model: GPTConfig
     B: int
     optimizer: str = "adamw"
     half: bool = True
@@ -33,14 +31,12 @@ class Step:
 
     @property
     def layers(self) -> tuple[int, int]:
-        """L and C; zeros for a bigram."""
-        return (self.model.n_layer, self.model.n_embd) if isinstance(self.model, GPTConfig) else (0, 0)
+        """L and C."""
+        return self.model.n_layer, self.model.n_embd
 
     @property
     def parameters(self) -> int:
         L, C = self.layers
-        if not L:
-            return self.V**2
         positions = self.model.block_size * C if self.model.positions == "learned" else 0
         return L * (12 * C * C + 10 * C) + 2 * C * self.V + self.V + 2 * C + positions
 
@@ -85,11 +81,8 @@ class Step:
     @property
     def activation_bytes(self) -> int:
         """What the forward pass keeps for the backward pass on a CPU."""
-        model, N, outputs = self.model, self.B * self.model.block_size, 4 * self.B * self.model.block_size * self.V
+        model, N, size = self.model, self.B * self.model.block_size, 2 if self.half else 4
         L, C = self.layers
-        if not L:
-            return outputs
-        size = 2 if self.half else 4
         layer = N * C * (2 * 4 + 10 * size)  # inputs of two LayerNorms in fp32, of matrices and of attention
         layer += N * 2 * 8  # means and deviations of the LayerNorms
         layer += 2 * N * C * size if model.dropout else 0  # dropout masks
@@ -99,7 +92,7 @@ class Step:
             layer += 4 * N * model.n_head  # PyTorch's fused kernel keeps the sum of each row
         parts = -(-self.B // max(1, CPU_PART // model.block_size))  # of the batch; each has a bf16 copy of the matrices
         copies = 2 * self.matrices * parts if self.half else 0
-        return L * layer + N * C * (4 + size) + 8 * N + outputs + copies
+        return L * layer + N * C * (4 + size) + 8 * N + 4 * N * self.V + copies
 
     @property
     def peak_bytes(self) -> int:
@@ -110,7 +103,7 @@ class Step:
     def cache_bytes(self) -> int:
         """Keys and values of one sample's context and, with token shift, the channels that layers look back at."""
         L, C = self.layers
-        T, shifted = self.model.block_size, C // 2 if L and self.model.token_shift else 0
+        T, shifted = self.model.block_size, C // 2 if self.model.token_shift else 0
         return 8 * L * (T * C + shifted)
 
 
@@ -120,12 +113,11 @@ def pairs(T: int) -> int:
 
 
 def experiments(half: bool) -> dict[str, Step]:
-    """The steps that `train.py` takes in each experiment, and a bigram's."""
+    """The steps that `train.py` takes in each experiment."""
     register()
     found = {}
-    for name in ("bigram", *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))):
-        override = "model=bigram" if name == "bigram" else f"experiment={name}"
-        settings = read_config(composed([override, "run_dir=x"]))
+    for name in sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")):
+        settings = read_config(composed([f"experiment={name}", "run_dir=x"]))
         found[name] = Step(settings.model, settings.data.batch_size, settings.optimizer.name, half)
     return found
 
@@ -171,8 +163,6 @@ def main() -> None:
     steps = experiments(precision == "bf16")
     print(f"{hardware()}; {precision}; megabytes\n\n{table(sizes_table(steps))}\n")
     print(f"The lecture's step:\n\n{table(doubling_table(steps['lecture']))}\n")
-    for memory in DEVICES_GB:
-        print(f"{memory} GB: the state of {memory / 16:.1f} billion parameters by AdamW")
     for name, other in (("cpu", "adamw"), ("lecture", "muon")):
         steps[f"{name}, {other}"] = replace(steps[name], optimizer=other)
     wanted = list(steps) if arguments.measure is None else arguments.measure

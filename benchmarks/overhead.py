@@ -80,18 +80,17 @@ def start(script: str, stream: str, expected: str, *arguments: str) -> float:
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     arguments.add_argument("--steps", type=int, default=100, help="steps per round (default 100)")
     arguments = arguments.parse_args()
     precision, rounds = best_precision(arguments.device).name, range(arguments.repeats)
     rows = [["model", "bare, ms per step", "train(cfg), ms per step", "ratio"]]
     with tempfile.TemporaryDirectory() as folder:
-        for size in arguments.sizes:
+        for size, of_size in SIZES.items():
             loops, lightnings = [], []
             for n in rounds:
-                run = Path(folder, f"{arguments.sizes.index(size)}_{n}")
+                run = Path(folder, f"{len(rows)}_{n}")
                 overrides = [
-                    *SIZES[size], "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
+                    *of_size, "data=pydocs", f"run_dir={run}", f"trainer.max_steps={arguments.steps}",
                     f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}",
                     f"compile={arguments.device == 'cuda'}", "trainer.limit_val_batches=0",
                 ]  # fmt: skip

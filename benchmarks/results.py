@@ -4,7 +4,6 @@ The curves come from the `losses.csv` in each folder of docs/results. The demo k
 scripts of the page.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -38,14 +37,10 @@ def draw(curves: dict[str, list[Point]]) -> "Figure":
 
 
 def main() -> None:
-    command = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
-    command.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="with a folder for each run")
-    arguments = command.parse_args()
-    curves = {run.name: points for run in sorted(arguments.results.iterdir()) if (points := read_losses(run))}
-    draw(curves).savefig(arguments.results / "curves.png", dpi=120)
-    demo = arguments.results.with_name("demo.html")
-    if demo.exists():
-        demo.write_text(renewed(demo.read_text(encoding="utf-8")), encoding="utf-8")
+    curves = {run.name: points for run in sorted(RESULTS.iterdir()) if (points := read_losses(run))}
+    draw(curves).savefig(RESULTS / "curves.png", dpi=120)
+    demo = RESULTS.with_name("demo.html")
+    demo.write_text(renewed(demo.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def renewed(page: str) -> str:

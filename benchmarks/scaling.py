@@ -35,24 +35,16 @@ def rates(name: str, value: int, measured: Measured) -> list[float]:
 def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> None:
     """A column for each size: characters per second above, memory below."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(2, len(measured), sharey="row", squeeze=False)
     for (speed, memory), (name, found) in zip(axes.T, measured.items(), strict=True):
         speed.plot(list(found), [statistics.median(rates(name, v, m)) for v, m in found.items()], marker="o")
         memory.plot(list(found), [m.megabytes / 1e3 for m in found.values()], marker="o")
-        for axis in (speed, memory):
-            axis.set(xscale="log", yscale="log")
-            axis.set_xticks(list(found), labels=list(map(str, found)))
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-            for each in (axis.xaxis, axis.yaxis):
-                each.set_minor_locator(NullLocator())
-            axis.grid(alpha=0.3)
-        memory.set_xlabel(name)
-    axes[0, 0].set_ylabel("characters per second")
-    axes[1, 0].set_ylabel("peak memory, GB")
+        speed.set(xticks=list(found))
+        memory.set(xticks=list(found), xlabel=name)
+    axes[0, 0].set(ylabel="characters per second", yscale="log")
+    axes[1, 0].set(ylabel="peak memory, GB", yscale="log")
     figure.suptitle(title, fontsize="medium")
     figure.savefig(file)
 
@@ -60,11 +52,10 @@ def plot(measured: dict[str, dict[int, Measured]], title: str, file: Path) -> No
 def main() -> None:
     command = parser(__doc__.splitlines()[0])
     command.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    command.add_argument("--vary", nargs="+", choices=list(VARIED), default=list(VARIED))
     command.add_argument("--plot", type=Path, metavar="FILE", help="an image to draw, .png or .svg")
     arguments = command.parse_args()
     measured = {}
-    for name in arguments.vary:  # one size at a time: their processes would not fit into memory together
+    for name in VARIED:  # one size at a time: their processes would not fit into memory together
         steps = {
             v: partial(our_step, arguments.device, arguments.precision, None, *sizes(name, v)) for v in VARIED[name]
         }

@@ -87,11 +87,10 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     add_peers(arguments)
     arguments.add_argument("--compile", action="store_true", help="also measure the peers with torch.compile")
-    arguments.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=tuple(PRECISIONS))
     arguments = arguments.parse_args()
     device = arguments.device
     measured = {}
-    for precision in arguments.precisions:
+    for precision in PRECISIONS:
         contenders = {}
         for name in peers(arguments):
             contenders[name, precision] = partial(peer_step, name, arguments, precision, False)
@@ -116,9 +115,8 @@ def main() -> None:
     print(hardware())
     print(f"{B} x {LECTURE.block_size} characters; medians of {arguments.repeats} interleaved rounds (range)\n")
     print(table(rows))
-    if rule in medians:
-        behind = medians[rule] / best_ours - 1
-        print(f"\n* what trainer.precision=auto chooses here: {behind:.0%} slower than the fastest row of chargpt")
+    behind = medians[rule] / best_ours - 1
+    print(f"\n* what trainer.precision=auto chooses here: {behind:.0%} slower than the fastest row of chargpt")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from benchmarks import costs
 from benchmarks.costs import Step
 from benchmarks.training import autocast
 from chargpt.kernels import choice
-from chargpt.model import BigramConfig, GPTConfig, build_model
+from chargpt.model import GPTConfig, build_model
 from chargpt.module import CharLM
 from chargpt.optim import OPTIMIZER_CONFIGS
 
 SIZES = {"block_size": 100, "n_layer": 2, "n_head": 2, "n_embd": 64}  # 100: the last block of queries is shorter
-MODELS = [BigramConfig(64), *(GPTConfig(**SIZES, **options, dropout=0.1) for options in OPTIONS)]
+MODELS = [GPTConfig(**SIZES, **options, dropout=0.1) for options in OPTIONS]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -33,9 +33,8 @@ def test_parameters_flops_and_cache(model, monkeypatch):
         assert counter.get_total_flops() == step.forward_flops
         logits.sum().backward()
     assert counter.get_total_flops() == step.flops == 3 * step.forward_flops
-    if isinstance(model, GPTConfig):
-        cache = net.new_cache(1)
-        assert step.cache_bytes == cache.keys_and_values.nbytes + cache.previous.nbytes
+    cache = net.new_cache(1)
+    assert step.cache_bytes == cache.keys_and_values.nbytes + cache.previous.nbytes
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_CONFIGS)
@@ -67,11 +66,11 @@ class Made(TorchDispatchMode):
 
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1], "bigram"], ids=str)
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=str)
 def test_activations(options, dropout, half, monkeypatch):
     """Of 64 blocks, which a CPU takes in two parts."""
     monkeypatch.setattr(choice, "forced_onednn", None if half else False)
-    model = BigramConfig(block_size=100) if options == "bigram" else GPTConfig(**SIZES, **options, dropout=dropout)
+    model = GPTConfig(**SIZES, **options, dropout=dropout)
     step = Step(model, B=64, half=half)
     module = CharLM(model, OPTIMIZER_CONFIGS["adamw"](), "".join(map(chr, range(step.V)))).train()
     batch = torch.randint(step.V, (2, 64, 100))
@@ -87,6 +86,4 @@ def test_activations(options, dropout, half, monkeypatch):
 def test_tables(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["costs", "--measure"])
     costs.main()
-    printed = capsys.readouterr().out
-    assert "| 10,788,929 " in printed
-    assert "24 GB: the state of 1.5 billion parameters" in printed
+    assert "| 10,788,929 " in capsys.readouterr().out

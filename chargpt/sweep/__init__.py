@@ -1,1 +1,0 @@
-"""Several runs by one command: running them (`run`), and comparing them (`compare`)."""
