@@ -1,10 +1,13 @@
 """Random numbers: each rank has its own stream, which continues when a run resumes."""
 
 import logging
+import struct
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from chargpt.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,9 @@ class RandomState(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._restored is not None:  # not earlier: the data loaders have drawn numbers
+            _, left, _, following = struct.unpack("<QiiQ", self._restored["cpu"][:24].numpy().tobytes())
+            if left - 1 + following > 624:  # PyTorch would read past the 624 numbers of its Mersenne twister
+                raise UserError("the random state in the checkpoint is not one of PyTorch's")
             torch.set_rng_state(self._restored["cpu"])
             device = trainer.strategy.root_device
             if "device" in self._restored and device.type != "cpu":

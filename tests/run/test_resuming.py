@@ -1,6 +1,7 @@
 """Damaged and hostile states of training are refused, or restored only in part."""
 
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -39,6 +40,13 @@ def moments(kept):
     return kept["optimizer_states"][0]["state"]
 
 
+def beyond_its_numbers():
+    """A state with which PyTorch would read its next numbers from other memory of the process."""
+    numbers = torch.get_rng_state()
+    numbers[:24] = torch.tensor(list(struct.pack("<QiiQ", 1, 624, 1, 624)))
+    return numbers
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -55,6 +63,7 @@ def moments(kept):
         lambda kept: kept.update(global_step=7),
         lambda kept: kept.update(epoch="x", callbacks={"RunRecord": 5}),
         lambda kept: kept.update(random_states=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
+        lambda kept: kept.update(random_states=[{"cpu": beyond_its_numbers()}]),
         lambda kept: moments(kept).clear(),
         lambda kept: [each.pop("exp_avg") for each in moments(kept).values()],
         lambda kept: [
