@@ -17,7 +17,6 @@ from torch import Tensor
 
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.evaluate import part_of_text, score
 from chargpt.generation import Sampling, generate
 from chargpt.history import read_losses, read_samples, thinned
 from chargpt.model import GPT, Model, ModelConfig
@@ -52,7 +51,6 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         "characters": tokenizer.characters,
         "weights": {"tensors": packed.tensors},
         "check": _check(rounded, checkpoint),
-        "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
         "places": _places(model.token_embedding_table.weight.detach())[:MOST_PLACES],
     }
     return filled(facts, base64.b64encode(packed.content).decode())
@@ -145,15 +143,6 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
         raise NonFiniteError("the model's outputs are not finite numbers")
     some = logits[-max(1, MOST_LOGITS // logits.shape[1]) :]
     return {"ids": ids[0].tolist(), "logits": base64.b64encode(some.contiguous().numpy().tobytes()).decode()}
-
-
-def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
-    """The effect of rounding the weights on the validation loss, if the cache has the text."""
-    found = part_of_text(checkpoint, "val", skip_unknown=True)
-    if found is None:
-        return "What int8 costs in validation loss is not known: the text was not in the cache."
-    exact, loss = (score(model, found[0], checkpoint.scoring).loss for model in (checkpoint.model, rounded))
-    return f"In int8 its validation loss is {loss:.4f} instead of {exact:.4f}."
 
 
 def _places(embeddings: Tensor) -> list[list[float]]:
