@@ -9,8 +9,7 @@ from helpers import OPTIONS, plain_attention
 from chargpt.errors import CONTROL
 from chargpt.generation import Sampling, generate, next_token
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
-from chargpt.page.build import WORKER, bundle
-from chargpt.page.weights import pack
+from chargpt.page.build import WORKER, bundle, pack
 
 V = 7
 SIZES = {"block_size": 12, "n_layer": 2, "n_head": 3, "n_embd": 12}
