@@ -88,13 +88,13 @@ def test_stride(run):
     assert len(exact) == len(stride)
 
 
-def test_prompt_from_file_and_standard_input(run, tmp_path, monkeypatch):
+def test_prompts(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("3 green")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"3 green")))
-    texts = [
-        run("--max-new-tokens", "9", "--seed", "1", "--prompt-file", each)[1] for each in (tmp_path / "prompt.txt", "-")
-    ]
-    assert texts == [run("--max-new-tokens", "9", "--seed", "1", "--prompt", "3 green")[1]] * 2
+    prompts = [("--prompt", "3 green"), ("--prompt-file", tmp_path / "prompt.txt"), ("--prompt-file", "-")]
+    prompts.append(("--prompt", "3 gre€en", "--unknown", "skip"))
+    texts = [run("--max-new-tokens", "9", "--seed", "1", *prompt)[1] for prompt in prompts]
+    assert texts == texts[:1] * 4
 
 
 def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
@@ -240,11 +240,6 @@ def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monk
             found += part
     os.close(master)
     assert found.decode().replace("\r\n", "\n") == shown + "\n"
-
-
-def test_unknown_characters_can_be_skipped(run):
-    kept = run("--prompt", "7 gréen€", "--unknown", "skip", "--seed", "1")
-    assert kept == run("--prompt", "7 gren", "--seed", "1")
 
 
 def test_the_newest_run(tiny_run, run, tmp_path, monkeypatch):

@@ -162,7 +162,6 @@ def test_where_nothing_can_be_written(saved, tmp_path, monkeypatch, caplog):
     assert share.main(["--ckpt", str(saved), str(tmp_path / "file" / "folder")]) == 2
     assert (tmp_path / "file").read_text() == "mine"
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    (tmp_path / "full").mkdir()
     assert share.main(["--ckpt", str(saved), str(tmp_path / "full")]) == 2
     assert "No space left on device" in caplog.messages[-1]
     assert os.listdir(tmp_path / "full") == []
