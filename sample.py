@@ -1,7 +1,6 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
-import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -63,47 +62,39 @@ def sample(arguments: argparse.Namespace) -> None:
     path = find_checkpoint(arguments.ckpt)
     if arguments.ckpt is None:
         tell(f"Sampling {path}")
-    prompt = arguments.prompt.encode() if arguments.prompt_file is None else read_prompt(arguments.prompt_file)
-    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed must be at least 0 and below 2**63; got {arguments.seed}")
+    if (file := arguments.prompt_file) is None:
+        prompt = arguments.prompt.encode()
+    else:
+        prompt = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
 
     import torch  # takes a while, and the checks above do not need it
 
     from chargpt.generation import Sampling, generate
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
-    try:
-        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
-    except UserError as error:
-        name, _, message = str(error).partition(" ")
-        raise UserError(f"--{name.replace('_', '-')} {message}") from error
+    sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     prompt_ids = encode(tokenizer, prompt, "the prompt", skip_unknown=arguments.unknown == "skip")
-    stops = stops_of(arguments.stop, tokenizer)
+    stop = encode(tokenizer, arguments.stop.encode(), "--stop")
+    with_cr = arguments.stop.replace("\n", "\r\n")  # in which lines of the training text may end
+    stops = [tokenizer.encode(with_cr, skip_unknown=True), stop]
     start = prompt_ids or tokenizer.encode("\n", skip_unknown=True) or [0]  # the lecture, too, begins with a new line
     generator = torch.Generator(device)
     generator.manual_seed(generator.seed() if arguments.seed is None else arguments.seed)
     tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
     tokens = chain([next(tokens)], tokens)  # an error up to here leaves the output file as it was
-    samples = side_by_side(map(torch.Tensor.tolist, tokens), sampling.num_samples)
+    copies = tee(map(torch.Tensor.tolist, tokens), sampling.num_samples)
+    samples = [map(itemgetter(n), copy) for n, copy in enumerate(copies)]  # the first one streams
     with open_output(arguments.out) as out:
         for n, ids in enumerate(samples):
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
             parts = chain([prompt_ids], ([id] for id in until(stops, ids)))
-            for text in shown(parts, tokenizer) if out.isatty() else exact(parts, tokenizer):
+            for text in decoded(parts, tokenizer, to_terminal=out.isatty()):
                 out.write(text)
                 out.flush()
             out.write("\n")
-
-
-def read_prompt(file: str) -> bytes:
-    """The contents of a file, or of standard input for `-`."""
-    try:
-        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the prompt from {file}: {error.strerror}") from error
 
 
 def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool = False) -> list[int]:
@@ -115,26 +106,8 @@ def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool =
     except UnicodeDecodeError as error:
         raise UserError(f"{what} is not UTF-8 at byte offset {error.start}") from error
     except UnknownCharacterError as error:
-        advice = ", so it will not be found" if what == "--stop" else "; --unknown skip drops them"
-        if "\\" in error.characters:
-            advice += r"; for a new line, type $'\n' in bash, or use --prompt-file"
-        raise UserError(f"{what} has {error}{advice}") from None
-
-
-def stops_of(text: str, tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids to stop at; a new line is also found as CR LF, in which lines of the training text may end."""
-    try:
-        stop = encode(tokenizer, text.encode(), "--stop")
-    except UserError as error:
-        tell(f"warning: {error}")
-        return []
-    return [encode(tokenizer, text.replace("\n", "\r\n").encode(), "--stop", skip_unknown=True), stop]
-
-
-def side_by_side(rows: Iterator[list[int]], columns: int) -> Iterator[Iterator[int]]:
-    """The columns of rows, one after the other; the first one grows while rows still come."""
-    for column, copy in enumerate(tee(rows, columns)):
-        yield map(itemgetter(column), copy)
+        hint = r"; for a new line, type $'\n' in bash, or use --prompt-file" if "\\" in error.characters else ""
+        raise UserError(f"{what} has {error}{hint}") from None
 
 
 def until(stops: list[list[int]], ids: Iterator[int]) -> Iterator[int]:
@@ -151,19 +124,14 @@ def until(stops: list[list[int]], ids: Iterator[int]) -> Iterator[int]:
     yield from held
 
 
-def exact(parts: Iterable[list[int]], tokenizer: Tokenizer) -> Iterator[str]:
-    """A text that comes in parts, for a file. Bytes are written as they are, by streams with `surrogateescape`."""
+def decoded(parts: Iterable[list[int]], tokenizer: Tokenizer, *, to_terminal: bool) -> Iterator[str]:
+    """A text that comes in parts. On a terminal, CR LF is a new line and other control characters are escaped; a file
+    gets bytes as they are, by streams with `surrogateescape`."""
+    if to_terminal:
+        return (escape(text.replace("\r", "")) for text in tokenizer.decode_parts(parts))
     if tokenizer.characters is None:
         return (bytes(ids).decode(errors="surrogateescape") for ids in parts)
     return tokenizer.decode_parts(parts)
-
-
-def shown(parts: Iterable[list[int]], tokenizer: Tokenizer) -> Iterator[str]:
-    """A text that comes in parts, for a terminal: CR LF is a new line, other control characters are escaped."""
-    lines = io.IncrementalNewlineDecoder(None, translate=True)
-    for text in tokenizer.decode_parts(parts):
-        yield escape(lines.decode(text))
-    yield escape(lines.decode("", final=True))
 
 
 if __name__ == "__main__":

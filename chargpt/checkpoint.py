@@ -67,7 +67,7 @@ class Checkpoint:
 
 def public_name(name: str) -> str:
     """The name of a text without its folders, which are private."""
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1][:200] or "an unnamed text"
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def find_checkpoint(
@@ -79,18 +79,15 @@ def find_checkpoint(
         found = [*find(outputs, "checkpoints/best.ckpt"), *find(outputs, "checkpoints/last.ckpt")]
         if not found:
             raise UserError(f"no run in {outputs}/: train one with python train.py, or name it: --ckpt")
-        run_or_file = max(found, key=lambda file: file.stat().st_mtime).parent.parent
+        return find_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
     path = Path(run_or_file)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise UserError(f"no such checkpoint or run: {path}")
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS):
-        if (path / name).is_file():
-            return path / name
-    if runs := find(path, "checkpoints/*.ckpt"):
-        raise UserError(f"{path} holds several runs: name one of them, such as {runs[0].parent.parent}")
-    raise UserError(f"{path} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or {WEIGHTS})")
+    names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS)
+    for file in (path, *(path / name for name in names)):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"{path} is no checkpoint and no folder of one run" if path.exists() else f"no such checkpoint or run: {path}"
+    )
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" = "cpu") -> tuple[Model, Tokenizer]:
@@ -168,11 +165,11 @@ def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) 
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the same
                 model = build_model(config, tokenizer.vocab_size)
             model.load_state_dict(weights, assign=True)
-            finite = all(weight.isfinite().all() for weight in model.parameters())
+            types = {weight.dtype for weight in weights.values()}
+            if len(types) > 1 or not all(weight.isfinite().all() for weight in weights.values()):
+                raise RuntimeError("several types, or not finite")
         except (RuntimeError, AttributeError) as error:
-            raise UserError(f"its weights do not fit {config}") from error
-        if not finite or len({weight.dtype for weight in model.parameters()}) > 1:
-            raise UserError("its weights are not finite numbers of one type")
+            raise UserError(f"its weights are not finite numbers that fit {config}") from error
         values = {"model": model, "tokenizer": tokenizer, "text": facts.get("text") or {}}
         values["scoring"] = make("scoring", EvalSettings, facts.get("scoring") or {})
         values |= {key: facts[key] for key in ("best_loss", "step", "optimizer") if facts.get(key) is not None}

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from chargpt.batches import CALLED, IGNORED, Batch, SequentialBlocks, parts_of
+from chargpt.batches import CALLED, IGNORED, Batch, parts_of
 from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
 from chargpt.command_line import Parser, file_name, open_output, pick_device, table
-from chargpt.corpus import PIECE, Corpus, Ids, encode_text, find_encoded, ids_in
+from chargpt.corpus import PIECE, Ids, encode_text, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError, escape, tell
 from chargpt.model import Model
 from chargpt.sources import Text, find_files
@@ -47,16 +46,16 @@ def build_parser() -> Parser:
         "--text",
         type=file_name,
         metavar="FILE",
-        help="a UTF-8 file, a folder of .txt files or a glob (default: the validation text of the run; also if FILE is"
-        " the text that it was trained on)",
+        help="a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text, also if FILE is the"
+        " text that it was cut from)",
     )
     parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (default: val)")
     parser.add_argument(
         "--stride",
         type=int,
+        default=1,
         metavar="N",
-        help="predict each character from at least N before it, by windows that overlap (default: by blocks, whose"
-        " first characters are predicted from few)",
+        help="predict each character from at least N before it, in overlapping windows (default: 1, in blocks)",
     )
     parser.add_argument(
         "--unknown",
@@ -73,7 +72,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Score each checkpoint and print the scores."""
     paths = [path for each in arguments.ckpt or [None] for path in checkpoints_of(each)]
     text = None if arguments.text is None else find_files(arguments.text, "--text ")
-    rows, failed = [], 0
+    rows = []
     for path in paths:
         if len(paths) > 1:
             tell(f"Scoring {path}")
@@ -82,92 +81,68 @@ def evaluate(arguments: argparse.Namespace) -> None:
         except UserError as error:
             if len(paths) == 1:
                 raise
-            failed += 1  # the others have their scores
-            tell(f"error: {'' if str(path) in str(error) else f'{path}: '}{error}")
+            tell(f"error: {error}")  # the others have their scores
     with open_output(None) as out:
-        output = json.dumps(rows, indent=2) if arguments.json else as_text(rows, arguments.stride)
+        output = json.dumps(rows, indent=2) if arguments.json else as_table(rows)
         out.write((escape(output) if out.isatty() else output) + "\n")
-    if failed:
+    if failed := len(paths) - len(rows):
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be scored")
 
 
-def checkpoints_of(run_or_file: str | None) -> Iterator[Path]:
+def checkpoints_of(run_or_file: str | None) -> list[Path]:
     """The checkpoint of a run, or those of all runs in a sweep's folder."""
     folder = Path(run_or_file or "")
-    runs = sorted(folder.glob("*/checkpoints")) if run_or_file and not (folder / "checkpoints").exists() else []
-    if runs:
-        yield from (find_checkpoint(run.parent) for run in runs if any(run.glob("*.ckpt")))
-    else:
-        yield find_checkpoint(run_or_file)
+    runs = [each for each in sorted(folder.glob("*/checkpoints")) if any(each.glob("*.ckpt"))]
+    if run_or_file and runs and not (folder / "checkpoints").exists():
+        return [find_checkpoint(each) for each in runs]
+    return [find_checkpoint(run_or_file)]
 
 
 def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | None = None) -> dict[str, Any]:
     """Score a checkpoint on a text, by default on the one that it was validated on; returns the object for --json."""
     checkpoint = read_checkpoint(path)
-    ids, name = ids_to_score(path, checkpoint, arguments, text)
+    ids, name = ids_to_score(checkpoint, text, arguments.split, skip_unknown=arguments.unknown == "skip")
     device, tokenizer = pick_device(arguments.device), checkpoint.tokenizer
-    found = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, arguments.stride)
-    bits = found.loss / math.log(2)
-    scores = {
-        "loss": found.loss,
-        f"bits_per_{tokenizer.unit}": bits,
-        "bits_per_byte": bits * (len(ids) - 1) / bytes_of(tokenizer, ids),  # compares characters with bytes
-        "perplexity": math.exp(found.loss) if found.loss < 700 else None,
-        "accuracy": found.accuracy,
-    }
+    loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, arguments.stride)
+    bits = loss / math.log(2)
     return {
         "checkpoint": os.fspath(path),
         "text": name,
         "precision": f"{checkpoint.scoring.precision} on {device}",
         f"{tokenizer.unit}s": len(ids) - 1,
-        **({} if arguments.stride is None else {"stride": arguments.stride}),
-        **{key if arguments.stride is None else f"sliding_{key}": value for key, value in scores.items()},
+        "stride": arguments.stride,
+        "loss": loss,
+        f"bits_per_{tokenizer.unit}": bits,
+        "bits_per_byte": bits * (len(ids) - 1) / bytes_of(tokenizer, ids),  # compares characters with bytes
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "accuracy": accuracy,
     }
 
 
 def ids_to_score(
-    path: Path, checkpoint: Checkpoint, arguments: argparse.Namespace, text: Text | None
+    checkpoint: Checkpoint, text: Text | None, split: str | None, *, skip_unknown: bool = False
 ) -> tuple[Ids, str]:
-    """The ids of a text in the model's vocabulary, and its name."""
-    facts, tokenizer, part = checkpoint.text, checkpoint.tokenizer, arguments.split or "val"
-    skip = arguments.unknown == "skip"
-    corpus = None if text is None else encode_text(text, kind=tokenizer.kind)
-    try:
-        is_own = corpus is None or corpus.sha256 in facts.values() or arguments.split is not None
-        if is_own and (found := part_of_text(checkpoint, part, corpus, skip_unknown=skip)):
-            return found
-        if corpus is not None and arguments.split is None:
-            ids = ids_in(tokenizer, corpus.tokenizer, corpus.ids, skip_unknown=skip)
-            if dropped := len(corpus.ids) - len(ids):
-                tell(f"Unknown characters left out of {corpus.name}: {dropped:,}")
-            return ids, corpus.name
-    except UnknownCharacterError as error:
-        raise UserError(f"{corpus.name if corpus else 'its text'} has {error}; --unknown skip drops them") from None
-    name = facts.get(f"{part}_name") or facts.get("name") or "a text that it does not name"
-    wrong = f"not {corpus.name}" if corpus else "not in your cache; say where: --text FILE"
-    raise UserError(f"{path} was {'validated' if part == 'val' else 'tested'} on {name}, which is {wrong}")
-
-
-def part_of_text(
-    checkpoint: Checkpoint, part: str, corpus: Corpus | None = None, *, skip_unknown: bool = False
-) -> tuple[Ids, str] | None:
-    """The ids of a run's `val` or `test` text, and its name; None if `corpus`, or by default the cache, lacks it.
-
-    Raises:
-        UnknownCharacterError: the model's vocabulary lacks some of its characters and `skip_unknown` is false.
-    """
-    facts, tokenizer, split = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split
+    """The ids of a text in the model's vocabulary, and its name: by default, or if `text` is where that was cut from,
+    the run's `val` or `test` text."""
+    facts, tokenizer, shares, part = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split, split or "val"
     is_separate = f"{part}_sha256" in facts
-    if not is_separate and part == "test" and len(split) < 3:
+    if not is_separate and part == "test" and len(shares) < 3:
         raise UserError("the run had no test part: data.split=[0.9,0.05,0.05] or data.test_path=... makes one")
-    prefix = f"{part}_" if is_separate else ""
-    sha256 = facts.get(f"{prefix}sha256", "")
-    corpus = corpus or find_encoded(sha256, facts.get(f"{prefix}name", ""), tokenizer.kind)
-    if corpus is None or corpus.sha256 != sha256:
-        return None
-    ids = corpus.ids if is_separate else parts_of(corpus.ids, split)[part]
-    name = corpus.name if is_separate else f"the {CALLED[part]} split of {corpus.name}"
-    return ids_in(tokenizer, corpus.tokenizer, ids, skip_unknown=skip_unknown), name
+    sha256, own_name = (facts.get(f"{part}_{key}" if is_separate else key, "") for key in ("sha256", "name"))
+    corpus = encode_text(text, kind=tokenizer.kind) if text else find_encoded(sha256, own_name, tokenizer.kind)
+    if corpus is None or (split and corpus.sha256 != sha256):
+        wrong = f"which is not {corpus.name}" if corpus else "which is not in your cache: give it by --text FILE"
+        raise UserError(f"the {CALLED[part]} text is from {own_name or 'an unknown file'}, {wrong}")
+    name, ids = corpus.name, np.asarray(corpus.ids)
+    if corpus.sha256 == sha256 and not is_separate:
+        ids, name = parts_of(ids, shares)[part], f"the {CALLED[part]} split of {name}"
+    try:
+        found = ids_in(tokenizer, corpus.tokenizer, ids, skip_unknown=skip_unknown)
+    except UnknownCharacterError as error:
+        raise UserError(f"{name} has {error}; --unknown skip drops them") from None
+    if dropped := len(ids) - len(found):
+        tell(f"Unknown characters left out of {name}: {dropped:,}")
+    return found, name
 
 
 def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:
@@ -178,38 +153,29 @@ def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:
     return sum(int(lengths[ids[start : start + PIECE]].sum()) for start in range(1, len(ids), PIECE))
 
 
-@dataclass(frozen=True)
-class Score:
-    """How well a model predicted a text."""
-
-    loss: float  # mean cross entropy in nats per id
-    accuracy: float  # the share of ids that the model ranked first
-
-
 @torch.inference_mode()
-def score(model: Model, ids: Ids, settings: EvalSettings, stride: int | None = None) -> Score:
+def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tuple[float, float]:
     """Predict every id of a text but the first, once.
 
-    By default in blocks, as in validation: the first ids of each are predicted from few. With `stride`, from at least
-    that many ids before it, or all that there are; `stride=block_size` is slowest, with a window for each id.
+    Each is predicted from at least `stride` ids before it, or all that there are. With 1, the text is cut into blocks,
+    as in validation; with `block_size`, there is a window for each id.
 
     Args:
         model: in eval mode, on its device.
         ids: (ids,) in the model's vocabulary.
+
+    Returns:
+        The mean cross entropy in nats per id, and the share of ids that the model ranked first.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     if len(ids) < 2:
         raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
-    if stride is not None and not 1 <= stride <= block_size:
+    if not 1 <= stride <= block_size:
         raise UserError(f"stride must be at least 1 and at most block_size={block_size} characters; got {stride}")
-    T = min(block_size, len(ids) - 1)
-    step = T if stride is None else block_size - stride + 1
-    rows = min(settings.batch_size, math.ceil(len(ids) / step))
-    batches = _blocks(ids, T, rows) if stride is None else _windows(ids, T, rows, step)
     autocast = AUTOCAST.get(settings.precision)
     loss, hits = 0.0, 0  # sums in float64
     with torch.autocast(device.type, autocast) if autocast else nullcontext():
-        for inputs, targets in batches:
+        for inputs, targets in windows(ids, block_size, settings.batch_size, block_size - stride + 1):
             logits = model(inputs.to(device)).flatten(0, 1).float()  # (B * T, vocab_size)
             targets = targets.flatten().to(device)
             losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
@@ -217,49 +183,35 @@ def score(model: Model, ids: Ids, settings: EvalSettings, stride: int | None = N
             hits += int((logits.argmax(-1) == targets).sum())
             if not math.isfinite(loss):
                 raise NonFiniteError("the model's outputs are not finite numbers")
-    return Score(loss / (len(ids) - 1), hits / (len(ids) - 1))
+    return loss / (len(ids) - 1), hits / (len(ids) - 1)
 
 
-def _blocks(ids: Ids, block_size: int, batch_size: int) -> Iterator[Batch]:
-    blocks = SequentialBlocks(ids, block_size, batch_size)
-    return (blocks[n] for n in range(len(blocks)))
+def windows(ids: Ids, block_size: int, batch_size: int, step: int) -> Iterator[Batch]:
+    """Windows of `block_size` ids, each `step` after the one before. Targets are the last `step` of each, and all of
+    the first one. Behind the text's end is padding."""
+    T = min(block_size, len(ids) - 1)
+    count = 1 + math.ceil((len(ids) - 1 - T) / step)
+    B = min(batch_size, count)
+    size = (B - 1) * step + T + 1  # ids in a batch
+    for first in range(0, count, B):
+        text = torch.from_numpy(ids[first * step : first * step + size].astype(np.int64))
+        blocks = F.pad(text, (0, size - len(text)), value=IGNORED).unfold(0, T + 1, step)  # (B, T + 1)
+        targets = blocks[:, 1:].clone()
+        targets[int(first == 0) :, : T - step] = IGNORED
+        yield blocks[:, :-1].clamp(min=0), targets
 
 
-def _windows(ids: Ids, T: int, batch_size: int, step: int) -> Iterator[Batch]:
-    """Windows of T ids, each `step` after the one before, the last one at the end of the text. Targets that an earlier
-    window had are ignored."""
-    count = len(ids) - 1
-    starts = np.append(np.arange(0, count - T, step), count - T)
-    fresh = np.diff(starts, prepend=-T)  # targets of each window that no earlier one had, at its end
-    for first in range(0, len(starts), batch_size):
-        rows = slice(first, first + batch_size)
-        blocks = ids[starts[rows, None] + np.arange(T + 1)].astype(np.int64)  # (B, T + 1)
-        targets = np.where(np.arange(T) >= T - fresh[rows, None], blocks[:, 1:], IGNORED)
-        yield torch.from_numpy(blocks[:, :-1]), torch.from_numpy(targets)
-
-
-def as_text(rows: list[dict[str, Any]], stride: int | None) -> str:
-    """One score in full, or a table of several."""
-    units = ["character" if "characters" in row else "byte" for row in rows]
-    context = f"{stride} {' or '.join(f'{unit}s' for unit in sorted(set(units) or {'character'}))} or more"
-    name, prefix = ("loss", "") if stride is None else (f"sliding loss (from {context})", "sliding_")
-    cells = []
-    for row, unit in zip(rows, units, strict=True):
-        losses = [row[prefix + key] for key in ("loss", f"bits_per_{unit}", "bits_per_byte", "perplexity")]
-        numbers = (f"{math.inf if loss is None else loss:.4f}" for loss in losses)
-        cells.append([*numbers, f"{row[prefix + 'accuracy']:.2%}", f"{row[f'{unit}s']:,} {unit}s"])
-    if len(rows) != 1:
-        head = (name, "bits", "bits/byte", "perplexity", "accuracy", "predicted", "text", "checkpoint")
-        return table(head, [(*each, row["text"], row["checkpoint"]) for each, row in zip(cells, rows, strict=True)])
-    [row], [unit], [(loss, bits, per_byte, perplexity, accuracy, count)] = rows, units, cells
-    bits = f"{bits} bits per {unit}" + (f", {per_byte} bits per byte" if unit != "byte" else "")
-    return (
-        f"{row['checkpoint']} in {row['precision']}, on {row['text']}\n"
-        f"{count} predicted\n"
-        f"{name}: {loss} nats per {unit}, {bits}\n"
-        f"perplexity: {perplexity}\n"
-        f"accuracy: {accuracy}"
-    )
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each checkpoint."""
+    head = ("loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "stride", "text", "checkpoint")
+    lines = []
+    for row in rows:
+        unit = "character" if "characters" in row else "byte"
+        losses = [row[key] for key in ("loss", f"bits_per_{unit}", "bits_per_byte", "perplexity")]
+        numbers = [f"{math.inf if loss is None else loss:.4f}" for loss in losses]
+        counts = (f"{row['accuracy']:.2%}", f"{row[f'{unit}s']:,} {unit}s", str(row["stride"]))
+        lines.append((*numbers, *counts, row["text"], row["checkpoint"]))
+    return table(head, lines)
 
 
 if __name__ == "__main__":

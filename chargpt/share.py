@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from chargpt import card
 from chargpt.checkpoint import CONFIG, FORMAT, WEIGHTS, Checkpoint, find_checkpoint, public_name, read_checkpoint
 from chargpt.command_line import Parser, file_name, quoted
-from chargpt.errors import UserError, escape, tell
+from chargpt.errors import UserError, tell
 from chargpt.files import write
 
 README = """# A language model of {unit}s
@@ -25,7 +25,7 @@ It gives the probabilities of the next {unit} of a text.
 
 {facts}
 
-The best loss is the lowest validation loss of the run: nats per {unit}, over the second share of `split` of the text,
+`best_loss` is the lowest validation loss of the run: nats per {unit}, over the second share of `split` of the text,
 or over a separate text.
 
 `model.safetensors` holds the weights, `config.json` the settings and the characters in order of id (null if the ids are
@@ -49,9 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
     )
-    parser.add_argument(
-        "folder", type=file_name, metavar="DIR", help="a new or empty folder, or one as this command wrote it"
-    )
+    parser.add_argument("folder", type=file_name, metavar="DIR", help="a new or empty folder")
     return parser
 
 
@@ -60,24 +58,13 @@ def share(arguments: argparse.Namespace) -> None:
     path, folder = find_checkpoint(arguments.ckpt), Path(arguments.folder)
     if arguments.ckpt is None:
         tell(f"Sharing {path}")
-    check_unedited(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name a new folder")
     files = contents(read_checkpoint(path))
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write(folder / name, content)
     tell(f"Wrote {folder}. To sample it: python sample.py --ckpt {quoted([str(folder)])}")
-
-
-def check_unedited(folder: Path) -> None:
-    """Refuse a folder with a file that this command did not write, or that was changed since."""
-    names = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-    try:
-        written = contents(read_checkpoint(folder / WEIGHTS)) if names else {}
-    except UserError:
-        written = {}
-    for name in names:
-        if not (folder / name).is_file() or (folder / name).read_bytes() != written.get(name):
-            raise UserError(f"{folder} holds {name}, which this command did not write like this: name a new folder")
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -93,7 +80,10 @@ def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
     weights = save(checkpoint.model.state_dict(), {"format": "pt"})
     check_card(checkpoint, config["model"], weights)
-    shown = facts(config, sum(weight.numel() for weight in checkpoint.model.parameters()))
+    # As JSON, which escapes a stranger's text, in an indented block, where nothing is markup
+    facts = {key: value for key, value in config.items() if key not in ("format_version", "characters")}
+    facts["parameters"] = sum(weight.numel() for weight in checkpoint.model.parameters())
+    shown = textwrap.indent(json.dumps(facts, indent=2), "    ")
     readme = README.format(unit=checkpoint.tokenizer.unit, facts=shown, code=inspect.getsource(card))
     return {WEIGHTS: weights, CONFIG: json.dumps(config, indent=2).encode(), "README.md": readme.encode()}
 
@@ -107,23 +97,6 @@ def check_card(checkpoint: Checkpoint, config: dict[str, Any], weights: bytes) -
     found = card.logits(ids, config, {name: weight.float() for name, weight in load(weights).items()})
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UserError(f"chargpt/card.py does not compute {model.config}: add the option to it")
-
-
-def facts(config: dict[str, Any], parameters: int) -> str:
-    """What config.json states, as an indented block of Markdown, which shows a stranger's text as it is."""
-    characters, best_loss, step = config["characters"], config["best_loss"], config["step"]
-    lines = {
-        "parameters": f"{parameters:,}",
-        "model": ", ".join(f"{key}={value}" for key, value in config["model"].items()),
-        "vocabulary": "bytes" if characters is None else f"{len(characters):,} characters: {characters[:200]!r}",
-        "trained on": config["text"].get("name", "unknown"),
-        "its SHA-256": config["text"].get("sha256", "unknown")[:64],
-        "steps": "unknown" if step is None else f"{step:,}",
-        "best loss": "unknown" if best_loss is None else f"{best_loss:.4f}",
-        "scored with": ", ".join(f"{key}={value}" for key, value in config["scoring"].items()),
-    }
-    each = (f"{name + ':':<13}{escape(value)}".replace("\n", " ") for name, value in lines.items())
-    return textwrap.indent("\n".join(each), "    ")
 
 
 if __name__ == "__main__":

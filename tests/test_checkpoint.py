@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from helpers import assert_same
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from chargpt.checkpoint import EvalSettings, find_checkpoint, load, load_checkpoint, public_name, read_checkpoint
 from chargpt.errors import UserError
-from chargpt.model import GPT, BigramConfig, GPTConfig
+from chargpt.model import GPT, GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig
 
@@ -51,8 +52,7 @@ def test_what_lightning_saved(saved):
     assert checkpoint.best_loss == pytest.approx(module.best_val_loss.compute().item())
     assert checkpoint.step == 2
     assert checkpoint.optimizer == asdict(AdamWConfig())
-    for name, weight in checkpoint.model.state_dict().items():
-        assert torch.equal(weight, module.net.state_dict()[name])
+    assert_same(checkpoint.model.state_dict(), module.net.state_dict())
 
 
 def test_load_checkpoint_is_ready_to_use(saved):
@@ -66,15 +66,6 @@ def test_load_checkpoint_is_ready_to_use(saved):
     assert not model.training
     assert all(weight.requires_grad for weight in model.parameters())
     assert model(torch.tensor([tokenizer.encode("abc")])).shape == (1, 3, 5)
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
-def test_weights_keep_their_type(kind, contents, tmp_path):
-    contents["state_dict"] = {name: weight.to(kind) for name, weight in contents["state_dict"].items()}
-    torch.save(contents, tmp_path / "small.ckpt")
-    model, _ = load_checkpoint(tmp_path / "small.ckpt")
-    assert {weight.dtype for weight in model.parameters()} == {kind}
-    assert torch.equal(model.lm_head.bias, contents["state_dict"][NAME])
 
 
 def test_the_lectures_keys_and_as_little_as_is_needed(contents, tmp_path):
@@ -91,14 +82,6 @@ def test_the_lectures_keys_and_as_little_as_is_needed(contents, tmp_path):
     assert torch.equal(checkpoint.model.blocks[0].sa.qkv.weight, qkv)
     assert (checkpoint.model.config, checkpoint.text, checkpoint.scoring) == (CONFIG, {}, EvalSettings())
     assert (checkpoint.best_loss, checkpoint.step, checkpoint.optimizer) == (None, None, {})
-
-
-def test_a_bigram(tmp_path):
-    module = CharLM(BigramConfig(), AdamWConfig(), CHARACTERS)
-    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "bigram.ckpt")
-    model, _ = load_checkpoint(tmp_path / "bigram.ckpt")
-    assert model.config == BigramConfig()
-    assert torch.equal(model.token_embedding_table.weight, module.net.token_embedding_table.weight)
 
 
 def touch(path, when):
@@ -131,24 +114,15 @@ def test_find_by_name(tmp_path):
     for name in (best, best.parent, best.parent.parent):
         assert find_checkpoint(name) == best
     assert find_checkpoint(last) == last
-    with pytest.raises(UserError, match=r"several runs.*0_x=1"):
+    with pytest.raises(UserError, match="sweep is no checkpoint"):
         find_checkpoint(tmp_path / "sweep")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no checkpoint"):
-        find_checkpoint(tmp_path / "empty")
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match=r"no such checkpoint or run: .*none"):
         find_checkpoint(tmp_path / "none")
 
 
-NAMES = {
-    "/home/me/verse.txt": "verse.txt", r"C:\me\verse.txt": "verse.txt", "a/b/": "b", "/": "an unnamed text",
-    "x" * 999: 200 * "x",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["/home/me/verse.txt", r"C:\me\verse.txt", "verse.txt/"])
 def test_public_name(name):
-    assert public_name(name) == NAMES[name]
+    assert public_name(name) == "verse.txt"
 
 
 def refused(path, message=""):
@@ -162,10 +136,8 @@ def refused(path, message=""):
 # From a file's bytes to the bytes of a damaged or foreign one
 FILES = {
     "empty": lambda content: b"",
-    "one byte": lambda content: content[:1],
     "half": lambda content: content[: len(content) // 2],
     "cut at the end": lambda content: content[:-1],
-    "text": lambda content: b"green bottles",
     "plain pickle": lambda content: pickle.dumps({"state_dict": {}}),
 }
 
@@ -211,13 +183,10 @@ def test_a_lack_of_memory_is_not_damage(saved, monkeypatch):
 
 
 def changed(group, **values):
-    """A change of some entries; None removes one."""
+    """A change of some entries."""
 
     def change(contents):
-        group_of = functools.reduce(dict.__getitem__, group.split("."), contents) if group else contents
-        group_of |= values
-        for key in [key for key, value in values.items() if value is None]:
-            del group_of[key]
+        functools.reduce(dict.__getitem__, filter(None, group.split(".")), contents).update(values)
         return contents
 
     return change
@@ -230,31 +199,21 @@ def weight(name, value):
 SETTINGS, MODEL = "hyper_parameters", "hyper_parameters.model"
 CHANGES = [
     (lambda contents: [1, 2], "not a file that chargpt wrote"),
-    (lambda contents: torch.zeros(2), "not a file that chargpt wrote"),
     (lambda contents: {"model": torch.zeros(3), "iter_num": 5}, "not a file that chargpt wrote"),  # nanoGPT's
-    (changed("", state_dict=[1]), "not a file that chargpt wrote"),
-    (changed("", state_dict={}), "weights do not fit"),
-    (changed("", hyper_parameters=5), "not a file that chargpt wrote"),
     (changed("", global_step="two"), "step"),
-    (changed(SETTINGS, characters=None), "vocabulary"),
-    (changed(SETTINGS, characters=["a", "b"]), "vocabulary"),
-    (changed(SETTINGS, characters="abcdefg"), "weights do not fit"),
+    (changed(SETTINGS, characters="ba"), "vocabulary"),
+    (changed(SETTINGS, characters="abcdefg"), "weights are not"),
     (changed(SETTINGS, corpus={"name": ["a"]}), "text"),
-    (changed(SETTINGS, scoring={"split": [0.5, 0.6]}), "scoring.split"),
     (changed(SETTINGS, scoring={"batch_size": 0}), "scoring.batch_size"),
-    (changed(SETTINGS, scoring=[1]), "scoring"),
-    (changed(MODEL, name="os.system"), "os.system"),
     (changed(MODEL, _target_="os.system"), "unknown key model._target_"),
     (changed(MODEL, n_head="1"), "model.n_head"),
-    (changed(MODEL, n_embd=10**7), "weights do not fit"),
-    (changed(MODEL, block_size=5), "weights do not fit"),
-    (weight(NAME, torch.zeros(6)), "weights do not fit"),
-    (weight("net.another", torch.zeros(5)), "weights do not fit"),
-    (weight(NAME, "text"), "weights do not fit"),
-    (weight(NAME, torch.zeros(5, dtype=torch.int32)), "weights do not fit"),
-    (weight(NAME, torch.empty(5, device="meta")), "weights do not fit"),
-    (weight(NAME, torch.zeros(5).double()), "not finite numbers of one type"),
-    (weight(NAME, torch.full((5,), torch.nan)), "not finite numbers of one type"),
+    (changed(MODEL, n_embd=10**7), "weights are not"),
+    (weight(NAME, torch.zeros(6)), "weights are not"),
+    (weight("net.another", torch.zeros(5)), "weights are not"),
+    (weight(NAME, "text"), "weights are not"),
+    (weight(NAME, torch.empty(5, device="meta")), "weights are not"),
+    (weight(NAME, torch.zeros(5).double()), "weights are not"),
+    (weight(NAME, torch.full((5,), torch.nan)), "weights are not"),
 ]
 
 
@@ -286,7 +245,6 @@ class Builds:
 
 ATTACKS = {
     "system": Calls(os.system, "mkdir was_here"),
-    "eval": Calls(eval, "__import__('os').mkdir('was_here')"),
     "build": Builds(),
     "inside": {"state_dict": {"net.a": [({"b": Calls(os.mkdir, "was_here")},)]}, "hyper_parameters": {}},
 }

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ import torch
 from helpers import ROOT, run_fresh
 
 import sample
-from chargpt.errors import NonFiniteError, UserError
-from sample import side_by_side, until
+from chargpt.errors import NonFiniteError
+from sample import until
 
 
 @pytest.fixture
@@ -72,18 +71,13 @@ def test_seeds_differ_and_zero_temperature_does_not(run):
     assert text("--seed", "1", "--top-k", "1") == text("--temperature", "0") == text("--top-p", "1e-9")
 
 
-def test_several_samples(run):
-    status, out, _ = run("--num-samples", "3", "--max-new-tokens", "20", "--seed", "1", "--prompt", "on")
-    assert status == 0
-    assert [len(part) for part in split(out)] == [0, 23, 23, 23]
-    assert len(set(split(out))) == 4
-
-
 def test_a_stopped_text_leaves_the_others_alone(run):
-    arguments = ("--num-samples", "3", "--max-new-tokens", "40", "--seed", "1")
-    whole = split(run(*arguments)[1])[1:]
+    arguments = ("--num-samples", "3", "--max-new-tokens", "40", "--seed", "1", "--prompt", "on")
+    _, *whole = split(run(*arguments)[1])
+    assert [len(text) for text in whole] == [43] * 3
+    assert len(set(whole)) == 3
     stop = whole[0][5:9]
-    cut = split(run(*arguments, "--stop", stop)[1])[1:]
+    _, *cut = split(run(*arguments, "--stop", stop)[1])
     assert cut == [text[: text.index(stop)] + "\n" if stop in text else text for text in whole]
     assert len(cut[0]) < len(whole[0])
 
@@ -94,20 +88,13 @@ def test_stride(run):
     assert len(exact) == len(stride)
 
 
-def test_prompt_from_file_and_standard_input(run, tmp_path, monkeypatch):
+def test_prompts(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("3 green")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"3 green")))
-    texts = [
-        run("--max-new-tokens", "9", "--seed", "1", "--prompt-file", each)[1] for each in (tmp_path / "prompt.txt", "-")
-    ]
-    assert texts == [run("--max-new-tokens", "9", "--seed", "1", "--prompt", "3 green")[1]] * 2
-
-
-def test_out_file(run, tmp_path):
-    arguments = ("--prompt", "a", "--max-new-tokens", "30", "--seed", "1")
-    status, out, _ = run("--out", tmp_path / "text.txt", *arguments)
-    assert (status, out) == (0, "")
-    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == run(*arguments)[1]
+    prompts = [("--prompt", "3 green"), ("--prompt-file", tmp_path / "prompt.txt"), ("--prompt-file", "-")]
+    prompts.append(("--prompt", "3 gre€en", "--unknown", "skip"))
+    texts = [run("--max-new-tokens", "9", "--seed", "1", *prompt)[1] for prompt in prompts]
+    assert texts == texts[:1] * 4
 
 
 def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
@@ -120,10 +107,10 @@ def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
     assert (status, err) == (2, "error: the prompt is not UTF-8 at byte offset 1\n")
 
 
-@pytest.mark.parametrize(("option", "status"), [("--prompt", 2), ("--stop", 0)])
-def test_a_typed_backslash_n(option, status, run):
-    found, _, err = run(option, r"\n", "--max-new-tokens", "5")
-    assert found == status
+@pytest.mark.parametrize("option", ["--prompt", "--stop"])
+def test_a_typed_backslash_n(option, run):
+    status, _, err = run(option, r"\n", "--max-new-tokens", "5")
+    assert status == 2
     assert r"outside the vocabulary: '\\' (U+005C)" in err
     assert r"$'\n'" in err
     assert "--prompt-file" in err
@@ -136,12 +123,6 @@ def test_a_typed_backslash_n(option, status, run):
 def test_a_new_line_to_stop_at_may_be_cr_lf_in_the_text(order, stop, expected, run, bigram):
     arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", "9", "--stop", stop)
     assert run(*arguments, ckpt=bigram("\n\rab", order))[1] == expected + "\n"
-
-
-def test_a_text_to_stop_at_that_cannot_occur(run):
-    status, out, err = run("--stop", "Q", "--max-new-tokens", "5")
-    assert (status, len(out)) == (0, 6)
-    assert err == "warning: --stop has characters outside the vocabulary: 'Q' (U+0051), so it will not be found\n"
 
 
 @pytest.mark.parametrize(
@@ -181,26 +162,16 @@ def test_help_needs_no_torch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--stop", "Q"], r"--stop has characters outside the vocabulary: 'Q' \(U\+0051\)"),
         (["--prompt", "7 gréen€"], r"the prompt has characters outside the vocabulary: 'é' \(U\+00E9\), '€'"),
-        (["--temperature", "-1"], "--temperature must be 0"),
-        (["--temperature", "nan"], "--temperature must be 0"),
-        (["--top-k", "0"], "--top-k must be at least 1"),
+        (["--top-k", "0"], "top_k must be at least 1"),
         (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
-        (["--top-p", "1.5"], "--top-p must be above 0 and at most 1"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
-        (["--num-samples", "0"], "--num-samples must be at least 1"),
-        (["--window", "wide"], "--window must be one of exact, stride; got 'wide'"),
-        (["--seed", "-1"], "--seed must be at least 0"),
-        (["--seed", "1" + 30 * "0"], "--seed must be at least 0 and below"),
         (["--device", "gpu9"], "cannot use the device gpu9"),
-        (["--device", ""], "cannot use the device : "),
-        (["--prompt-file", "no/such/file"], "cannot read the prompt from no/such/file: No such file"),
-        (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
+        (["--prompt-file", "no/such/file"], "No such file or directory: no/such/file"),
         (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
         (["--out", "a\0"], "argument --out: not the name of a file"),
         (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
         (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
-        (["--ckpt", str(ROOT / "README.md")], ".*README.md is damaged, or not a file that chargpt wrote"),
         (["--prompt", os.fsdecode(b"\xff")], "argument --prompt: the text is not UTF-8"),
         (["--prompt", "a", "--prompt-file", "-"], "argument --prompt-file: not allowed with argument --prompt"),
         (["--nonsense", "\x1b"], r"unrecognized arguments: --nonsense \\x1b"),
@@ -217,29 +188,20 @@ def test_out_and_ckpt_in_the_home_folder(tiny_run, run, tmp_path, monkeypatch):
     """As the shell leaves them in `--ckpt=~/run`."""
     shutil.copytree(tiny_run, tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert run("--ckpt=~/run", "--out=~/text.txt", "--max-new-tokens", "5")[0] == 0
-    assert len((tmp_path / "text.txt").read_text(encoding="utf-8")) == 6
+    arguments = ("--max-new-tokens", "5", "--seed", "1")
+    assert run(*arguments, "--out=~/text.txt", ckpt="~/run") == (0, "", "")
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == run(*arguments)[1]
 
 
-@pytest.mark.parametrize(
-    ("failure", "status", "message"),
-    [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
-        (NonFiniteError("not finite"), 1, "not finite"),
-        (UserError("too much"), 2, "too much"),
-    ],
-)
-def test_an_error_before_the_first_character_leaves_the_file(failure, status, message, run, tmp_path, monkeypatch):
+def test_an_error_before_the_first_character_leaves_the_file(run, tmp_path, monkeypatch):
     def fail(*_):
-        raise failure
+        raise NonFiniteError("not finite")
         yield
 
     monkeypatch.setattr("chargpt.generation.generate", fail)
     (tmp_path / "out.txt").write_text("kept")
-    found, out, err = run("--out", tmp_path / "out.txt")
-    assert (found, out, (tmp_path / "out.txt").read_text()) == (status, "", "kept")
-    assert re.match(f"error: {message}", err)
-    assert len(err.splitlines()) == 1
+    assert run("--out", tmp_path / "out.txt") == (1, "", "error: not finite\n")
+    assert (tmp_path / "out.txt").read_text() == "kept"
 
 
 @pytest.mark.processes
@@ -265,8 +227,7 @@ def test_full_and_closed_streams(tiny_run, tmp_path):
 )
 def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monkeypatch):
     """Control characters are escaped there, and written as they are into files."""
-    length = 2 * len(order[:-1])
-    arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", length - 1)
+    arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", 2 * len(order) - 3)
     path = bigram(characters, order)
     assert run(*arguments, ckpt=path)[1] == 2 * order[:-1] + "\n"
     master, terminal = os.openpty()
@@ -279,23 +240,6 @@ def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monk
             found += part
     os.close(master)
     assert found.decode().replace("\r\n", "\n") == shown + "\n"
-
-
-def test_one_endless_text_is_not_kept():
-    class Row(list):
-        """A list that can be watched."""
-
-    rows = [Row([n]) for n in range(200)]
-    watched = [weakref.ref(row) for row in rows]
-    rows.reverse()
-    (text,) = side_by_side(iter(rows.pop, None), 1)
-    assert [next(text) for _ in range(100)] == list(range(100))
-    assert watched[0]() is None
-
-
-def test_unknown_characters_can_be_skipped(run):
-    kept = run("--prompt", "7 gréen€", "--unknown", "skip", "--seed", "1")
-    assert kept == run("--prompt", "7 gren", "--seed", "1")
 
 
 def test_the_newest_run(tiny_run, run, tmp_path, monkeypatch):

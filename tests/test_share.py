@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 from safetensors.torch import load_file, save_file
 
 from chargpt import card, share
@@ -69,7 +70,13 @@ def shared(saved, tmp_path):
     return tmp_path / "a" / "shared"
 
 
-def test_the_same_model_to_the_last_bit(saved, shared):
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_the_same_model_to_the_last_bit(kind, saved, tmp_path):
+    content = torch.load(saved, weights_only=True)
+    content["state_dict"] = {name: weight.to(kind) for name, weight in content["state_dict"].items()}
+    torch.save(content, saved)
+    shared = tmp_path / "shared"
+    assert share.main(["--ckpt", str(saved), str(shared)]) == 0
     assert tuple(sorted(os.listdir(shared))) == FILES
     before, after = read_checkpoint(saved), read_checkpoint(find_checkpoint(shared))
     assert after.model.config == before.model.config
@@ -78,19 +85,9 @@ def test_the_same_model_to_the_last_bit(saved, shared):
     assert (after.best_loss, after.step) == (1.5, 7)
     names = {key: value.removeprefix("a/") for key, value in TEXT.items() if key.endswith("name")}
     assert after.text == TEXT | names
-    for name, weight in before.model.state_dict().items():
-        assert torch.equal(weight, after.model.state_dict()[name])
-        assert torch.equal(weight, load_file(shared / "model.safetensors")[name])
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
-def test_weights_keep_their_type(kind, tmp_path):
-    checkpoint = checkpoint_of(GPTConfig(**SIZES, positions="rotary"))
-    checkpoint.model.to(kind)
-    found = read_checkpoint(find_checkpoint(write(tmp_path, checkpoint))).model.state_dict()
-    for name, weight in checkpoint.model.state_dict().items():
-        assert found[name].dtype == kind
-        assert torch.equal(found[name], weight)
+    weights = {name.removeprefix("net."): weight for name, weight in content["state_dict"].items() if "net." in name}
+    for found in (before.model.state_dict(), after.model.state_dict(), load_file(shared / "model.safetensors")):
+        assert_same(dict(found), weights)
 
 
 @pytest.mark.parametrize(("config", "characters"), [*((each, CHARACTERS) for each in CONFIGS), (CONFIGS[0], None)])
@@ -151,38 +148,12 @@ def test_text_of_a_stranger_is_no_markup():
     assert {len(lines) for lines in cards} == {len(cards[0])}
 
 
-def test_an_unedited_folder_is_replaced(saved, shared):
-    other = write(shared.parent / "other", checkpoint_of(BigramConfig(), text={}))
-    for path in (saved, other, other):
-        assert share.main(["--ckpt", str(path), str(other)]) == 0
-    assert (other / "README.md").read_bytes() == (shared / "README.md").read_bytes()
-    shared.rename(shared.parent / "moved")
-    shared.mkdir()
-    assert share.main(["--ckpt", str(saved), str(shared)]) == 0  # empty
-    assert share.main(["--ckpt", str(shared), str(shared)]) == 0  # itself
-
-
-def edit(file):
-    file.write_bytes(file.read_bytes() + b" ")
-
-
-CHANGES = {
-    "README.md": lambda folder: edit(folder / "README.md"),
-    "config.json": lambda folder: edit(folder / "config.json"),
-    "weights": lambda folder: save_file({"mine": torch.zeros(2)}, folder / "model.safetensors"),
-    "another file": lambda folder: (folder / "notes.txt").write_text("mine"),
-    "another folder": lambda folder: (folder / "notes").mkdir(),
-    "a README alone": lambda folder: [(folder / name).unlink() for name in FILES[1:]],
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_nobodys_work_is_lost(change, saved, shared, caplog):
-    change(shared)
-    before = {file: file.read_bytes() for file in shared.iterdir() if file.is_file()}
+def test_nobodys_work_is_lost(saved, shared, caplog):
+    """Also if it is another README.md in the folder."""
+    (shared / "README.md").write_text("mine")
     assert share.main(["--ckpt", str(saved), str(shared)]) == 2
     assert "name a new folder" in caplog.messages[-1]
-    assert {file: file.read_bytes() for file in shared.iterdir() if file.is_file()} == before
+    assert (shared / "README.md").read_text() == "mine"
 
 
 def test_where_nothing_can_be_written(saved, tmp_path, monkeypatch, caplog):
@@ -203,30 +174,15 @@ def refused(folder):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff{}", b"[" * 100_000, b"[1]", b'{"model_type": "gpt2"}', b'{"format_version": 2}'],
-    ids=("empty", "no JSON", "no UTF-8", "deep", "a list", "another program's", "another version"),
-)
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"[1]", b'{"model_type": "gpt2"}', b'{"format_version": 2}'])
 def test_a_foreign_config(content, shared):
     (shared / "config.json").write_bytes(content)
     refused(shared)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {"name": "gpt", "n_embd": 10**7}},
-        {"model": {"name": "gpt", "activation": "gelu"}},
-        {"characters": "abc"},
-        {"text": {"name": 5}},
-        {"scoring": {"batch_size": "1"}},
-        {"step": "7"},
-        {"best_loss": []},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [{"model": {"name": "gpt", "activation": "gelu"}}, {"step": "7"}, {"text": 5}])
 def test_an_edited_config(change, shared):
+    """The same checks as of a checkpoint."""
     config = json.loads((shared / "config.json").read_bytes())
     (shared / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
     refused(shared)
@@ -238,8 +194,7 @@ def test_damaged_weights(shared):
     for bad in (b"", content[:7], content[:100], content[:-1], content + b"a", b"\xff" * 8 + content[8:]):
         path.write_bytes(bad)
         refused(shared)
-    for bad in (torch.zeros(12), torch.zeros(11).double(), torch.zeros(11).int(), torch.full((11,), torch.nan)):
-        save_file(weights | {"lm_head.bias": bad}, path)
-        refused(shared)
+    save_file(weights | {"lm_head.bias": torch.zeros(12)}, path)
+    refused(shared)
     path.unlink()
     refused(shared)

@@ -8,8 +8,7 @@ from chargpt.checkpoint import find_checkpoint
 from chargpt.command_line import Parser, file_name
 from chargpt.errors import UserError, tell
 from chargpt.files import write
-from chargpt.page.build import build_page
-from chargpt.page.weights import KINDS
+from chargpt.page.build import KINDS, build_page
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,35 +2,67 @@
 
 import base64
 import copy
-import datetime
 import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
-from chargpt.evaluate import part_of_text, score
 from chargpt.generation import Sampling, generate
 from chargpt.history import read_losses, read_samples, thinned
 from chargpt.model import GPT, Model, ModelConfig
-from chargpt.page.weights import pack
 from chargpt.pictures import label
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
 PAGE = ("weights.js", "glyphs.js", "pictures.js", "text.js", "writing.js", "character.js", "attention.js", "main.js")
-LARGEST = 200_000_000  # bytes of weights: JavaScript must hold them as one string in base64
+KINDS = ("fp16", "int8")
+ALIGNED = 4  # bytes, for JavaScript's typed arrays
 MOST_POINTS, MOST_SAMPLES = 1_000, 100  # of the curve, and of the samples along it
 CHECKED = 32  # characters in the page's check of itself
-MOST_LOGITS = 20_000  # that it compares, or those of one character if these are more
 MOST_PLACES = 500  # characters on the map
+
+
+class Packed(NamedTuple):
+    """The bytes of all weights; each tensor's name, shape, kind and offsets in them; and the rounded weights, fp32."""
+
+    content: bytes
+    tensors: list[dict[str, Any]]
+    rounded: dict[str, Tensor]
+
+
+def pack(weights: Mapping[str, Tensor], kind: str) -> Packed:
+    """Round the weights of a model to `fp16`, or to `int8`: whole numbers of -127 to 127 with a float32 scale for each
+    row of a matrix, while vectors, which are few, stay in fp16."""
+    content, tensors, rounded = bytearray(), [], {}
+
+    def store(numbers: Tensor) -> int:
+        content.extend(bytes(-len(content) % ALIGNED))
+        offset = len(content)
+        content.extend(numbers.contiguous().numpy().tobytes())
+        return offset
+
+    for name, weight in weights.items():
+        weight = weight.float().cpu()
+        tensor = {"name": name, "shape": list(weight.shape)}
+        if kind == "int8" and weight.dim() > 1:
+            scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (rows,)
+            numbers = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+            rounded[name] = numbers.float() * scales[:, None]
+            tensors.append(tensor | {"kind": "int8", "scales": store(scales), "offset": store(numbers)})
+        else:
+            rounded[name] = weight.half().float()
+            tensors.append(tensor | {"kind": "fp16", "offset": store(weight.half())})
+    return Packed(bytes(content), tensors, rounded)
 
 
 def build_page(path: Path, kind: str = "fp16") -> str:
@@ -41,19 +73,15 @@ def build_page(path: Path, kind: str = "fp16") -> str:
         raise UserError(f"{path} is a model of bytes, and the page shows models of characters")
     check_options(model.config)
     packed = pack(model.state_dict(), kind)
-    size = f"{len(packed.content) / 1e6:,.1f} MB"
-    if len(packed.content) > LARGEST:
-        raise UserError(f"the weights take {size} in {kind}, more than the {LARGEST / 1e6:,.0f} MB that a page holds")
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(packed.rounded)
     facts = {
-        **_about(checkpoint, path, f"{kind}, {size}"),
+        **_about(checkpoint, path, f"{kind}, {len(packed.content) / 1e6:,.1f} MB"),
         "config": asdict(model.config),
         "characters": tokenizer.characters,
         "weights": {"tensors": packed.tensors},
         "check": _check(rounded, checkpoint),
-        "rounding": _cost(checkpoint, rounded) if kind == "int8" else "",
-        "places": _places(model.token_embedding_table.weight.detach())[:MOST_PLACES],
+        "places": _places(model.token_embedding_table.weight.detach()[:MOST_PLACES]),
     }
     return filled(facts, base64.b64encode(packed.content).decode())
 
@@ -91,13 +119,13 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
         "Characters": "".join(map(label, characters[:MOST_PLACES])),
         "Trained on": name,
         "SHA-256 of the text": checkpoint.text.get("sha256", "not known")[:64],
-        "Validated on": _validated_on(checkpoint),
         "Best validation loss of the run": f"{loss}, after {best.step:,} steps" if best else loss,
         "Steps": "not known" if checkpoint.step is None else f"{checkpoint.step:,}",
-        "Weights saved on": _day(path.stat().st_mtime),
         "Precision in training": checkpoint.scoring.precision,
         "Weights in this page": f"{parameters} in {weights}",
     }
+    if validated_on := checkpoint.text.get("val_name"):
+        facts["Validated on"] = public_name(validated_on)
     groups = {"scoring": asdict(checkpoint.scoring), "model": asdict(model.config), "optimizer": checkpoint.optimizer}
     return {
         "name": name,
@@ -114,24 +142,6 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
     }
 
 
-def _validated_on(checkpoint: Checkpoint) -> str:
-    """Which part of the text, or which other text."""
-    if name := checkpoint.text.get("val_name"):
-        return public_name(name)
-    _, share, *test = checkpoint.scoring.split
-    if test:
-        return f"the {100 * share:.3g}% of it before the last {100 * test[0]:.3g}%, which test"
-    return f"its last {100 * share:.3g}%"
-
-
-def _day(seconds: float) -> str:
-    """The date of a file, which may be out of range: an archive can set any."""
-    try:
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%d %B %Y")
-    except (ValueError, OverflowError, OSError):
-        return "not known"
-
-
 @torch.inference_mode()
 def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
     """A text that the model writes and its logits in PyTorch, by the page's weights: the page compares its own."""
@@ -143,27 +153,14 @@ def _check(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
     logits = model(ids)[0]  # (length, vocab_size)
     if not logits.isfinite().all():
         raise NonFiniteError("the model's outputs are not finite numbers")
-    some = logits[-max(1, MOST_LOGITS // logits.shape[1]) :]
-    return {"ids": ids[0].tolist(), "logits": base64.b64encode(some.contiguous().numpy().tobytes()).decode()}
-
-
-def _cost(checkpoint: Checkpoint, rounded: Model) -> str:
-    """The effect of rounding the weights on the validation loss, if the cache has the text."""
-    found = part_of_text(checkpoint, "val", skip_unknown=True)
-    if found is None:
-        return "What int8 costs in validation loss is not known: the text was not in the cache."
-    exact, loss = (score(model, found[0], checkpoint.scoring).loss for model in (checkpoint.model, rounded))
-    return f"In int8 its validation loss is {loss:.4f} instead of {exact:.4f}."
+    return {"ids": ids[0].tolist(), "logits": base64.b64encode(logits.contiguous().numpy().tobytes()).decode()}
 
 
 def _places(embeddings: Tensor) -> list[list[float]]:
     """Where characters stand on a map: their embeddings, (vocab_size, C), along the two directions in which they differ
     most (PCA), each stretched to [-1, 1]."""
-    centered = embeddings.double() - embeddings.double().mean(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        left, lengths, _ = torch.svd_lowrank(centered, q=min(6, *centered.shape), niter=8)
-    places = torch.cat([left * lengths, torch.zeros(len(centered), 2).double()], 1)[:, :2]
+    left, lengths, _ = torch.linalg.svd(embeddings.double() - embeddings.double().mean(0), full_matrices=False)
+    places = F.pad(left * lengths, (0, 1))[:, :2]  # a vocabulary of one character has one direction
     least, most = places.aminmax(dim=0)
     places = 2 * (places - least) / (most - least).clamp(min=1e-12) - 1
     return [[round(x, 4), round(y, 4)] for x, y in places.tolist()]

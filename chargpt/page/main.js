@@ -28,7 +28,7 @@ export function open() {
 
   const worker = new Worker(URL.createObjectURL(new Blob([at("worker").textContent], { type: "text/javascript" })));
   worker.onmessage = ({ data }) => {
-    if (data.type === "ready") ready(facts, data);
+    if (data.type === "ready") ready(data);
     else if (data.type === "attention") {
       page.writing.show(); // the characters that it is about
       page.attention.show(data);
@@ -41,7 +41,7 @@ export function open() {
   page.post({ type: "start", facts, bytes }, [bytes.buffer]);
 }
 
-function ready({ rounding }, { difference }) {
+function ready({ difference }) {
   at("status").textContent = "";
   at("go").disabled = at("again").disabled = false;
   const matches = difference < 1e-3; // rounding makes some 1e-5
@@ -49,7 +49,6 @@ function ready({ rounding }, { difference }) {
     ? `Checked on opening: but for rounding, the model in this page computes what PyTorch computed (the largest difference between logits is ${difference.toExponential(1)}).`
     : `The model in this page does not compute what PyTorch computed: logits differ by up to ${difference.toPrecision(2)}.`;
   at("proof").classList.toggle("error", !matches);
-  if (rounding) at("proof").textContent += ` ${rounding}`;
 }
 
 function showRun(facts, characters) {

@@ -9,8 +9,7 @@ from helpers import OPTIONS, plain_attention
 from chargpt.errors import CONTROL
 from chargpt.generation import Sampling, generate, next_token
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
-from chargpt.page.build import WORKER, bundle
-from chargpt.page.weights import pack
+from chargpt.page.build import WORKER, bundle, pack
 
 V = 7
 SIZES = {"block_size": 12, "n_layer": 2, "n_head": 3, "n_embd": 12}
@@ -78,11 +77,10 @@ def test_attention(scripts, options):
     model = made(GPTConfig(**SIZES | options))
     load(scripts, model)
     seen = []
-    hooks = [block.sa.qkv.register_forward_hook(lambda *call: seen.append(call[2])) for block in model.blocks]
+    for block in model.blocks:
+        block.sa.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     ids = [3, 1, 4, 1, 5]
     model(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
     rows = scripts.evaluate(
         """(ids) => {
             const cache = model.newCache();
@@ -92,7 +90,7 @@ def test_attention(scripts, options):
         ids,
     )
     for n, block in enumerate(model.blocks):
-        q, k, v = block.sa._split_heads(seen[n])
+        q, k, v = block.sa._split_heads(seen[n], 0)
         expected = plain_attention(q, k, v)[0, :, 4]  # (n_head, hs)
         found = torch.tensor(rows[3 * n : 3 * n + 3])  # (n_head, 5)
         torch.testing.assert_close((found[:, None] @ v[0])[:, 0], expected, rtol=1e-5, atol=1e-5)
