@@ -85,8 +85,6 @@ class CharDataModule(LightningDataModule):
                     f" model.block_size={block_size} needs {block_size + 1:,}: use a longer text or a smaller one"
                 )
         vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
-        if len(vocabulary) == 1:
-            raise UserError(f"{text.name} has a single distinct character: there is nothing to learn")
         self.corpus, self.own = text, own
         self._parts = parts | {"train": read_at_random(text.ids)[: len(parts["train"])]}
         self.use(CharTokenizer("".join(sorted(vocabulary))) if vocabulary else text.tokenizer)

@@ -14,7 +14,7 @@ from chargpt.attention import KVCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
 from chargpt.kernels.dropout import Dropout
 from chargpt.kernels.linear import Linear
-from chargpt.settings import LARGEST, check_ranges
+from chargpt.settings import require, require_at_least
 
 POSITIONS = ("learned", "rotary")
 
@@ -47,19 +47,13 @@ class GPTConfig:
     zero_init: bool = False
 
     def __post_init__(self) -> None:
-        size = (1, LARGEST)
-        check_ranges("model", self, block_size=size, n_layer=(1, 1000), n_head=size, n_embd=size)
-        if self.n_embd % self.n_head:
-            raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must be at least 0 and below 1; got {self.dropout}")
-        if self.positions not in POSITIONS:
-            raise UserError(f"model.positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}")
-        if self.positions == "rotary" and (self.n_embd // self.n_head) % 2:
-            raise UserError(
-                "model.positions=rotary turns pairs of channels: model.n_embd must be divisible by twice model.n_head;"
-                f" got {self.n_embd} and {self.n_head}"
-            )
+        require_at_least(1, self, "model", "block_size", "n_layer", "n_head", "n_embd")
+        require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+        require(self.positions in POSITIONS, "model.positions", f"one of {', '.join(POSITIONS)}", self.positions)
+        divisor, name = self.n_head, "model.n_head"
+        if self.positions == "rotary":  # it turns pairs of channels
+            divisor, name = 2 * divisor, "twice model.n_head with model.positions=rotary"
+        require(self.n_embd % divisor == 0, "model.n_embd", f"divisible by {name}, {divisor}", self.n_embd)
 
     @property
     def shifted(self) -> int:
@@ -75,7 +69,7 @@ class BigramConfig:
     block_size: int = 256
 
     def __post_init__(self) -> None:
-        check_ranges("model", self, block_size=(1, LARGEST))
+        require_at_least(1, self, "model", "block_size")
 
 
 class MultiHeadAttention(nn.Module):

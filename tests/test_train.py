@@ -211,7 +211,7 @@ def run_python(code, *arguments, **environment):
 
 
 HIDE = """
-import chargpt.kernels.private as private
+import chargpt.kernels as private
 operators = [name for name, value in vars(private).items() if callable(value) and name[0].islower()]
 operators = [name for name in operators if getattr(private, name).__module__ != private.__name__]
 for name in operators:
