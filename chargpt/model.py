@@ -25,7 +25,6 @@ class GPTConfig:
 
     Attributes:
         block_size: the longest context, in characters.
-        n_layer: blocks.
         n_head: attention heads per block; they share the channels.
         n_embd: channels (C).
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
@@ -76,7 +75,6 @@ class MultiHeadAttention(nn.Module):
     """`n_head` heads of causal self-attention side by side, and a projection of their outputs.
 
     The lecture keeps a list of heads, each with its own key, query and value matrix; here one matrix holds them all.
-    A state dict with the lecture's keys is fused when it is loaded.
     """
 
     def __init__(self, config: GPTConfig, layer: int):
@@ -86,7 +84,6 @@ class MultiHeadAttention(nn.Module):
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
-        self.register_load_state_dict_pre_hook(self._fuse_heads)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: int = 0) -> Tensor:
         """(B, T, C) to the same, or to (B, last, C); see `Block`."""
@@ -116,16 +113,6 @@ class MultiHeadAttention(nn.Module):
             turns = rotary_turns(self.block_size, qkv.shape[-1], x.device)
             qkv = rotate(qkv, turns[start : start + x.shape[1]])
         return qkv.permute(2, 0, 3, 1, 4)
-
-    @staticmethod
-    def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-        """Turn the lecture's `heads.N.{query,key,value}.weight` into `qkv.weight`; drop its `tril` buffers."""
-        heads = range(module.n_head)
-        names = [f"{prefix}heads.{n}.{part}.weight" for part in ("query", "key", "value") for n in heads]
-        if all(name in state_dict for name in names):
-            state_dict[f"{prefix}qkv.weight"] = torch.cat([state_dict.pop(name) for name in names])
-            for n in heads:
-                state_dict.pop(f"{prefix}heads.{n}.tril", None)
 
 
 class FeedForward(nn.Module):
@@ -257,5 +244,4 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": Bigra
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Model:
-    """The model of a configuration."""
     return GPT(config, vocab_size) if isinstance(config, GPTConfig) else Bigram(config, vocab_size)

@@ -1,15 +1,15 @@
 """Texts are encoded exactly, once, or refused in a line."""
 
 import codecs
-import ctypes
 import gzip
 import hashlib
+import itertools
 import logging
-import mmap
 import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
-from chargpt.batches import RandomBlocks
 from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
 from chargpt.sources import Text
@@ -239,29 +238,12 @@ def test_ids_in_another_vocabulary_are_translated_as_they_are_read(tmp_path):
     assert narrower.decode(ids_in(narrower, corpus.tokenizer, corpus.ids, skip_unknown=True)) == "ello"
 
 
-def pages_in_memory(file):
-    """The number of pages of a file that are in memory."""
-    size = file.stat().st_size
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        place = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        found = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
-        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), found) == 0
-        return sum(each & 1 for each in found)
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs Linux")
-def test_random_blocks_bring_no_other_pages(tmp_path):
-    """A hundred blocks of a file of 64 MB that is on disk alone."""
-    file = tmp_path / "ids.uint8"
-    with file.open("wb") as out:
-        for _ in range(64):
-            out.write(os.urandom(1 << 20))
-        out.flush()
-        os.fsync(out.fileno())
-        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if pages_in_memory(file):
-        pytest.skip("this file system keeps its files in memory")
-    ids = np.memmap(file, np.uint8, mode="r")
-    blocks = RandomBlocks(read_at_random(ids)[: 9 * len(ids) // 10], block_size=256, batch_size=50, seed=0)
-    blocks[0], blocks[1]
-    assert 50 < pages_in_memory(file) <= 200  # each block lies on one page, or on two
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+def test_reads_at_random_bring_no_other_pages(tmp_path):
+    """Linux lists the maps of a process, with the advice that was given (`rr`: random reads)."""
+    corpus = encoded(tmp_path / "text.txt", "text")
+    again = read_at_random(corpus.ids)
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags:")
+    advice = [" rr " in after for before, after in itertools.pairwise(maps) if corpus.ids.filename.name in before]
+    assert sorted(advice) == [False, True]
+    assert np.array_equal(again, corpus.ids)

@@ -44,7 +44,7 @@ def this_cpu() -> CPU:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     names = f"{capabilities.get('cpu_name', '')} {platform.processor()} {text}"
     vendor = next((vendor for vendor in ("AMD", "Intel") if vendor in names), "other")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or "DEFAULT"
     return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True), limit.upper())
 
 
@@ -62,9 +62,6 @@ def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, i
         if capability >= (7, 0):  # the first with tensor cores
             return Precision("16-mixed", "this GPU multiplies fp16 matrices, but not bf16")
         return Precision("32-true", "this GPU has no tensor cores")
-    if device == "mps":
-        # One report: bf16 1.3 times as fast as fp32 on an M5 Pro (pull request 852 of minimind). Older chips lack it.
-        return Precision("32-true", "not all Apple GPUs have bf16; where they do, trainer.precision=bf16-mixed may pay")
     if device != "cpu":
         return Precision("32-true", f"no other is known to be faster on {device}")
     cpu = cpu or this_cpu()

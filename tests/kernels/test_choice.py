@@ -45,8 +45,7 @@ def test_precision_on_a_cpu(cpu, precision, why):
         ("cuda", (9, 0), "bf16-mixed", "GPU"),
         ("cuda", (7, 5), "16-mixed", "GPU"),  # it only imitates bf16
         ("cuda", (6, 1), "32-true", "GPU"),
-        ("mps", None, "32-true", "Apple GPUs"),
-        ("xla", None, "32-true", "on xla"),
+        ("mps", None, "32-true", "on mps"),
     ],
 )
 def test_precision_on_other_devices(device, capability, precision, why):
