@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes to read at a time
 UNICODE = 0x110000  # the number of code points
+Ids = np.ndarray  # shape (ids,): uint8, uint16 or uint32
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Corpus:
     Attributes:
         sha256: of the text's bytes.
         tokenizer: its vocabulary is the text's sorted distinct characters, or bytes.
-        ids: memory-mapped, read-only, shape (ids,), uint8, uint16 or uint32.
+        ids: memory-mapped, read-only.
         files: the number of files; 1 if the text was found by its hash.
     """
 
@@ -53,23 +54,6 @@ class Corpus:
     tokenizer: Tokenizer
     ids: np.memmap
     files: int = 1
-
-
-@dataclass(frozen=True)
-class Translated:
-    """Ids in another vocabulary, looked up in `table` as they are read, since a text may be larger than memory."""
-
-    ids: np.ndarray
-    table: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
-        return self.table[self.ids[where]]
-
-
-Ids = np.ndarray | Translated  # indexed by a slice or by an array of places
 
 
 def encode_text(
@@ -108,15 +92,17 @@ def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind) -> Corp
     return Corpus(name, sha256, tokenizer, ids) if len(ids) == description.get("length") else None
 
 
-def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknown: bool = False) -> Ids:
-    """The ids of the tokenizer `own` in the vocabulary of another one of its kind. Unless `skip_unknown`, a character
-    that it lacks raises `UnknownCharacterError`."""
-    if own.characters is None or tokenizer.characters is None or own.characters == tokenizer.characters:
+def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool = False) -> Ids:
+    """The ids of the tokenizer `own` in the vocabulary of another one of its kind: a copy in memory if they differ.
+
+    Unless `skip_unknown`, a character that it lacks raises `UnknownCharacterError`.
+    """
+    if own.characters is None or own.characters == tokenizer.characters:
         return ids
     known = np.array([character in tokenizer for character in own.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
     table[known] = tokenizer.encode(own.characters, skip_unknown=skip_unknown)
-    return Translated(ids, table) if known.all() else table[ids[known[ids]]]
+    return table[ids if known.all() else ids[known[ids]]]
 
 
 def read_at_random(ids: np.memmap) -> np.memmap:

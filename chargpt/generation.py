@@ -93,13 +93,9 @@ def generate(
     sampling = sampling or Sampling()
     N, block_size = sampling.num_samples, model.config.block_size
     text = unread = idx[:, -block_size:]  # (1, T)
-    longest = text.shape[1] + sampling.max_new_tokens
-    cache = model.new_cache(1, min(block_size, longest))
-    if sampling.window == "exact":  # how many characters are read again past the window, and how many one by one
-        kept, decoded = block_size, min(block_size, longest) - text.shape[1]
-    else:
-        kept, decoded = max(1, block_size // 2), sampling.max_new_tokens
-    with fixed_weights(model) if decoded >= WORTH_FIXING and N == 1 else nullcontext():
+    cache = model.new_cache(1, min(block_size, text.shape[1] + sampling.max_new_tokens))
+    kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # read again past the window
+    with fixed_weights(model) if N == 1 and sampling.max_new_tokens >= WORTH_FIXING else nullcontext():
         for n in range(sampling.max_new_tokens):
             logits = model.forward(unread, cache)[:, -1]  # not model(...): its shapes are not worth compiling
             if n == 0:  # the prompt is read once for all samples

@@ -75,6 +75,7 @@ class MultiHeadAttention(nn.Module):
     """`n_head` heads of causal self-attention side by side, and a projection of their outputs.
 
     The lecture keeps a list of heads, each with its own key, query and value matrix; here one matrix holds them all.
+    A state dict with the lecture's keys is fused when it is loaded.
     """
 
     def __init__(self, config: GPTConfig, layer: int):
@@ -84,6 +85,7 @@ class MultiHeadAttention(nn.Module):
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
+        self.register_load_state_dict_pre_hook(self._fuse_heads)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: int = 0) -> Tensor:
         """(B, T, C) to the same, or to (B, last, C); see `Block`."""
@@ -113,6 +115,16 @@ class MultiHeadAttention(nn.Module):
             turns = rotary_turns(self.block_size, qkv.shape[-1], x.device)
             qkv = rotate(qkv, turns[start : start + x.shape[1]])
         return qkv.permute(2, 0, 3, 1, 4)
+
+    @staticmethod
+    def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+        """Turn the lecture's `heads.N.{query,key,value}.weight` into `qkv.weight`; drop its `tril` buffers."""
+        heads = [f"{prefix}heads.{n}" for n in range(module.n_head)]
+        names = [f"{head}.{part}.weight" for part in ("query", "key", "value") for head in heads]
+        if all(name in state_dict for name in names):
+            state_dict[f"{prefix}qkv.weight"] = torch.cat([state_dict.pop(name) for name in names])
+            for head in heads:
+                state_dict.pop(f"{head}.tril", None)
 
 
 class FeedForward(nn.Module):

@@ -77,15 +77,18 @@ def test_weights_keep_their_type(kind, contents, tmp_path):
     assert torch.equal(model.lm_head.bias, contents["state_dict"][NAME])
 
 
-def test_as_little_as_is_needed(contents, tmp_path):
+def test_the_lectures_keys_and_as_little_as_is_needed(contents, tmp_path):
     """An option that a file lacks has its default; a run that was not validated has no best loss."""
     weights = contents["state_dict"]
+    qkv = weights.pop("net.blocks.0.sa.qkv.weight")
+    for part, weight in zip(("query", "key", "value"), qkv.chunk(3), strict=True):
+        weights[f"net.blocks.0.sa.heads.0.{part}.weight"] = weight.clone()
     del weights["best_val_loss.min_value"]
     settings = {"name": "gpt", "block_size": 4, "n_layer": 1, "n_head": 1, "n_embd": 4}
     little = {"hyper_parameters": {"model": settings, "characters": CHARACTERS}, "state_dict": weights}
     torch.save(little, tmp_path / "lecture.ckpt")
     checkpoint = read_checkpoint(tmp_path / "lecture.ckpt")
-    assert torch.equal(checkpoint.model.lm_head.bias, weights[NAME])
+    assert torch.equal(checkpoint.model.blocks[0].sa.qkv.weight, qkv)
     assert (checkpoint.model.config, checkpoint.text, checkpoint.scoring) == (CONFIG, {}, EvalSettings())
     assert (checkpoint.best_loss, checkpoint.step, checkpoint.optimizer) == (None, None, {})
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
-from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
+from chargpt.corpus import encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
 from chargpt.sources import Text
 from chargpt.tokenizer import CharTokenizer
@@ -221,21 +221,7 @@ def test_processes_that_encode_at_once(tmp_path, cache):
     assert sorted(f.suffix for f in cache.iterdir() if f.name != ".lock") == [".json", ".json", ".uint16"]
 
 
-# Ids of a text that is larger than memory
-
-
-def test_ids_in_another_vocabulary_are_translated_as_they_are_read(tmp_path):
-    corpus, wider = encoded(tmp_path / "text.txt", "hello"), CharTokenizer("abehlo")
-    ids = ids_in(wider, corpus.tokenizer, corpus.ids)
-    assert isinstance(ids, Translated)
-    assert ids.ids is corpus.ids
-    assert len(ids) == 5
-    assert wider.decode(ids[1:]) == "ello"
-    assert ids[np.array([[0, 1], [3, 4]])].shape == (2, 2)
-    narrower = CharTokenizer("elo")
-    with pytest.raises(UserError, match="'h'"):
-        ids_in(narrower, corpus.tokenizer, corpus.ids)
-    assert narrower.decode(ids_in(narrower, corpus.tokenizer, corpus.ids, skip_unknown=True)) == "ello"
+# Ids
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
@@ -247,3 +233,13 @@ def test_reads_at_random_bring_no_other_pages(tmp_path):
     advice = [" rr " in after for before, after in itertools.pairwise(maps) if corpus.ids.filename.name in before]
     assert sorted(advice) == [False, True]
     assert np.array_equal(again, corpus.ids)
+
+
+def test_ids_in_another_vocabulary(tmp_path):
+    corpus, narrower = encoded(tmp_path / "text.txt", "hello"), CharTokenizer("elo")
+    assert ids_in(CharTokenizer("ehlo"), corpus.tokenizer, corpus.ids) is corpus.ids
+    wider = CharTokenizer("abehlo")
+    assert wider.decode(ids_in(wider, corpus.tokenizer, corpus.ids)) == "hello"
+    with pytest.raises(UserError, match="'h'"):
+        ids_in(narrower, corpus.tokenizer, corpus.ids)
+    assert narrower.decode(ids_in(narrower, corpus.tokenizer, corpus.ids, skip_unknown=True)) == "ello"
