@@ -21,20 +21,15 @@ from chargpt.sources import SOURCES, Text, UnavailableError
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
 
 
-def test_targets_are_the_next_characters():
-    inputs, targets = RandomBlocks(IDS, block_size=8, batch_size=5, seed=1)[3]
-    assert inputs.shape == targets.shape == (5, 8)
-    assert inputs.dtype == targets.dtype == torch.int64
-    assert torch.equal(targets, inputs + 1)
-    assert torch.equal(inputs, inputs[:, :1] + torch.arange(8))
-
-
 def test_blocks_start_where_they_always_did():
     """At places that follow from (seed, step): were that to change, runs could not be repeated."""
     blocks = RandomBlocks(IDS, 8, 32, seed=5)
     for step in (0, 1, 1000):
+        inputs, targets = blocks[step]
         starts = np.random.default_rng((5, step)).integers(0, len(IDS) - 8, size=(32, 1))
-        assert np.array_equal(blocks[step][0], starts + np.arange(8))
+        assert np.array_equal(inputs, starts + np.arange(8))
+        assert torch.equal(targets, inputs + 1)
+        assert inputs.dtype == targets.dtype == torch.int64
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 100))
@@ -198,14 +193,10 @@ def test_a_run_resumes_with_the_text_in_the_cache(source, known, monkeypatch):
     assert data.identities == known
 
 
-def test_a_run_whose_text_is_gone():
-    data = CharDataModule(DataConfig(source="file", block_size=16), {"sha256": "0" * 64, "name": "a text"})
-    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
-        data.setup()
-
-
 def test_a_run_resumes_with_the_text_that_is_given(known, text_file, tmp_path):
-    """If it is the same."""
+    """If it is the same; one is needed if the cache has lost it."""
+    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
+        CharDataModule(DataConfig(source="file"), {"sha256": "0" * 64, "name": "a text"}).setup()
     with pytest.raises(UserError, match=r"verse\.txt is not the text that the run began with, or has changed; start"):
         CharDataModule(DataConfig(source="file", path=str(text_file), block_size=16), known).setup()
     (tmp_path / "again.txt").write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")

@@ -147,19 +147,6 @@ def test_the_last_block_computes_only_the_outputs_that_are_needed(idx, length, c
     torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1:], rtol=1e-10, atol=1e-12)
 
 
-@torch.no_grad()
-def test_many_texts_begin_with_one(any_gpt, idx):
-    """Read once and expanded, the cache serves as many continuations; it has the room that was asked for."""
-    cache = any_gpt.new_cache(1, 8)
-    any_gpt(idx[:1, :5], cache)
-    cache.expand(4)
-    text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
-    for n in range(5, 8):
-        logits = any_gpt(text[:, n : n + 1], cache)
-        torch.testing.assert_close(logits, any_gpt(text[:, : n + 1])[:, -1:], rtol=1e-10, atol=1e-12)
-    assert cache.keys_and_values.shape == (3, 2, 4, 3, 8, 8)
-
-
 def test_bigram_is_its_table(idx):
     """With a cache as `GPT`, and whatever was read before."""
     bigram = Bigram(BigramConfig(block_size=12), VOCAB)

@@ -75,14 +75,9 @@ def test_a_list(tmp_path):
     make(tmp_path, "b.txt", "a.txt", "x/c.txt", "x/d.txt")
     assert found(tmp_path / "b.txt", tmp_path / "x", tmp_path / "*.txt") == ["b.txt", "x/c.txt", "x/d.txt", "a.txt"]
     assert find_text("file", [f"{tmp_path}/b.txt", f"{tmp_path}/x"]).name == f"{tmp_path}/b.txt, {tmp_path}/x"
-
-
-@pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt"])
-def test_a_file_of_several_names_counts_once(pattern, tmp_path):
-    make(tmp_path, "b.txt")
-    (tmp_path / "a.txt").symlink_to("b.txt")
-    (tmp_path / "itself").symlink_to(".")
-    assert [file.name for file in find_files(str(tmp_path / pattern)).files] == ["a.txt"]
+    (tmp_path / "x" / "link.txt").symlink_to("c.txt")
+    (tmp_path / "x" / "itself").symlink_to(".")
+    assert found(tmp_path / "x") == found(tmp_path / "x/**/*.txt") == ["x/c.txt", "x/d.txt"]
 
 
 def test_names_from_home_and_above(tmp_path, monkeypatch):

@@ -35,13 +35,6 @@ def test_the_same_function(bias, shape, either_library):
     assert ("CPULinear" in out.grad_fn.name()) is choice.forced_onednn
 
 
-def test_strided_input(either_library):
-    layer = Linear(8, 4)
-    x = torch.randn(6, 8, 5)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x.mT[:, -1:]), F.linear(x.mT[:, -1:], layer.weight, layer.bias))
-
-
 @needs_onednn
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_onednn_bf16)])
