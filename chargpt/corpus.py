@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from chargpt.errors import UserError
 from chargpt.files import locked, replacing, write
@@ -97,7 +96,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool
 
     Unless `skip_unknown`, a character that it lacks raises `UnknownCharacterError`.
     """
-    if own.characters is None or own.characters == tokenizer.characters:
+    if None in (own.characters, tokenizer.characters) or own.characters == tokenizer.characters:
         return ids
     known = np.array([character in tokenizer for character in own.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
@@ -143,7 +142,7 @@ def _index() -> dict[str, str]:
 def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
     """The first pass over a text: its SHA-256 and its vocabulary."""
     digest, seen = hashlib.sha256(), np.zeros(UNICODE, bool)
-    for raw, code_points in _pieces(text.files, kind, "Reading"):
+    for raw, code_points in _pieces(text.files, kind):
         digest.update(raw)
         seen[code_points] = True
     if not seen.any():
@@ -160,7 +159,7 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     id_of = np.zeros(UNICODE, dtype)
     id_of[_code_points(tokenizer.characters or "".join(map(chr, range(256))))] = np.arange(tokenizer.vocab_size)
     with replacing(file) as out:
-        for raw, code_points in _pieces(text.files, tokenizer.kind, "Encoding"):
+        for raw, code_points in _pieces(text.files, tokenizer.kind):
             digest.update(raw)
             out.write(id_of[code_points])
         length = out.tell() // dtype.itemsize
@@ -176,30 +175,27 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, np.ndarray]]:
-    """A text in pieces, with a progress bar: the bytes, and the code points of the characters that end in them."""
-    size = sum(file.stat().st_size for file in files)
+def _pieces(files: list[Path], kind: str) -> Iterator[tuple[bytes, np.ndarray]]:
+    """A text in pieces: the bytes, and the code points of the characters that end in them."""
     # Latin-1 makes a character of each byte. "-sig" leaves out the byte order mark.
     encoding = "latin-1" if kind == ByteTokenizer.kind else "utf-8-sig"
-    with tqdm(desc=doing, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
-        for file in files:
-            decoder, before, end = codecs.getincrementaldecoder(encoding)(), bar.n, 0
-            try:
-                with file.open("rb") as opened:
-                    is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
-                    stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
-                    while raw := stream.read(PIECE):
-                        bar.update(before + opened.tell() - bar.n)
-                        end += len(raw)
-                        text = decoder.decode(raw)
-                        if encoding != "latin-1" and "\0" in text:
-                            raise UserError(f"{file} is binary, not text: it has NUL bytes")
-                        yield raw, _code_points(text)
-                    decoder.decode(b"", final=True)
-            except UnicodeDecodeError as error:
-                raise _not_text(file, end - len(error.object), error) from error
-            except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    for file in files:
+        decoder, end = codecs.getincrementaldecoder(encoding)(), 0
+        try:
+            with file.open("rb") as opened:
+                is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
+                stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
+                while raw := stream.read(PIECE):
+                    end += len(raw)
+                    text = decoder.decode(raw)
+                    if encoding != "latin-1" and "\0" in text:
+                        raise UserError(f"{file} is binary, not text: it has NUL bytes")
+                    yield raw, _code_points(text)
+                decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise _not_text(file, end - len(error.object), error) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
