@@ -96,7 +96,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool
 
     Unless `skip_unknown`, a character that it lacks raises `UnknownCharacterError`.
     """
-    if None in (own.characters, tokenizer.characters) or own.characters == tokenizer.characters:
+    if own.characters is None or tokenizer.characters is None or own.characters == tokenizer.characters:
         return ids
     known = np.array([character in tokenizer for character in own.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
