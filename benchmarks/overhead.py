@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.measure import hardware, parser, seconds, spread, table
 from chargpt.batches import RandomBlocks
 from chargpt.data import CharDataModule
-from chargpt.kernels.choice import best_precision
-from chargpt.kernels.compiling import compile_model
+from chargpt.kernels.choice import best_precision, compile_model
 from chargpt.module import CharLM
 from chargpt.optim import lr_factor
 from chargpt.run.config import Settings, composed, read_config

@@ -16,7 +16,7 @@ import torch
 from benchmarks.measure import hardware, interleaved, parser, spread, table
 from benchmarks.peers import LECTURE, VOCABULARY, add_peers, peer, peers
 from chargpt.kernels import choice
-from chargpt.kernels.compiling import LONG_RUN, compile_model
+from chargpt.kernels.choice import LONG_RUN, compile_model
 from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig, OptimizerConfig

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from chargpt.corpus import Ids
 from chargpt.errors import UserError
-from chargpt.settings import LARGEST, check_ranges, check_split
+from chargpt.settings import require, require_at_least, require_split
 from chargpt.sources import SOURCES
 from chargpt.tokenizer import KINDS
 
@@ -63,20 +63,15 @@ class DataConfig:
                 quoted = f"a name that looks like a number needs quotes: \"data.{name}='1.10'\""
                 raise UserError(f"data.{name} must be a text or a list of texts; got {value!r} ({quoted})")
         for name, source in (("source", self.source), ("fallback", self.fallback or "file")):
-            if source not in SOURCES:
-                raise UserError(f"data.{name} must be one of {', '.join(SOURCES)}; got {source!r}")
+            require(source in SOURCES, f"data.{name}", f"one of {', '.join(SOURCES)}", source)
         if self.path is not None and "file" not in (self.source, self.fallback):
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
-        if self.tokenizer not in KINDS:
-            raise UserError(f"data.tokenizer must be one of {', '.join(KINDS)}; got {self.tokenizer!r}")
-        check_split("data", self.split)
-        if len(self.split) == 3 and (self.val_path is not None or self.test_path is not None):
-            raise UserError(
-                f"data.split={self.split} cuts a test part from the text; with data.val_path or data.test_path it takes"
-                " two shares"
-            )
-        sizes = {"block_size": (1, LARGEST), "batch_size": (1, LARGEST), "num_workers": (0, 256)}
-        check_ranges("data", self, **sizes, seed=(0, 2**63 - 1))
+        require(self.tokenizer in KINDS, "data.tokenizer", f"one of {', '.join(KINDS)}", self.tokenizer)
+        require_split("data", self.split)
+        if self.val_path is not None or self.test_path is not None:
+            require(len(self.split) == 2, "data.split", "two shares with data.val_path or data.test_path", self.split)
+        require_at_least(1, self, "data", "block_size", "batch_size")
+        require_at_least(0, self, "data", "num_workers", "seed")
 
 
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import UserError, explain
 from chargpt.files import find
-from chargpt.settings import check_ranges, check_split, make, read_settings
+from chargpt.settings import make, read_settings, require_at_least, require_split
 from chargpt.tokenizer import Tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class EvalSettings:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        check_split("scoring", self.split)
-        check_ranges("scoring", self, batch_size=(1, 100_000_000))
+        require_split("scoring", self.split)
+        require_at_least(1, self, "scoring", "batch_size")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from chargpt.errors import UserError
 from chargpt.files import locked, replacing, write
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes to read at a time
 UNICODE = 0x110000  # the number of code points
+Ids = np.ndarray  # shape (ids,): uint8, uint16 or uint32
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Corpus:
     Attributes:
         sha256: of the text's bytes.
         tokenizer: its vocabulary is the text's sorted distinct characters, or bytes.
-        ids: memory-mapped, read-only, shape (ids,), uint8, uint16 or uint32.
+        ids: memory-mapped, read-only.
         files: the number of files; 1 if the text was found by its hash.
     """
 
@@ -53,23 +53,6 @@ class Corpus:
     tokenizer: Tokenizer
     ids: np.memmap
     files: int = 1
-
-
-@dataclass(frozen=True)
-class Translated:
-    """Ids in another vocabulary, looked up in `table` as they are read, since a text may be larger than memory."""
-
-    ids: np.ndarray
-    table: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
-        return self.table[self.ids[where]]
-
-
-Ids = np.ndarray | Translated  # indexed by a slice or by an array of places
 
 
 def encode_text(
@@ -88,14 +71,10 @@ def encode_text(
     if expected not in (None, sha256):
         raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
     if corpus is None:
-        try:
-            with locked(folder):  # another process may have encoded the text in the meantime
-                corpus = None if verify else find_encoded(sha256, text.name, kind)
-                corpus = corpus or _encode(text, sha256, tokenizer)
-                write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
-        except OSError as error:
-            elsewhere = "on Linux, XDG_CACHE_HOME names another folder for the cache"
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; {elsewhere}") from error
+        with locked(folder):  # another process may have encoded the text in the meantime
+            corpus = None if verify else find_encoded(sha256, text.name, kind)
+            corpus = corpus or _encode(text, sha256, tokenizer)
+            write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
     return replace(corpus, files=len(text.files))
 
 
@@ -112,15 +91,17 @@ def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind) -> Corp
     return Corpus(name, sha256, tokenizer, ids) if len(ids) == description.get("length") else None
 
 
-def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: np.ndarray, *, skip_unknown: bool = False) -> Ids:
-    """The ids of the tokenizer `own` in the vocabulary of another one of its kind. Unless `skip_unknown`, a character
-    that it lacks raises `UnknownCharacterError`."""
+def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool = False) -> Ids:
+    """The ids of the tokenizer `own` in the vocabulary of another one of its kind: a copy in memory if they differ.
+
+    Unless `skip_unknown`, a character that it lacks raises `UnknownCharacterError`.
+    """
     if own.characters is None or tokenizer.characters is None or own.characters == tokenizer.characters:
         return ids
     known = np.array([character in tokenizer for character in own.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
     table[known] = tokenizer.encode(own.characters, skip_unknown=skip_unknown)
-    return Translated(ids, table) if known.all() else table[ids[known[ids]]]
+    return table[ids if known.all() else ids[known[ids]]]
 
 
 def read_at_random(ids: np.memmap) -> np.memmap:
@@ -161,11 +142,9 @@ def _index() -> dict[str, str]:
 def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
     """The first pass over a text: its SHA-256 and its vocabulary."""
     digest, seen = hashlib.sha256(), np.zeros(UNICODE, bool)
-    for raw, piece in _pieces(text.files, kind, "Reading"):
+    for raw, code_points in _pieces(text.files, kind):
         digest.update(raw)
-        if isinstance(piece, bytes):  # leaves new ones, which is several times as fast as looking at all
-            piece = piece.translate(None, np.flatnonzero(seen[:256]).astype(np.uint8).tobytes())
-        seen[_code_points(piece)] = True
+        seen[code_points] = True
     if not seen.any():
         raise UserError(f"{text.name} is empty: there is no text")
     characters = "".join(map(chr, np.flatnonzero(seen)))
@@ -178,14 +157,11 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     log.info(f"Encoding {text.name}: {what}")
     dtype, file, digest = _dtype(tokenizer), _ids_file(sha256, tokenizer), hashlib.sha256()
     id_of = np.zeros(UNICODE, dtype)
-    id_of[_code_points(tokenizer.characters or bytes(range(256)))] = np.arange(tokenizer.vocab_size)
+    id_of[_code_points(tokenizer.characters or "".join(map(chr, range(256))))] = np.arange(tokenizer.vocab_size)
     with replacing(file) as out:
-        for raw, piece in _pieces(text.files, tokenizer.kind, "Encoding"):
+        for raw, code_points in _pieces(text.files, tokenizer.kind):
             digest.update(raw)
-            if isinstance(piece, bytes) and dtype == np.uint8:
-                out.write(piece.translate(id_of[:256].data))  # ten times as fast
-            else:
-                out.write(id_of[_code_points(piece)])
+            out.write(id_of[code_points])
         length = out.tell() // dtype.itemsize
         if digest.hexdigest() != sha256:
             raise UserError(f"{text.name} changed while it was read; run again once it is complete")
@@ -194,49 +170,41 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     return Corpus(text.name, sha256, tokenizer, np.memmap(file, dtype, mode="r"))
 
 
-def _code_points(piece: bytes | str) -> np.ndarray:
+def _code_points(text: str) -> np.ndarray:
     """Shape (characters,)."""
-    if isinstance(piece, bytes):
-        return np.frombuffer(piece, np.uint8)
-    return np.frombuffer(piece.encode("utf-32-le"), np.uint32)
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def _pieces(files: list[Path], kind: str, doing: str) -> Iterator[tuple[bytes, bytes | str]]:
-    """A text in pieces, with a progress bar: as bytes, and decoded unless each byte is a character."""
-    size = sum(file.stat().st_size for file in files)
-    with tqdm(desc=doing, total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
-        for file in files:
-            decoder, before, end = codecs.getincrementaldecoder("utf-8")(), bar.n, 0
-            try:
-                with file.open("rb") as opened:
-                    is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
-                    stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
-                    while raw := stream.read(PIECE):
-                        bar.update(before + opened.tell() - bar.n)
-                        end += len(raw)
-                        if kind == CharTokenizer.kind:
-                            if end == len(raw):
-                                raw = raw.removeprefix(codecs.BOM_UTF8)
-                            if (at := raw.find(0)) >= 0:
-                                raise UnicodeDecodeError("utf-8", raw, at, at + 1, "NUL")
-                        is_plain = kind == ByteTokenizer.kind or (raw.isascii() and not decoder.getstate()[0])
-                        yield raw, raw if is_plain else decoder.decode(raw)
-                    decoder.decode(b"", final=True)
-            except UnicodeDecodeError as error:
-                raise _not_text(file, end - len(error.object), error) from error
-            except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+def _pieces(files: list[Path], kind: str) -> Iterator[tuple[bytes, np.ndarray]]:
+    """A text in pieces: the bytes, and the code points of the characters that end in them."""
+    # Latin-1 makes a character of each byte. "-sig" leaves out the byte order mark.
+    encoding = "latin-1" if kind == ByteTokenizer.kind else "utf-8-sig"
+    for file in files:
+        decoder, end = codecs.getincrementaldecoder(encoding)(), 0
+        try:
+            with file.open("rb") as opened:
+                is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
+                stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
+                while raw := stream.read(PIECE):
+                    end += len(raw)
+                    text = decoder.decode(raw)
+                    if encoding != "latin-1" and "\0" in text:
+                        raise UserError(f"{file} is binary, not text: it has NUL bytes")
+                    yield raw, _code_points(text)
+                decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise _not_text(file, end - len(error.object), error) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
     """What to say of bytes that are not UTF-8 text, which begin at this offset of the file."""
-    byte, where = error.object[error.start], f"at byte offset {offset + error.start}"
-    wrong = f"byte 0x{byte:02x} {where} ({error.reason})"
+    byte = error.object[error.start]
     advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
     if offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        wrong, advice = "it begins as UTF-16 does", "convert it with iconv -f UTF-16 -t UTF-8"
-    elif byte == 0:
-        return UserError(f"{file} is binary, not text: a NUL byte {where}")
+        advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
     elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
         advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"
+    wrong = f"byte 0x{byte:02x} at byte offset {offset + error.start} ({error.reason})"
     return UserError(f"{file} is not UTF-8: {wrong}; {advice}, or train on its bytes: data.tokenizer=bytes")

@@ -69,15 +69,15 @@ class CharDataModule(LightningDataModule):
         every process may do so at the same time."""
         if hasattr(self, "corpus"):
             return
-        text, own = self._load(""), {}
-        for part in ("val", "test"):
-            is_given, is_expected = getattr(self.config, f"{part}_path") is not None, f"{part}_sha256" in self._expected
-            if is_given and self._expected and not is_expected:
-                raise UserError(f"the run began without data.{part}_path; start a new run for it")
-            if is_given or is_expected:
-                own[part] = self._load(f"{part}_")
-        cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, self.config.split)
-        parts, block_size = cut | {part: corpus.ids for part, corpus in own.items()}, self.config.block_size
+        text, config = self._load(""), self.config
+        given = {"val": config.val_path, "test": config.test_path}
+        own = {
+            part: self._load(f"{part}_")
+            for part, path in given.items()
+            if path is not None or f"{part}_sha256" in self._expected
+        }
+        cut: dict[str, np.ndarray] = {"train": text.ids} if "val" in own else parts_of(text.ids, config.split)
+        parts, block_size = cut | {part: corpus.ids for part, corpus in own.items()}, config.block_size
         for part, ids in parts.items():
             if len(ids) <= block_size:
                 raise UserError(
@@ -85,8 +85,6 @@ class CharDataModule(LightningDataModule):
                     f" model.block_size={block_size} needs {block_size + 1:,}: use a longer text or a smaller one"
                 )
         vocabulary = {char for corpus in (text, *own.values()) for char in corpus.tokenizer.characters or ""}
-        if len(vocabulary) == 1:
-            raise UserError(f"{text.name} has a single distinct character: there is nothing to learn")
         self.corpus, self.own = text, own
         self._parts = parts | {"train": read_at_random(text.ids)[: len(parts["train"])]}
         self.use(CharTokenizer("".join(sorted(vocabulary))) if vocabulary else text.tokenizer)
@@ -110,8 +108,10 @@ class CharDataModule(LightningDataModule):
         """The text of `config.path`, or with the prefix `val_` or `test_` that of `config.val_path` and so on."""
         config = self.config
         path, sha256 = getattr(config, f"{prefix}path"), self._expected.get(f"{prefix}sha256")
+        if self._expected and sha256 is None:
+            raise UserError(f"the run began without data.{prefix}path; start a new run for it")
         if sha256 is not None and path is None:
-            name = self._expected.get(f"{prefix}name", "an unnamed text")
+            name = self._expected.get(f"{prefix}name", "")
             corpus = find_encoded(sha256, name, config.tokenizer)
             if corpus is not None:
                 return corpus

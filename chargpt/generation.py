@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chargpt.errors import NonFiniteError, UserError
+from chargpt.errors import NonFiniteError
 from chargpt.kernels.linear import fixed_weights
 from chargpt.model import Model
+from chargpt.settings import require
 
 WINDOWS = ("exact", "stride")
 WORTH_FIXING = 32  # characters
@@ -43,18 +44,13 @@ class Sampling:
     window: str = "exact"
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature must be 0 (always the most likely character) or more; got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1; got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1; got {self.top_p}")
-        if self.num_samples < 1:
-            raise UserError(f"num_samples must be at least 1; got {self.num_samples}")
-        if self.window not in WINDOWS:
-            raise UserError(f"window must be one of {', '.join(WINDOWS)}; got {self.window!r}")
+        require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        is_finite = 0 <= self.temperature < float("inf")
+        require(is_finite, "temperature", "0 (always the most likely character) or more", self.temperature)
+        require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        require(self.num_samples >= 1, "num_samples", "at least 1", self.num_samples)
+        require(self.window in WINDOWS, "window", f"one of {', '.join(WINDOWS)}", self.window)
 
 
 def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
@@ -97,13 +93,9 @@ def generate(
     sampling = sampling or Sampling()
     N, block_size = sampling.num_samples, model.config.block_size
     text = unread = idx[:, -block_size:]  # (1, T)
-    longest = text.shape[1] + sampling.max_new_tokens
-    cache = model.new_cache(1, min(block_size, longest))
-    if sampling.window == "exact":  # how many characters are read again past the window, and how many one by one
-        kept, decoded = block_size, min(block_size, longest) - text.shape[1]
-    else:
-        kept, decoded = max(1, block_size // 2), sampling.max_new_tokens
-    with fixed_weights(model) if decoded >= WORTH_FIXING and N == 1 else nullcontext():
+    cache = model.new_cache(1, min(block_size, text.shape[1] + sampling.max_new_tokens))
+    kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # read again past the window
+    with fixed_weights(model) if N == 1 and sampling.max_new_tokens >= WORTH_FIXING else nullcontext():
         for n in range(sampling.max_new_tokens):
             logits = model.forward(unread, cache)[:, -1]  # not model(...): its shapes are not worth compiling
             if n == 0:  # the prompt is read once for all samples

@@ -14,7 +14,7 @@ from chargpt.attention import KVCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
 from chargpt.kernels.dropout import Dropout
 from chargpt.kernels.linear import Linear
-from chargpt.settings import LARGEST, check_ranges
+from chargpt.settings import require, require_at_least
 
 POSITIONS = ("learned", "rotary")
 
@@ -25,7 +25,6 @@ class GPTConfig:
 
     Attributes:
         block_size: the longest context, in characters.
-        n_layer: blocks.
         n_head: attention heads per block; they share the channels.
         n_embd: channels (C).
         dropout: probability of dropping an attention weight, or a channel at the end of either half of a block.
@@ -47,19 +46,13 @@ class GPTConfig:
     zero_init: bool = False
 
     def __post_init__(self) -> None:
-        size = (1, LARGEST)
-        check_ranges("model", self, block_size=size, n_layer=(1, 1000), n_head=size, n_embd=size)
-        if self.n_embd % self.n_head:
-            raise UserError(f"model.n_embd must be divisible by model.n_head; got {self.n_embd} and {self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must be at least 0 and below 1; got {self.dropout}")
-        if self.positions not in POSITIONS:
-            raise UserError(f"model.positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}")
-        if self.positions == "rotary" and (self.n_embd // self.n_head) % 2:
-            raise UserError(
-                "model.positions=rotary turns pairs of channels: model.n_embd must be divisible by twice model.n_head;"
-                f" got {self.n_embd} and {self.n_head}"
-            )
+        require_at_least(1, self, "model", "block_size", "n_layer", "n_head", "n_embd")
+        require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+        require(self.positions in POSITIONS, "model.positions", f"one of {', '.join(POSITIONS)}", self.positions)
+        divisor, name = self.n_head, "model.n_head"
+        if self.positions == "rotary":  # it turns pairs of channels
+            divisor, name = 2 * divisor, "twice model.n_head with model.positions=rotary"
+        require(self.n_embd % divisor == 0, "model.n_embd", f"divisible by {name}, {divisor}", self.n_embd)
 
     @property
     def shifted(self) -> int:
@@ -75,7 +68,7 @@ class BigramConfig:
     block_size: int = 256
 
     def __post_init__(self) -> None:
-        check_ranges("model", self, block_size=(1, LARGEST))
+        require_at_least(1, self, "model", "block_size")
 
 
 class MultiHeadAttention(nn.Module):
@@ -126,12 +119,12 @@ class MultiHeadAttention(nn.Module):
     @staticmethod
     def _fuse_heads(module: "MultiHeadAttention", state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         """Turn the lecture's `heads.N.{query,key,value}.weight` into `qkv.weight`; drop its `tril` buffers."""
-        heads = range(module.n_head)
-        names = [f"{prefix}heads.{n}.{part}.weight" for part in ("query", "key", "value") for n in heads]
+        heads = [f"{prefix}heads.{n}" for n in range(module.n_head)]
+        names = [f"{head}.{part}.weight" for part in ("query", "key", "value") for head in heads]
         if all(name in state_dict for name in names):
             state_dict[f"{prefix}qkv.weight"] = torch.cat([state_dict.pop(name) for name in names])
-            for n in heads:
-                state_dict.pop(f"{prefix}heads.{n}.tril", None)
+            for head in heads:
+                state_dict.pop(f"{head}.tril", None)
 
 
 class FeedForward(nn.Module):
@@ -263,5 +256,4 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": Bigra
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Model:
-    """The model of a configuration."""
     return GPT(config, vocab_size) if isinstance(config, GPTConfig) else Bigram(config, vocab_size)

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0; carries singular values of (0, 1] near 1 in five steps
+STEPS = 5
 
 
-def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor) -> Tensor:
     """The nearest orthogonal matrices, roughly: singular vectors stay, singular values come to between 0.6 and 1.3,
     except those below a thousandth of the largest.
 
@@ -28,7 +29,7 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-12)  # no singular value is above 1
     square = wide @ wide.mT  # (k, n, n)
     polynomial = product = _polynomial(square)
-    for _ in range(steps - 1):
+    for _ in range(STEPS - 1):
         square = polynomial @ square @ polynomial  # X X^T of the next X
         polynomial = _polynomial(square)
         product = polynomial @ product

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from chargpt.errors import UserError
-from chargpt.kernels.private import unscale_before_step
+from chargpt.kernels import unscale_before_step
 from chargpt.muon import Muon
+from chargpt.settings import require
 
 # From the progress of the decay (0 to 1) to the remaining share of the peak (1 to 0).
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -41,25 +41,19 @@ class OptimizerConfig:
     min_lr_factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"optimizer.lr must be above 0; got {self.lr}")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}")
-        if not 0 < self.decay_share <= 1:
-            raise UserError(f"optimizer.decay_share must be above 0 and at most 1; got {self.decay_share}")
-        if self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps must be at least 0; got {self.warmup_steps}")
-        if not 0 <= self.min_lr_factor <= 1:
-            raise UserError(f"optimizer.min_lr_factor must be between 0 and 1; got {self.min_lr_factor}")
-
-    def check(self, within: dict[str, tuple[float, float]], betas: list[float]) -> None:
-        """Refuse a value outside [least, limit), or betas that AdamW cannot use."""
-        for name, (least, limit) in within.items():
-            if not least <= getattr(self, name) < limit:
-                upper = f" and below {limit}" if limit < math.inf else ""
-                raise UserError(f"optimizer.{name} must be at least {least}{upper}; got {getattr(self, name)}")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise UserError(f"optimizer.betas must be two numbers, each at least 0 and below 1; got {betas}")
+        require(self.schedule in SCHEDULES, "optimizer.schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        require(0 < self.decay_share <= 1, "optimizer.decay_share", "above 0 and at most 1", self.decay_share)
+        require(0 <= self.min_lr_factor <= 1, "optimizer.min_lr_factor", "between 0 and 1", self.min_lr_factor)
+        for name, value in vars(self).items():
+            if name in ("lr", "adamw_lr"):
+                require(0 < value < math.inf, f"optimizer.{name}", "above 0", value)
+            if name == "warmup_steps" or name.endswith("_decay"):
+                require(0 <= value < math.inf, f"optimizer.{name}", "at least 0", value)
+            if name == "momentum":
+                require(0 <= value < 1, f"optimizer.{name}", "at least 0 and below 1", value)
+            if name == "betas":
+                is_right = len(value) == 2 and all(0 <= beta < 1 for beta in value)
+                require(is_right, f"optimizer.{name}", "two numbers, each at least 0 and below 1", value)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a model's parameters."""
@@ -78,10 +72,6 @@ class AdamWConfig(OptimizerConfig):
     name: str = "adamw"
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check({"weight_decay": (0, math.inf)}, self.betas)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         embeddings = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
@@ -125,13 +115,6 @@ class MuonConfig(OptimizerConfig):
     embedding_decay: float = 0.0
     head_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.adamw_lr < math.inf:
-            raise UserError(f"optimizer.adamw_lr must be above 0; got {self.adamw_lr}")
-        decays = dict.fromkeys(("weight_decay", "embedding_decay", "head_decay"), (0, math.inf))
-        self.check({**decays, "momentum": (0, 1)}, self.betas)
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         matrices: dict[int, list[nn.Parameter]] = defaultdict(list)  # by the number stacked in one

@@ -9,7 +9,6 @@ from chargpt.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
 MOST_STEPS = 2**53  # a float can count them
-LARGEST = 100_000_000  # for a size: beyond any machine
 
 
 def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, default: str | None = None) -> Config:
@@ -49,18 +48,21 @@ def _is_a(value: Any, kind: Any) -> bool:
     return kind is Any or type(value) is kind or (kind is float and type(value) is int)  # a boolean is not a number
 
 
-def check_ranges(group: str, config: Any, **limits: tuple[int, int]) -> None:
-    """Refuse a whole number outside of its limits, both of which are allowed."""
-    for name, (least, most) in limits.items():
+def require(is_right: bool, key: str, rule: str, value: object) -> None:
+    """Refuse the value of a setting that breaks a rule."""
+    if not is_right:
+        raise UserError(f"{key} must be {rule}; got {value!r}")
+
+
+def require_at_least(least: int, config: Any, group: str, *names: str) -> None:
+    """Refuse fields of a configuration that are smaller."""
+    for name in names:
         value = getattr(config, name)
-        if not least <= value <= most:
-            raise UserError(f"{group}.{name} must be at least {least} and at most {most:,}; got {value}")
+        require(value >= least, f"{group}.{name}", f"at least {least}", value)
 
 
-def check_split(group: str, split: list[float]) -> None:
+def require_split(group: str, split: list[float]) -> None:
     """Refuse shares that do not split a text into two or three parts."""
-    if not (2 <= len(split) <= 3 and all(0 < share < 1 for share in split) and math.isclose(sum(split), 1)):
-        raise UserError(
-            f"{group}.split must be two or three shares of the text, such as [0.9,0.1], each above 0 and together 1;"
-            f" got {split}"
-        )
+    is_right = 2 <= len(split) <= 3 and all(0 < share < 1 for share in split) and math.isclose(sum(split), 1)
+    rule = "two or three shares of the text, such as [0.9,0.1], each above 0 and together 1"
+    require(is_right, f"{group}.split", rule, split)

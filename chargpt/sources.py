@@ -45,10 +45,8 @@ def find_text(source: str, path: str | list[str] | None = None, fallback: str | 
         if fallback in (None, source):
             raise
         text = SOURCES[fallback](path)
-        rule = "!" * 100
         log.warning(
-            f"{rule}\nNOT TRAINING ON {source.upper()}, but on: {text.name}.\n{error}.\n"
-            f"With data.fallback=null this is an error.\n{rule}"
+            f"NOT TRAINING ON {source.upper()}, but on {text.name}: {error}; data.fallback=null makes it an error"
         )
         return text
 

@@ -2,7 +2,6 @@
 
 import codecs
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -32,8 +31,6 @@ class CharTokenizer:
     def __init__(self, characters: str):
         if type(characters) is not str or not characters or any(a >= b for a, b in itertools.pairwise(characters)):
             raise UserError("a vocabulary is one or more distinct characters in order of code point")
-        if re.search("[\ud800-\udfff]", characters):
-            raise UserError("a vocabulary has no surrogates: UTF-8 cannot encode them")
         self.characters = characters
         self._ids = {char: i for i, char in enumerate(characters)}
 
@@ -85,12 +82,8 @@ class ByteTokenizer:
         return True
 
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
-        """The bytes of a text, including those of a command line that are not UTF-8; as `CharTokenizer.encode`, other
-        surrogates being unknown."""
-        try:
-            return list(text.encode(errors="ignore" if skip_unknown else "surrogateescape"))
-        except UnicodeEncodeError:
-            raise UnknownCharacterError("".join(dict.fromkeys(re.findall("[\ud800-\udfff]", text)))) from None
+        """The bytes of a text, including those of a command line that are not UTF-8."""
+        return list(text.encode(errors="surrogateescape"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """As `CharTokenizer.decode`."""

@@ -1,15 +1,15 @@
 """Texts are encoded exactly, once, or refused in a line."""
 
 import codecs
-import ctypes
 import gzip
 import hashlib
+import itertools
 import logging
-import mmap
 import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chargpt import corpus as room
-from chargpt.batches import RandomBlocks
-from chargpt.corpus import Translated, encode_text, find_encoded, ids_in, read_at_random
+from chargpt.corpus import encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
 from chargpt.sources import Text
 from chargpt.tokenizer import CharTokenizer
@@ -61,16 +60,6 @@ def test_any_text_survives_any_cut(text, piece, tmp_path, monkeypatch):
     assert (found.name, found.sha256, text_of(found)) == ("its name", corpus.sha256, "." + text)
 
 
-@often
-@given(content=st.binary(min_size=1), piece=st.integers(3, 9))
-def test_any_bytes_survive(content, piece, tmp_path, monkeypatch):
-    """Binary, or not UTF-8; but gzip is decompressed."""
-    monkeypatch.setattr(room, "PIECE", piece)
-    corpus = encoded(tmp_path / "text.txt", b" " + content, kind="bytes")
-    assert bytes(corpus.ids) == bytes(find_encoded(corpus.sha256, "", "bytes").ids) == b" " + content
-    assert (corpus.tokenizer.vocab_size, corpus.ids.dtype) == (256, np.uint8)
-
-
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 def test_several_files_are_one_text(kind, tmp_path, cache):
     """Some compressed, some empty, one of two gzip members whose edge cuts a character."""
@@ -85,25 +74,7 @@ def test_several_files_are_one_text(kind, tmp_path, cache):
     assert corpus.sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("content", "characters"),
-    [
-        (BOM + b"text\n", "text\n"),  # a mark of the encoding, and no part of the text
-        (b"te" + BOM + b"xt", "te\ufeffxt"),  # elsewhere it is a character
-        (b"a\r\nb\rc\n", "a\r\nb\rc\n"),
-        (b"\x1a\x0c", "\x1a\x0c"),
-    ],
-)
-@pytest.mark.parametrize("piece", [3, 1 << 22])
-def test_what_is_kept_of_a_file(content, characters, piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "PIECE", piece)
-    assert text_of(encoded(tmp_path / "text.txt", content)) == characters
-    (tmp_path / "text.gz").write_bytes(gzip.compress(content))
-    assert text_of(encode_text(Text("a text", [tmp_path / "text.gz"] * 2))) == 2 * characters
-    assert bytes(encoded(tmp_path / "text.txt", kind="bytes").ids) == content
-
-
-@pytest.mark.parametrize(("distinct", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65537, np.uint32)])
+@pytest.mark.parametrize(("distinct", "dtype"), [(256, np.uint8), (257, np.uint16), (65537, np.uint32)])
 def test_ids_take_the_smallest_integers(distinct, dtype, tmp_path):
     corpus = encoded(tmp_path / "text.txt", "".join(chr(0x10000 + n) for n in range(distinct)))
     assert corpus.ids.dtype == dtype
@@ -112,10 +83,27 @@ def test_ids_take_the_smallest_integers(distinct, dtype, tmp_path):
     assert np.array_equal(corpus.ids, np.arange(distinct))
 
 
-def test_pieces_of_ascii_in_a_text_of_many_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "PIECE", 100)
-    text = "plain " * 100 + "".join(map(chr, range(0x4E00, 0x4F00)))
-    assert text_of(encoded(tmp_path / "text.txt", text)) == text
+@pytest.mark.parametrize(
+    ("content", "characters"),
+    [
+        (BOM + b"text\n", "text\n"),  # a mark of the encoding, and no part of the text
+        (b"te" + BOM + b"xt", "te\ufeffxt"),  # elsewhere it is a character
+        (b"a\r\nb\rc\n", "a\r\nb\rc\n"),
+    ],
+)
+@pytest.mark.parametrize("piece", [2, 1 << 22])
+def test_what_is_kept_of_a_file(content, characters, piece, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "PIECE", piece)
+    assert text_of(encoded(tmp_path / "text.txt", content)) == characters
+    (tmp_path / "text.gz").write_bytes(gzip.compress(content))
+    assert text_of(encode_text(Text("a text", [tmp_path / "text.gz"] * 2))) == 2 * characters
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), BOM + b"\r\n\0", "naïve".encode("latin-1")])
+def test_bytes_are_kept_as_they_are(content, tmp_path):
+    corpus = encoded(tmp_path / "text.txt", content, kind="bytes")
+    assert bytes(corpus.ids) == bytes(find_encoded(corpus.sha256, "", "bytes").ids) == content
+    assert (corpus.tokenizer.vocab_size, corpus.ids.dtype) == (256, np.uint8)
 
 
 # Refused
@@ -126,18 +114,16 @@ def test_pieces_of_ascii_in_a_text_of_many_characters(tmp_path, monkeypatch):
     [
         (b"", "a text is empty"),
         (gzip.compress(BOM), "a text is empty"),
-        (b"text\0more", "is binary, not text: a NUL byte at byte offset 4"),
-        (BOM + b"text\0", "is binary, not text: a NUL byte at byte offset 7"),
+        (b"text\0more", "is binary, not text: it has NUL bytes"),
         ("naïve".encode("latin-1"), "byte 0xef at byte offset 2 .*convert it to UTF-8 from the encoding that it is in"),
-        ("é".encode()[:1], "is not UTF-8: byte 0xc3 at byte offset 0"),
         (b"x" * 10 + "道".encode()[:2], "is not UTF-8: byte 0xe9 at byte offset 10"),
         (BOM + b"na\xefve", "is not UTF-8: byte 0xef at byte offset 5"),
         (gzip.compress("öl \xa0".encode() + b"\xff"), "text.txt is not UTF-8: byte 0xff at byte offset 6"),
-        ("text".encode("utf-16"), r"begins as UTF-16 does; .* -f UTF-16 -t UTF-8, or .*: data\.tokenizer=bytes"),
-        (codecs.BOM_UTF16_BE + "道".encode("utf-16-be"), "iconv -f UTF-16"),
+        ("text".encode("utf-16"), r"begins as UTF-16 does: .* -f UTF-16 -t UTF-8, or .*: data\.tokenizer=bytes"),
         ("so ‘this’".encode("cp1252"), "byte 0x91 at byte offset 3 .* iconv -f WINDOWS-1252 -t UTF-8"),
         (b"\x81", "the encoding that it is in"),  # not in Windows-1252
-        *((ZIPPED[:cut], r"cannot read .*text\.txt: ") for cut in (2, 10, 30, -9, -1)),
+        *((ZIPPED[:cut], r"cannot read .*text\.txt: ") for cut in (2, 30, -1)),
+        (ZIPPED[:99] + bytes([ZIPPED[99] ^ 0x55]) + ZIPPED[100:], r"cannot read .*text\.txt: "),
     ],
 )
 @pytest.mark.parametrize("piece", [3, 1 << 22])
@@ -148,22 +134,7 @@ def test_files_that_are_no_text(content, message, piece, tmp_path, cache, monkey
     assert not cache.exists()
 
 
-def test_a_compressed_file_that_is_damaged(tmp_path, cache):
-    for at in range(len(ZIPPED)):
-        try:
-            corpus = encoded(tmp_path / "text.gz", ZIPPED[:at] + bytes([ZIPPED[at] ^ 0x55]) + ZIPPED[at + 1 :])
-        except UserError:
-            continue
-        assert text_of(corpus) == NOISE  # the damage is in its time stamp
-
-
-def test_a_file_that_cannot_be_read(tmp_path, cache):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"cannot read .*folder: Is a directory"):
-        encoded(tmp_path / "folder")
-
-
-@pytest.mark.parametrize("after", ["hell", "hello!", "hexlo", "", "h\0llo"])
+@pytest.mark.parametrize("after", ["hell", "hello!", "hexlo", ""])
 def test_a_file_that_changes_while_it_is_read(after, tmp_path, cache, caplog):
     """Between the two passes, when `Encoding` is logged."""
     caplog.set_level("INFO")
@@ -175,19 +146,11 @@ def test_a_file_that_changes_while_it_is_read(after, tmp_path, cache, caplog):
 
     logger.addFilter(change)
     try:
-        with pytest.raises(UserError, match=r"changed while it was read; run again|is binary"):
+        with pytest.raises(UserError, match="changed while it was read; run again"):
             encoded(file, "hello")
     finally:
         logger.removeFilter(change)
     assert os.listdir(cache) == [".lock"]
-
-
-def test_another_text_than_expected(tmp_path):
-    right = hashlib.sha256(b"hello").hexdigest()
-    for content in ("hullo", "hello there"):
-        with pytest.raises(UserError, match=r"^a text is not the text that the run began with, or has changed"):
-            encoded(tmp_path / "text.txt", content, expected=right)
-    assert text_of(encoded(tmp_path / "text.txt", "hello", expected=right)) == "hello"
 
 
 # The cache
@@ -220,16 +183,11 @@ def test_verify_reads_and_encodes_again(tmp_path, cache):
     assert ids.read_bytes() == good
 
 
-def test_characters_and_bytes_of_a_text_lie_side_by_side(tmp_path, cache):
-    for kind in ("characters", "bytes", "characters"):
-        assert text_of(encoded(tmp_path / "text.txt", "a text", kind=kind)) == "a text"
-
-
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 def test_a_damaged_cache_is_written_again(kind, tmp_path, cache):
     """Any file missing, cut off, or with something else in it."""
     corpus = encoded(tmp_path / "text.txt", "a text: näive", kind=kind)
-    wrong = [b"", b"[]", b"{}", b"5", b'{"characters": "ba", "length": 1}', b"\xff"]
+    wrong = [b"", b"[]", b"{}", b'{"characters": "ba", "length": 1}', b"\xff"]
     for file in list(cache.glob("[!.]*")):
         good = file.read_bytes()
         for bad in (None, *wrong, good[:-1], good + b" x"):
@@ -242,17 +200,10 @@ def test_a_damaged_cache_is_written_again(kind, tmp_path, cache):
             assert (again.sha256, text_of(again)) == (corpus.sha256, "a text: näive")
 
 
-@pytest.mark.parametrize("name", ["", "0" * 64, "../" + "0" * 61, None, 5, "{}A", " {}", "{}\n", "../encoded/{}"])
-def test_a_hash_from_a_foreign_file_is_no_path(name, tmp_path, cache):
+def test_a_hash_from_a_foreign_file_is_no_path(tmp_path, cache):
     sha256 = encoded(tmp_path / "text.txt", "text").sha256
-    assert find_encoded(name.format(sha256[:-1]) if isinstance(name, str) else name, "a text") is None
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "a_file").write_text("not a folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
-    with pytest.raises(UserError, match=r"cannot write to .* XDG_CACHE_HOME"):
-        encoded(tmp_path / "text.txt", "text")
+    for name in (None, 5, f"{sha256}\n", f"../encoded/{sha256}"):
+        assert find_encoded(name, "a text") is None
 
 
 @pytest.mark.processes
@@ -270,46 +221,25 @@ def test_processes_that_encode_at_once(tmp_path, cache):
     assert sorted(f.suffix for f in cache.iterdir() if f.name != ".lock") == [".json", ".json", ".uint16"]
 
 
-# Ids of a text that is larger than memory
+# Ids
 
 
-def test_ids_in_another_vocabulary_are_translated_as_they_are_read(tmp_path):
-    corpus, wider = encoded(tmp_path / "text.txt", "hello"), CharTokenizer("abehlo")
-    ids = ids_in(wider, corpus.tokenizer, corpus.ids)
-    assert isinstance(ids, Translated)
-    assert ids.ids is corpus.ids
-    assert len(ids) == 5
-    assert wider.decode(ids[1:]) == "ello"
-    assert ids[np.array([[0, 1], [3, 4]])].shape == (2, 2)
-    narrower = CharTokenizer("elo")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+def test_reads_at_random_bring_no_other_pages(tmp_path):
+    """Linux lists the maps of a process, with the advice that was given (`rr`: random reads)."""
+    corpus = encoded(tmp_path / "text.txt", "text")
+    again = read_at_random(corpus.ids)
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags:")
+    advice = [" rr " in after for before, after in itertools.pairwise(maps) if corpus.ids.filename.name in before]
+    assert sorted(advice) == [False, True]
+    assert np.array_equal(again, corpus.ids)
+
+
+def test_ids_in_another_vocabulary(tmp_path):
+    corpus, narrower = encoded(tmp_path / "text.txt", "hello"), CharTokenizer("elo")
+    assert ids_in(CharTokenizer("ehlo"), corpus.tokenizer, corpus.ids) is corpus.ids
+    wider = CharTokenizer("abehlo")
+    assert wider.decode(ids_in(wider, corpus.tokenizer, corpus.ids)) == "hello"
     with pytest.raises(UserError, match="'h'"):
         ids_in(narrower, corpus.tokenizer, corpus.ids)
     assert narrower.decode(ids_in(narrower, corpus.tokenizer, corpus.ids, skip_unknown=True)) == "ello"
-
-
-def pages_in_memory(file):
-    """The number of pages of a file that are in memory."""
-    size = file.stat().st_size
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        place = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        found = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
-        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), found) == 0
-        return sum(each & 1 for each in found)
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs Linux")
-def test_random_blocks_bring_no_other_pages(tmp_path):
-    """A hundred blocks of a file of 64 MB that is on disk alone."""
-    file = tmp_path / "ids.uint8"
-    with file.open("wb") as out:
-        for _ in range(64):
-            out.write(os.urandom(1 << 20))
-        out.flush()
-        os.fsync(out.fileno())
-        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if pages_in_memory(file):
-        pytest.skip("this file system keeps its files in memory")
-    ids = np.memmap(file, np.uint8, mode="r")
-    blocks = RandomBlocks(read_at_random(ids)[: 9 * len(ids) // 10], block_size=256, batch_size=50, seed=0)
-    blocks[0], blocks[1]
-    assert 50 < pages_in_memory(file) <= 200  # each block lies on one page, or on two

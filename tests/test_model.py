@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.peers import PlainGPT
 from chargpt.errors import UserError
-from chargpt.model import GPT, MODEL_CONFIGS, Bigram, BigramConfig, GPTConfig, build_model
+from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig, build_model
 
 SIZES = {"block_size": 12, "n_layer": 3, "n_head": 3, "n_embd": 24, "dropout": 0.2}
 VOCAB = 11
@@ -40,40 +40,26 @@ def idx():
     return torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("tril", [True, False])
-def test_the_lectures_function(gpt, lecture, idx, tril):
+def fused(tensors):
+    """The lecture's gradients under this model's names: heads in one matrix."""
+    found = {name: tensor for name, tensor in tensors.items() if "heads" not in name}
+    for n in range(3):
+        heads = [f"blocks.{n}.sa.heads.{head}" for head in range(3)]
+        parts = [tensors[f"{head}.{part}.weight"] for part in ("query", "key", "value") for head in heads]
+        found[f"blocks.{n}.sa.qkv.weight"] = torch.cat(parts)
+    return found
+
+
+def test_the_lectures_function(gpt, lecture, idx):
     """Its weights load as they are; outputs and gradients then agree."""
-    state = {name: value.clone() for name, value in lecture.state_dict().items() if tril or "tril" not in name}
-    kept = set(state)
-    assert ("blocks.0.sa.heads.0.tril" in kept) is tril
-    gpt.load_state_dict(state)
-    assert set(state) == kept  # the caller's dict is left alone
+    gpt.load_state_dict(lecture.state_dict())
     for length in (1, 5, 12):
         torch.testing.assert_close(gpt(idx[:, :length]), lecture(idx[:, :length]), rtol=1e-10, atol=1e-12)
-
     for model in (gpt, lecture):
         F.cross_entropy(model(idx).flatten(0, 1), idx.roll(-1, 1).flatten()).backward()
-    theirs = dict(lecture.named_parameters())
-    for name, ours in gpt.named_parameters():
-        if name.endswith("qkv.weight"):
-            heads = name.replace("qkv.weight", "heads.{}.{}.weight")
-            grads = [theirs[heads.format(n, part)].grad for part in ("query", "key", "value") for n in range(3)]
-            expected = torch.cat(grads)
-        else:
-            expected = theirs[name].grad
-        torch.testing.assert_close(ours.grad, expected, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def test_a_longer_context_is_refused(gpt, idx):
-    with pytest.raises(UserError, match="13 characters is longer than block_size=12"):
-        gpt(torch.cat((idx, idx[:, :1]), 1))
-
-
-def test_a_state_dict_that_lacks_a_head_is_refused(gpt, lecture):
-    state = lecture.state_dict()
-    del state["blocks.1.sa.heads.2.key.weight"]
-    with pytest.raises(RuntimeError, match=r"blocks\.1\.sa\.qkv\.weight"):
-        gpt.load_state_dict(state)
+    theirs = fused({name: parameter.grad for name, parameter in lecture.named_parameters()})
+    ours = {name: parameter.grad for name, parameter in gpt.named_parameters()}
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("changed", [1, 6, 11])
@@ -89,7 +75,7 @@ def test_causality(any_gpt, idx, changed):
 def test_parameter_counts():
     """The defaults are the lecture's."""
     with torch.device("meta"):
-        gpt, bigram = GPT(GPTConfig(), 65), Bigram(BigramConfig(), 65)
+        gpt, bigram = build_model(GPTConfig(), 65), build_model(BigramConfig(), 65)
     assert sum(p.numel() for p in gpt.parameters()) == 10_788_929
     assert sum(p.numel() for p in bigram.parameters()) == 65 * 65
 
@@ -113,18 +99,6 @@ def test_zero_init_begins_with_blocks_that_change_nothing(idx):
     x = torch.randn(4, 12, 24, dtype=torch.float64)
     assert all(torch.equal(block(x), x) for block in gpt.blocks)
     assert all(parameter.any() for name, parameter in gpt.named_parameters() if "qkv" in name or "net.0.w" in name)
-
-
-def test_biases_stand_where_the_lecture_has_them(gpt):
-    biased = {name for name, module in gpt.named_modules() if getattr(module, "bias", None) is not None}
-    blocks = {f"blocks.{n}.{part}" for n in range(3) for part in ("sa.proj", "ffwd.net.0", "ffwd.net.2", "ln1", "ln2")}
-    assert biased == blocks | {"ln_f", "lm_head"}
-
-
-def test_dropout_acts_in_training_only(gpt, idx):
-    assert torch.equal(gpt(idx), gpt(idx))
-    gpt.train()
-    assert not torch.equal(gpt(idx), gpt(idx))
 
 
 def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
@@ -173,19 +147,6 @@ def test_the_last_block_computes_only_the_outputs_that_are_needed(idx, length, c
     torch.testing.assert_close(logits, gpt(idx[:, :length])[:, -1:], rtol=1e-10, atol=1e-12)
 
 
-@torch.no_grad()
-def test_many_texts_begin_with_one(any_gpt, idx):
-    """Read once and expanded, the cache serves as many continuations; it has the room that was asked for."""
-    cache = any_gpt.new_cache(1, 8)
-    any_gpt(idx[:1, :5], cache)
-    cache.expand(4)
-    text = torch.cat((idx[:1, :5].expand(4, -1), idx[:, 5:]), 1)
-    for n in range(5, 8):
-        logits = any_gpt(text[:, n : n + 1], cache)
-        torch.testing.assert_close(logits, any_gpt(text[:, : n + 1])[:, -1:], rtol=1e-10, atol=1e-12)
-    assert cache.keys_and_values.shape == (3, 2, 4, 3, 8, 8)
-
-
 def test_bigram_is_its_table(idx):
     """With a cache as `GPT`, and whatever was read before."""
     bigram = Bigram(BigramConfig(block_size=12), VOCAB)
@@ -198,34 +159,15 @@ def test_bigram_is_its_table(idx):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_head": 5}, "n_embd must be divisible by model.n_head; got 24 and 5"),
-        ({"n_layer": 0}, "model.n_layer must be at least 1"),
-        ({"n_embd": -3}, "model.n_embd must be at least 1"),
+        ({"n_head": 5}, "model.n_embd must be divisible by model.n_head, 5; got 24"),
+        ({"n_layer": 0}, "model.n_layer must be at least 1; got 0"),
         ({"n_head": 0}, "model.n_head must be at least 1"),
-        ({"block_size": 0}, "model.block_size must be at least 1"),
-        ({"n_layer": 1001}, "model.n_layer must be at least 1 and at most 1,000; got 1001"),
-        ({"n_embd": 10**30}, "model.n_embd must be at least 1 and at most 100,000,000; got 10{30}$"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
         ({"dropout": float("nan")}, "model.dropout"),
         ({"positions": "sine"}, "model.positions must be one of learned, rotary; got 'sine'"),
-        ({"positions": "rotary", "n_head": 8}, "divisible by twice model.n_head; got 24 and 8"),
+        ({"positions": "rotary", "n_head": 8}, "divisible by twice model.n_head with .*, 16; got 24"),
     ],
 )
 def test_out_of_range(change, message):
     with pytest.raises(UserError, match=message):
         GPTConfig(**SIZES | change)
-
-
-def test_out_of_range_for_a_bigram():
-    with pytest.raises(UserError, match=r"model\.block_size must be at least 1 and at most 100,000,000; got 0"):
-        BigramConfig(block_size=0)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("gpt", GPT), ("bigram", Bigram)])
-def test_built_from_its_configuration(name, kind):
-    config = MODEL_CONFIGS[name](block_size=8)
-    assert config.name == name
-    with torch.device("meta"):
-        model = build_model(config, 5)
-    assert type(model) is kind
-    assert model.config is config

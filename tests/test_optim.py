@@ -6,7 +6,7 @@ import torch
 from helpers import composed
 
 from chargpt.errors import UserError
-from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
+from chargpt.model import GPT, GPTConfig
 from chargpt.optim import AdamWConfig, lr_factor
 
 
@@ -25,23 +25,10 @@ def test_decay_on_matrices_only():
         assert (group["lr"], group["betas"], group["fused"]) == (1e-3, (0.9, 0.99), True)
 
 
-def test_a_bigram_has_no_matrix_to_decay():
-    """Its table is an embedding; an empty group does no harm."""
-    net = Bigram(BigramConfig(), 3)
-    optimizer = AdamWConfig().build(net)
-    assert [group["params"] for group in optimizer.param_groups] == [[], [net.token_embedding_table.weight]]
-    net(torch.tensor([[0]])).sum().backward()
-    optimizer.step()
-
-
 def rates(steps, **config):
     """The learning rate of each step of a run."""
     config = AdamWConfig(lr=1e-3, **config)
     return [config.lr * lr_factor(config, step, steps) for step in range(steps)]
-
-
-def test_constant_schedule_is_the_lectures():
-    assert rates(10) == [1e-3] * 10
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -57,15 +44,14 @@ def test_schedules_warm_up_and_fall(schedule):
     assert quarter == pytest.approx(1e-4 + 9e-4 * expected)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_the_decay_may_begin_late(schedule):
+def test_the_decay_may_begin_late():
     """Warm-up, stable, decay."""
-    lr = rates(101, schedule=schedule, warmup_steps=20, decay_share=0.25, min_lr_factor=0.0)
+    lr = rates(101, schedule="linear", warmup_steps=20, decay_share=0.25, min_lr_factor=0.0)
     assert lr[:20] == pytest.approx([1e-3 * (n + 1) / 21 for n in range(20)])
     assert lr[20:76] == [1e-3] * 56
     assert all(a > b for a, b in itertools.pairwise(lr[75:]))
     assert lr[-1] == 0
-    assert rates(101, schedule=schedule, warmup_steps=95, decay_share=0.25)[95] == 1e-3  # the warm-up comes first
+    assert rates(101, schedule="linear", warmup_steps=95, decay_share=0.25)[95] == 1e-3  # the warm-up comes first
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -81,10 +67,8 @@ def test_past_the_last_step_the_rate_stays(schedule):
     ("change", "message"),
     [
         ({"lr": 0.0}, r"optimizer\.lr must be above 0"),
-        ({"lr": float("nan")}, r"optimizer\.lr"),
         ({"lr": float("inf")}, r"optimizer\.lr"),
         ({"weight_decay": -1.0}, r"optimizer\.weight_decay"),
-        ({"betas": [0.9]}, r"optimizer\.betas must be two numbers"),
         ({"betas": [0.9, 1.0]}, r"optimizer\.betas"),
         ({"decay_share": 0.0}, r"optimizer\.decay_share must be above 0 and at most 1; got 0\.0"),
         ({"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, cosine, linear; got 'cosin'"),
@@ -100,4 +84,4 @@ def test_out_of_range(change, message):
 def test_default_optimizer_is_the_lectures():
     for optimizer in (AdamWConfig(), composed("run_dir=x").optimizer):
         assert (optimizer.lr, optimizer.weight_decay, list(optimizer.betas)) == (3e-4, 0.01, [0.9, 0.999])
-        assert optimizer.schedule == "constant"
+    assert rates(10) == [1e-3] * 10

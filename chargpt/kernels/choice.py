@@ -1,10 +1,11 @@
-"""Which precision and which library of matrix products are fast on a machine: by a rule on its kind.
+"""Which precision, which library of matrix products and whether a compiled model: by a rule on the kind of machine.
 
 A measurement at the start would differ between the processes of a run, the jobs of a sweep, and a run and its resumed
 part. `python -m benchmarks.training` shows all combinations, so that the rule can be checked on any machine.
 """
 
 import functools
+import importlib.util
 import os
 import platform
 import re
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from chargpt.kernels import private
+from chargpt import kernels
+from chargpt.errors import UserError
 
+LONG_RUN = 1000  # steps; compiling takes about a minute
 forced_onednn: bool | None = None  # set by benchmarks, which compare
 
 
@@ -40,7 +44,7 @@ def this_cpu() -> CPU:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     names = f"{capabilities.get('cpu_name', '')} {platform.processor()} {text}"
     vendor = next((vendor for vendor in ("AMD", "Intel") if vendor in names), "other")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or "DEFAULT"
     return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True), limit.upper())
 
 
@@ -58,9 +62,6 @@ def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, i
         if capability >= (7, 0):  # the first with tensor cores
             return Precision("16-mixed", "this GPU multiplies fp16 matrices, but not bf16")
         return Precision("32-true", "this GPU has no tensor cores")
-    if device == "mps":
-        # One report: bf16 1.3 times as fast as fp32 on an M5 Pro (pull request 852 of minimind). Older chips lack it.
-        return Precision("32-true", "not all Apple GPUs have bf16; where they do, trainer.precision=bf16-mixed may pay")
     if device != "cpu":
         return Precision("32-true", f"no other is known to be faster on {device}")
     cpu = cpu or this_cpu()
@@ -81,11 +82,26 @@ def uses_onednn(dtype: torch.dtype, cpu: CPU | None = None) -> bool:
     In bf16 oneDNN is PyTorch's choice, too; asked directly it adds the bias in the same pass. In fp32 PyTorch takes
     MKL, which is quick on Intel's CPUs and needs twice the time on AMD's.
     """
-    if private.onednn_linear is None or not torch.backends.mkldnn.is_available():
+    if kernels.onednn_linear is None or not torch.backends.mkldnn.is_available():
         return False
     if forced_onednn is not None:
         return forced_onednn
-    if dtype == torch.bfloat16:
-        return private.onednn_has_bf16 is not None and private.onednn_has_bf16()
     cpu = cpu or this_cpu()
-    return dtype == torch.float32 and cpu.vendor == "AMD" and "avx512_f" in cpu.units
+    return "avx512_f" in cpu.units and (dtype == torch.bfloat16 or (dtype == torch.float32 and cpu.vendor == "AMD"))
+
+
+def compile_model(net: nn.Module, setting: str | bool, device: torch.device, steps: int) -> bool:
+    """Have `torch.compile` compile `net` in place (the names in a checkpoint stay) at its first call, or not.
+
+    Args:
+        setting: true, false, or auto: on CUDA where Triton is installed, in long runs. (It makes a CPU slower.)
+        steps: optimizer steps of the whole run.
+    """
+    if not isinstance(setting, bool) and setting != "auto":
+        raise UserError(f"compile must be auto, true or false; got {setting}")
+    if setting == "auto":
+        has_triton = importlib.util.find_spec("triton") is not None
+        setting = device.type == "cuda" and steps >= LONG_RUN and has_triton
+    if setting:
+        net.compile(dynamic=False)
+    return bool(setting)

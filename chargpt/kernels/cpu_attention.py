@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from chargpt import kernels
 from chargpt.kernels.dropout import kept_values, random_bytes
-from chargpt.kernels.private import softmax_gradient
 
 ROWS = 64  # queries at a time: each such block ends at its own last key, and its scores stay in the cache
 
@@ -93,6 +93,6 @@ def _stays(noise: Tensor, kept: int, like: Tensor) -> Tensor:
 
 def _softmax_gradient(grad: Tensor, softmax: Tensor) -> Tensor:
     """The gradient of a softmax's input, over the last dimension."""
-    if softmax_gradient is not None:
-        return softmax_gradient(grad, softmax, -1, softmax.dtype)
+    if kernels.softmax_gradient is not None:
+        return kernels.softmax_gradient(grad, softmax, -1, softmax.dtype)
     return softmax * (grad - (grad * softmax).sum(-1, keepdim=True))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from chargpt import kernels
 from chargpt.kernels.choice import uses_onednn
-from chargpt.kernels.private import onednn_linear
 
 
 class Linear(nn.Linear):
@@ -61,8 +61,8 @@ class CPULinear(torch.autograd.Function):
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias; the weight may be a transposed view, x would be copied."""
-    assert onednn_linear is not None
-    return onednn_linear(x, weight, bias, "none", [], "")
+    assert kernels.onednn_linear is not None
+    return kernels.onednn_linear(x, weight, bias, "none", [], "")
 
 
 def _weight_gradient(rows: Tensor, inputs: Tensor) -> Tensor:

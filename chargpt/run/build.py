@@ -24,8 +24,7 @@ from chargpt.callbacks.tensorboard import RunRecord
 from chargpt.checkpoint import EvalSettings
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
-from chargpt.kernels.choice import best_precision
-from chargpt.kernels.compiling import compile_model
+from chargpt.kernels.choice import best_precision, compile_model
 from chargpt.module import CharLM
 from chargpt.run.config import Settings
 from chargpt.run.init_from import Initial, copy_weights, extended

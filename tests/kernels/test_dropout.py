@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 
 from chargpt.kernels.dropout import Dropout, kept_values, random_bytes
 
@@ -20,12 +19,6 @@ def test_bytes_are_independent_of_their_neighbours(shift):
     assert abs(correlation) < 5 / 2**10  # 5 deviations
 
 
-@pytest.mark.parametrize("shape", [(3,), (7, 5), (0,), (8, 8)])
-def test_shapes(shape):
-    assert random_bytes(*shape).shape == shape
-    assert random_bytes(*shape).dtype == torch.uint8
-
-
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
 def test_rate_and_scale(p):
     torch.manual_seed(0)
@@ -38,10 +31,14 @@ def test_rate_and_scale(p):
     assert y.mean().item() == pytest.approx(1, abs=0.01)
 
 
-def test_gradient_is_the_mask():
-    x = torch.randn(50, 50, dtype=torch.float64, requires_grad=True)
-    y = Dropout(0.3).train()(x)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.3, 0.9999])
+def test_the_gradient_is_the_mask(p, dtype):
+    x = torch.randn(50, 53, dtype=dtype, requires_grad=True)
+    y = Dropout(p).train()(x)
     (grad,) = torch.autograd.grad(y.sum(), x)
+    assert y.dtype == grad.dtype == dtype
+    assert y.isfinite().all()
     torch.testing.assert_close(y, x * grad)
 
 
@@ -49,14 +46,3 @@ def test_off_when_it_should_be():
     x = torch.randn(5)
     assert torch.equal(Dropout(0.5).eval()(x), x)
     assert torch.equal(Dropout(0.0).train()(x), x)
-    assert isinstance(Dropout(0.5), nn.Dropout)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_type_is_kept(dtype):
-    assert Dropout(0.5).train()(torch.ones(9, dtype=dtype)).dtype == dtype
-
-
-def test_extremes_stay_finite():
-    assert Dropout(0.9999).train()(torch.ones(1000)).isfinite().all()
-    assert kept_values(0.0) == 256
