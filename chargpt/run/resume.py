@@ -8,9 +8,9 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -37,27 +37,15 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
 NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
 
 
-@dataclass(frozen=True)
-class Resumption:
-    """What a run resumes from.
-
-    Attributes:
-        path: the checkpoint file.
-        step: optimizer steps taken.
-        fixed: the values of `FIXED` that the run was trained with, by key.
-        stopped_early: early stopping or another callback ended the run.
-    """
+class Resumption(NamedTuple):
+    """What a run resumes from."""
 
     path: Path
     checkpoint: "Checkpoint"
-    step: int
-    fixed: dict[str, Any]
-    stopped_early: bool
-
-    @property
-    def best_loss(self) -> float:
-        """The lowest validation loss so far, in nats per id; infinite if there was none."""
-        return math.inf if self.checkpoint.best_loss is None else self.checkpoint.best_loss
+    step: int  # optimizer steps taken
+    best_loss: float  # the lowest validation loss, in nats per id; infinite if there was no validation
+    fixed: dict[str, Any]  # the values of `FIXED` that the run was trained with, by key
+    stopped_early: bool  # by early stopping or another callback
 
 
 def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
@@ -135,10 +123,9 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
     harmless, others = _stored(run, typed)
     if others:
         raise UserError(
-            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to"
-            " another value or choose an option that is not in conf/ are not read from a run's folder. Type them again"
-            f" (after --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
-            f" - or replace them, as in ++{_parsed(others[0]).key_or_group.removesuffix('._target_')}=null"
+            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to another"
+            " value or choose an option that is not in conf/ are not read from a run's folder. Type them again (after"
+            f" --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
         )
     return harmless
 
@@ -169,11 +156,9 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def _is_option(override: Override) -> bool:
-    """Whether it chooses a file in a group of `conf/`, other than one of Hydra's own."""
-    group, option = override.key_or_group, override.value()
-    plain = re.fullmatch(r"[a-z]+", group) and isinstance(option, str) and re.fullmatch(r"[\w-]+", option)
-    changes = override.is_add() or override.is_force_add() or override.is_delete() or override.package
-    return bool(plain) and not changes and group != "hydra" and (CONF / group / f"{option}.yaml").is_file()
+    """Whether it chooses a file in a group of `conf/`."""
+    group, _, option = str(override.input_line).partition("=")
+    return bool(re.fullmatch(r"[a-z]+=[\w-]+", f"{group}={option}")) and (CONF / group / f"{option}.yaml").is_file()
 
 
 def may_replay(override: Override, base: DictConfig) -> bool:
@@ -218,14 +203,14 @@ def load_state(run: Path) -> Resumption:
         try:
             contents = load(file)
             checkpoint = from_contents(contents, file)
-            fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
-            if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
+            step, fixed, early = checkpoint.step, contents["fixed"], contents.get("stopped_early") is True
+            if step is None or not isinstance(fixed, dict) or len(contents["optimizer_states"]) != 1:
                 raise LookupError
-            return Resumption(file, checkpoint, checkpoint.step, fixed, contents.get("stopped_early") is True)
-        except UserError as error:
-            log.warning(f"Passing over {file}: {str(error).removeprefix(f'{file} ')}")
-        except (LookupError, TypeError, AttributeError):
-            log.warning(f"Passing over {file}: it is not a state of training")
+            best_loss = math.inf if checkpoint.best_loss is None else checkpoint.best_loss
+            return Resumption(file, checkpoint, step, best_loss, fixed, early)
+        except (UserError, LookupError, TypeError) as error:
+            why = str(error) if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why.removeprefix(f'{file} ')}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
     raise UserError(f"{run} ended before its first save: the command that began it (hydra.run.dir=...) begins it again")
@@ -252,9 +237,8 @@ def store(cfg: DictConfig, run: Path) -> None:
     """Store what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
     (run / OVERRIDES).parent.mkdir(exist_ok=True)
     if HydraConfig.initialized():
-        task = HydraConfig.get().overrides.task
-        task = [each for each in task if _parsed(each).key_or_group not in ("resume", "run_dir")]
-        write(run / OVERRIDES, yaml.safe_dump(task, allow_unicode=True).encode())
+        overrides = list(HydraConfig.get().overrides.task)
+        write(run / OVERRIDES, yaml.safe_dump(overrides, allow_unicode=True).encode())
     write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 
 
