@@ -4,8 +4,6 @@ job of a sweep, its swept values and how it ended in `job.json`.
 Lightning is not imported here, so that a comparison or a page starts quickly.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -21,21 +19,16 @@ JOB, SWEEP = "job.json", "sweep.json"  # in the folder of a sweep's job, and in 
 
 
 class Point(NamedTuple):
-    """The result of a validation. Before the first logged step, `train_loss` and `chars_per_second` are NaN.
+    """The result of a validation. Before the first logged step, `train_loss` and `chars_per_second` are NaN."""
 
-    Attributes:
-        step: optimizer steps taken.
-        seconds: of training so far, with validations, without interruptions.
-        train_loss: of the last logged step, in nats per id.
-        val_loss: in nats per id.
-        chars_per_second: characters trained on by all devices together.
-    """
+    step: int  # optimizer steps taken
+    seconds: float  # of training so far, with validations, without interruptions
+    train_loss: float  # of the last logged step, in nats per id
+    val_loss: float  # in nats per id
+    chars_per_second: float  # characters trained on by all devices together
 
-    step: int
-    seconds: float
-    train_loss: float
-    val_loss: float
-    chars_per_second: float
+
+_HEADER = ",".join(Point._fields) + "\n"
 
 
 class Sample(NamedTuple):
@@ -48,10 +41,10 @@ class Sample(NamedTuple):
 def read_losses(run: Path) -> list[Point]:
     """The validations of a run, without damaged rows."""
     points: list[Point] = []
-    with suppress(OSError, csv.Error):
-        for row in csv.reader((run / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines()):
+    with suppress(OSError):
+        for row in (run / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, TypeError):
-                step, *numbers = row
+                step, *numbers = row.split(",")
                 points.append(Point(int(step), *(float(number or "nan") for number in numbers)))
     return [point for point in points if math.isfinite(point.val_loss) and math.isfinite(point.seconds)]
 
@@ -81,9 +74,8 @@ def read_job(run: Path) -> dict[str, Any]:
 
 def add_losses(run: Path, point: Point) -> None:
     """Append a validation to `losses.csv`."""
-    is_new = not (run / LOSSES).exists()
-    with (run / LOSSES).open("a", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([Point._fields, _row(point)] if is_new else [_row(point)])
+    with (run / LOSSES).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(_row(point) if file.tell() else _HEADER + _row(point))
 
 
 def add_sample(run: Path, sample: Sample) -> None:
@@ -95,9 +87,8 @@ def add_sample(run: Path, sample: Sample) -> None:
 def drop_losses_after(run: Path, step: int) -> None:
     """Drop the validations after the step from which a run resumes."""
     if (run / LOSSES).exists():
-        rows = io.StringIO(newline="")
-        csv.writer(rows).writerows([Point._fields, *(_row(each) for each in read_losses(run) if each.step <= step)])
-        write(run / LOSSES, rows.getvalue().encode())
+        rows = [_row(point) for point in read_losses(run) if point.step <= step]
+        write(run / LOSSES, "".join([_HEADER, *rows]).encode())
 
 
 def drop_samples_after(run: Path, step: int) -> None:
@@ -113,9 +104,9 @@ def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
     return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
-def _row(point: Point) -> list[float | str]:
+def _row(point: Point) -> str:
     """A row of `losses.csv`, in which a number that was not measured is blank."""
-    return ["" if math.isnan(number) else number for number in point]
+    return ",".join("" if math.isnan(number) else str(number) for number in point) + "\n"
 
 
 def _line(sample: Sample) -> bytes:

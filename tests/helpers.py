@@ -53,6 +53,8 @@ STEPS = [
     "trainer.log_every_n_steps=1",
     "callbacks.last_checkpoint.every_n_steps=3",
 ]
+# The same in half the time
+QUIET = [*STEPS, *(f"callbacks.{name}=null" for name in ("text_samples", "attention_maps", "surprise", "loss_picture"))]
 
 # The lecture's model, and the options that change its output
 OPTIONS: list[dict[str, Any]] = [

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.checkpoint import find_checkpoint, read_checkpoint
@@ -50,12 +49,7 @@ def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[D
 def _architecture(cfg: DictConfig, trained: dict[str, Any]) -> dict[str, Any]:
     """The settings of a trained model, with the typed ones that may differ; others must not."""
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed: set[str] = set()  # keys, such as model.n_layer
-    for override in OverridesParser.create().parse_overrides(task):
-        value = override.value()
-        typed |= (
-            {f"{override.key_or_group}.{key}" for key in value} if isinstance(value, dict) else {override.key_or_group}
-        )
+    typed = {each.partition("=")[0].lstrip("+") for each in task}
     if cfg.model.name != trained["name"]:
         raise UserError(f"init_from={cfg.init_from} is a {trained['name']}: add model={trained['name']}")
     for key, value in cfg.model.items():

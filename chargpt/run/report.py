@@ -24,7 +24,7 @@ from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, short
 from chargpt.run.init_from import Initial
 from chargpt.run.loggers import keep_rows
-from chargpt.run.resume import Resumption, began_with, command_to_resume, log_changes, store
+from chargpt.run.resume import Resumption, began_with, command_to_resume, store
 
 log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
@@ -60,7 +60,6 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Ini
             claim(folder, began_here=began_with(cfg, folder))
             store(cfg, folder)
         else:
-            log_changes(cfg, folder)
             run.resuming.at_first_step = partial(store, cfg, folder)
         keep_rows(run.trainer.loggers, first_step)
     log.info(describe(run, initial, first_step))

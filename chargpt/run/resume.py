@@ -8,10 +8,9 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.command_line import quoted
 from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
-from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, read_config, with_quoted_paths
+from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, with_quoted_paths
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
 
 if TYPE_CHECKING:
@@ -38,31 +37,15 @@ FIXED = (  # weights, optimizer state and batches depend on these: another value
 NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
 
 
-@dataclass(frozen=True)
-class Resumption:
-    """What a run resumes from.
-
-    Attributes:
-        path: the checkpoint file.
-        fixed: the values of `FIXED` that the run was trained with, by key.
-        stopped_early: early stopping or another callback ended the run.
-    """
+class Resumption(NamedTuple):
+    """What a run resumes from."""
 
     path: Path
     checkpoint: "Checkpoint"
-    fixed: dict[str, Any]
-    stopped_early: bool
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        assert self.checkpoint.step is not None
-        return self.checkpoint.step
-
-    @property
-    def best_loss(self) -> float:
-        """The lowest validation loss so far, in nats per id; infinite if there was none."""
-        return math.inf if self.checkpoint.best_loss is None else self.checkpoint.best_loss
+    step: int  # optimizer steps taken
+    best_loss: float  # the lowest validation loss, in nats per id; infinite if there was no validation
+    fixed: dict[str, Any]  # the values of `FIXED` that the run was trained with, by key
+    stopped_early: bool  # by early stopping or another callback
 
 
 def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
@@ -76,23 +59,22 @@ def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[s
     folder, typed = _take("hydra.run.dir", rest)
     if resume in (None, "null"):
         return arguments
-    if any(re.match("-m$|--m", argument) for argument in rest):
+    is_sweep = any(re.match("-m$|--m", argument) for argument in rest)
+    if is_sweep:
         folder = _take("hydra.sweep.dir", rest)[0]
-        if resume != "allow" or folder is None or "${" in folder:
-            raise UserError(
-                "a sweep resumes by resume=allow hydra.sweep.dir=FOLDER and the arguments that began it: python -m"
-                " chargpt.compare FOLDER prints the command"
-            )
-        return arguments
     if resume == "allow":
         if folder is None or "${" in folder:
-            raise UserError("resume=allow needs a folder to begin a run in, or to resume it: hydra.run.dir=...")
+            raise UserError("resume=allow needs a folder: hydra.run.dir=..., for a sweep hydra.sweep.dir=...")
+        if is_sweep:
+            return arguments
         if not has_state(Path(folder)):
             check_contents(Path(folder))  # before Hydra writes its log there
             return arguments
+    elif is_sweep:
+        raise UserError("a sweep resumes by resume=allow; python -m chargpt.compare FOLDER prints the command")
     elif _take("init_from", typed)[0] not in (None, "null"):
         raise UserError("init_from= begins a run, and resume= resumes one: they exclude each other")
-    run = _newest_run(typed, Path(outputs)) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
+    run = newest_run(outputs) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
     check_run(run)
     if folder is not None and Path(folder).resolve() != run.resolve():
         raise UserError(f"a run resumes in its own folder, {run}, not in hydra.run.dir={folder}")
@@ -121,39 +103,19 @@ def _is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
+def newest_run(outputs: str | Path) -> Path:
+    """The run that saved its state last."""
+    if not (files := [file for name in CHECKPOINTS for file in find(outputs, name)]):
+        raise UserError(f"resume=auto found no run to resume in {outputs}/")
+    return max(files, key=lambda file: file.stat().st_mtime).parents[1]
+
+
 def check_run(run: Path) -> None:
     """Refuse what is not the folder of a run, or has links that lead out of it."""
-    if not run.exists():
-        raise UserError(f"there is no folder {run}; resume=auto takes the newest run")
     if not (run / OVERRIDES).is_file():
-        around = next((parent for parent in run.resolve().parents if (parent / OVERRIDES).is_file()), None)
-        hint = f"did you mean resume={short(around)}?" if around else "resume=auto takes the newest run"
-        raise UserError(
-            f"{short(run)} is not the folder of a run; {hint} (If it is a sweep, python -m chargpt.compare {short(run)}"
-            " prints the command that resumes it.)"
-        )
+        wrong = "is not the folder of a run" if run.exists() else "does not exist"
+        raise UserError(f"{short(run)} {wrong}; resume=auto takes the newest run, and a sweep resumes by resume=allow")
     check_contents(run)
-
-
-def _newest_run(typed: list[str], outputs: Path) -> Path:
-    """The newest run that can resume with these arguments; logs why others cannot."""
-    overrides = [each for each in typed if _is_override(each) and not each.startswith("hydra.")]
-    folders = [Path(after).absolute() for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
-    overrides += [f"hydra.searchpath=['file://{each}']" for each in folders]
-    files = [file for name in CHECKPOINTS for file in find(outputs, name)]
-    for run in dict.fromkeys(file.parents[1] for file in sorted(files, key=lambda file: -file.stat().st_mtime)):
-        try:
-            check_run(run)
-            place = f"run_dir={in_hydras_quotes(str(run))}"
-            state, settings = load_state(run), read_config(composed([*replayed(run, typed), *overrides, place]))
-            check_same(state, settings)
-            if state.step < settings.trainer["max_steps"]:
-                return run
-            why = f"it has finished its {state.step} steps"
-        except Exception as error:  # whatever is wrong with this run, another may be right
-            why = first_line(error).removeprefix(f"{short(run)} ")
-        log.warning(f"Passing over {run}: {why}")
-    raise UserError(f"resume=auto found no run to resume in {outputs}/")
 
 
 def replayed(run: Path, typed: Sequence[str]) -> list[str]:
@@ -161,10 +123,9 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
     harmless, others = _stored(run, typed)
     if others:
         raise UserError(
-            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to"
-            " another value or choose an option that is not in conf/ are not read from a run's folder. Type them again"
-            f" (after --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
-            f" - or replace them, as in ++{_parsed(others[0]).key_or_group.removesuffix('._target_')}=null"
+            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to another"
+            " value or choose an option that is not in conf/ are not read from a run's folder. Type them again (after"
+            f" --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
         )
     return harmless
 
@@ -195,38 +156,30 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def _is_option(override: Override) -> bool:
-    """Whether it chooses a file in a group of `conf/`, other than one of Hydra's own."""
-    group, option = override.key_or_group, override.value()
-    plain = re.fullmatch(r"[a-z]+", group) and isinstance(option, str) and re.fullmatch(r"[\w-]+", option)
-    changes = override.is_add() or override.is_force_add() or override.is_delete() or override.package
-    return bool(plain) and not changes and group != "hydra" and (CONF / group / f"{option}.yaml").is_file()
+    """Whether it chooses a file in a group of `conf/`."""
+    group, _, option = str(override.input_line).partition("=")
+    return bool(re.fullmatch(r"[a-z]+=[\w-]+", f"{group}={option}")) and (CONF / group / f"{option}.yaml").is_file()
 
 
 def may_replay(override: Override, base: DictConfig) -> bool:
-    """Whether a stored override can do no harm, even in a hostile folder: an option of a group in `conf/`; a callback
-    left out; a number, boolean, null or list of these for a key that exists; text where `conf/` has plain text or null.
+    """Whether a stored override can do no harm, even in a hostile folder: an option of a group in `conf/`; something
+    left out; a number, boolean, null or list of these; text where `conf/` has plain text or null.
 
     Args:
         base: what `conf/` composes with the run's options.
     """
     key, value = override.key_or_group, override.value()
     adds = override.is_add() or override.is_force_add()
-    if override.is_delete() or (adds and value is None):
-        return key.startswith(("callbacks.", "trainer.")) and value is None
-    if adds or override.package or override.is_sweep_override():
+    if key.startswith("hydra") or (adds and value is not None):
         return False
     if _is_option(override):
         return True
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(base, parent) if parent else base
-    if not OmegaConf.is_dict(node) or (name not in node and parent != "trainer"):  # the Trainer has further arguments
-        return False
-    before = OmegaConf.to_container(node).get(name, "${}")  # type: ignore[union-attr]  # it is a dict
-    if isinstance(before, dict):
-        return value is None or (key == "trainer.logger" and isinstance(value, bool))
     if isinstance(value, str):
+        if key.endswith("_target_") or key.startswith("trainer.logger"):  # a class, or a part of a folder's path
+            return False
+        before = _leaves(OmegaConf.to_container(base)).get(key, "${}")
         plain = before is None or (isinstance(before, str) and "${" not in before) or key == "trainer.devices"
-        return plain and "${" not in value and name != "_target_" and not key.startswith("trainer.logger")
+        return plain and "${" not in value
     return all(isinstance(each, int | float | None) for each in (value if isinstance(value, list) else [value]))
 
 
@@ -236,11 +189,9 @@ def command_to_resume(run: Path) -> str:
 
 
 def _command(run: Path, overrides: Sequence[str]) -> str:
-    folder = str(short(run))
-    folder = f"./{folder}" if folder in ("auto", "allow", "null") else folder  # these have another meaning
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-    return quoted(["python", "train.py", *flags, f"resume={folder}", *overrides])
+    return quoted(["python", "train.py", *flags, f"resume={short(run)}", *overrides])
 
 
 def load_state(run: Path) -> Resumption:
@@ -251,23 +202,18 @@ def load_state(run: Path) -> Resumption:
     for file in files:
         try:
             contents = load(file)
-            weights = contents.get("current_model_state", {})  # in training, if `state_dict` is Lightning's average
-            contents["state_dict"] |= {key: value for key, value in weights.items() if not key.startswith("net.")}
             checkpoint = from_contents(contents, file)
-            fixed, optimizers, _ = contents["fixed"], contents["optimizer_states"], contents["loops"]
-            if checkpoint.step is None or not isinstance(fixed, dict) or len(optimizers) != 1:
+            step, fixed, early = checkpoint.step, contents["fixed"], contents.get("stopped_early") is True
+            if step is None or not isinstance(fixed, dict) or len(contents["optimizer_states"]) != 1:
                 raise LookupError
-            return Resumption(file, checkpoint, fixed, contents.get("stopped_early") is True)
-        except UserError as error:
-            log.warning(f"Passing over {file}: {str(error).removeprefix(f'{file} ')}")
-        except (LookupError, TypeError, AttributeError):
-            log.warning(f"Passing over {file}: it is not a state of training")
+            best_loss = math.inf if checkpoint.best_loss is None else checkpoint.best_loss
+            return Resumption(file, checkpoint, step, best_loss, fixed, early)
+        except (UserError, LookupError, TypeError) as error:
+            why = str(error) if isinstance(error, UserError) else "it is not a state of training"
+            log.warning(f"Passing over {file}: {why.removeprefix(f'{file} ')}")
     if files:
         raise UserError(f"{run} has no usable checkpoint to resume from ({' or '.join(CHECKPOINTS)})")
-    raise UserError(
-        f"{run} ended before its first save: there is nothing to resume from. The command that began it, with"
-        f" hydra.run.dir={run}, begins it again"
-    )
+    raise UserError(f"{run} ended before its first save: the command that began it (hydra.run.dir=...) begins it again")
 
 
 def fixed_values(settings: Settings) -> dict[str, Any]:
@@ -291,28 +237,14 @@ def store(cfg: DictConfig, run: Path) -> None:
     """Store what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
     (run / OVERRIDES).parent.mkdir(exist_ok=True)
     if HydraConfig.initialized():
-        task = HydraConfig.get().overrides.task
-        task = [each for each in task if _parsed(each).key_or_group not in ("resume", "run_dir")]
-        write(run / OVERRIDES, yaml.safe_dump(task, allow_unicode=True).encode())
+        overrides = list(HydraConfig.get().overrides.task)
+        write(run / OVERRIDES, yaml.safe_dump(overrides, allow_unicode=True).encode())
     write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 
 
 def began_with(cfg: DictConfig, run: Path) -> bool:
     """Whether a run with this very configuration began in the folder."""
     return (run / CONFIG).is_file() and (run / CONFIG).read_bytes() == OmegaConf.to_yaml(cfg).encode()
-
-
-def log_changes(cfg: DictConfig, run: Path) -> None:
-    """Log the settings that differ from those in the run's `config.yaml`."""
-    try:
-        before = _leaves(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))
-    except Exception as error:  # the file is for people: without it the run resumes all the same
-        log.warning(f"{short(run / CONFIG)} is damaged: {first_line(error)}")
-        return
-    now = _leaves(OmegaConf.to_container(cfg))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in NOT_REPLAYED:
-            log.info(f"Changed: {key}={now.get(key)} (was {before.get(key, 'not set')})")
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any]:

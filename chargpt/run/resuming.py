@@ -66,8 +66,6 @@ class Resuming(Callback):
         if self.step is None:
             return
         assert isinstance(module, CharLM)
-        if trainer.global_step != self.step:
-            raise UserError(f"the checkpoint has two counts of steps: {self.step} and {trainer.global_step}")
         config, (optimizer,) = module.optimizer_config, trainer.optimizers
         factor, before = lr_factor(config, self.step, trainer.max_steps), optimizer.param_groups[0]["lr"]
         for group, fresh in zip(optimizer.param_groups, config.build(module.net).param_groups, strict=True):
@@ -97,25 +95,23 @@ def paths_outside(state: Any, folder: str) -> Iterator[str]:
         elsewhere = "://" in state or "::" in state  # addresses, for libraries that open more than files
         if elsewhere or (os.path.lexists(state) and not Path(os.path.realpath(state)).is_relative_to(folder)):
             yield state
-    elif isinstance(state, dict | list | tuple | set):
+    elif isinstance(state, dict):
+        yield from paths_outside([*state, *state.values()], folder)
+    elif isinstance(state, list | tuple | set):
         for each in state:
             yield from paths_outside(each, folder)
-            if isinstance(state, dict):
-                yield from paths_outside(state[each], folder)
 
 
 def check_state(group: dict[str, Any], states: Any) -> None:
     """Refuse an optimizer's state without its parameters' shapes: fused optimizers read and write as many numbers as a
     parameter has, without a check."""
+    names = states.get(group["params"][0], {}).keys()
     for parameter in group["params"] if group.get("fused") else ():
         state = states.get(parameter, {})
-        for name, value in state.items():
-            shape = () if name == "step" else parameter.shape
-            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
-                raise UserError(f"the optimizer's {name} in the checkpoint does not fit its parameter")
-            if name == "step" and value.dtype != torch.float32:
-                raise UserError(f"the optimizer's step in the checkpoint is in {value.dtype}")
-            if not value.is_contiguous():
-                raise UserError(f"the optimizer's {name} in the checkpoint is not laid out as its parameter")
-        if not state or state.keys() != states[group["params"][0]].keys():
-            raise UserError("the optimizer in the checkpoint has no state for some parameters")
+        if not state or state.keys() != names or not all(_fits(name, state[name], parameter) for name in names):
+            raise UserError("the optimizer's state in the checkpoint does not fit the model")
+
+
+def _fits(name: str, value: Any, parameter: Tensor) -> bool:
+    expected = (torch.float32, ()) if name == "step" else (parameter.dtype, parameter.shape)
+    return isinstance(value, Tensor) and (value.dtype, value.shape) == expected and value.is_contiguous()

@@ -2,15 +2,14 @@
 
 import shutil
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import STEPS, resume, signal_at, start, state
+from helpers import QUIET, assert_same, resume, signal_at, start, state
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from chargpt.errors import Stopped, UserError
+from chargpt.run.resuming import paths_outside
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def stopped(tiny, tmp_path_factory):
     """A run that was stopped after step 6 of 12."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
-        start(folder, *tiny, *STEPS, "optimizer.schedule=cosine", *signal_at(5))
+        start(folder, *tiny, *QUIET, "optimizer.schedule=cosine", *signal_at(5))
     return folder
 
 
@@ -60,7 +59,6 @@ def beyond_its_numbers():
         lambda kept: kept["optimizer_states"][0]["param_groups"][0].pop("lr"),
         lambda kept: kept.update(loops={}),
         lambda kept: kept["loops"]["fit_loop"].update(state_dict=5),
-        lambda kept: kept.update(global_step=7),
         lambda kept: kept.update(epoch="x", callbacks={"RunRecord": 5}),
         lambda kept: kept.update(random_states=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
         lambda kept: kept.update(random_states=[{"cpu": beyond_its_numbers()}]),
@@ -84,61 +82,42 @@ def test_a_damaged_state_is_refused_in_one_line(harm, run):
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-UNCHECKED = """
-import torch
-parameter = torch.nn.Parameter(torch.zeros(100_000))
-parameter.grad = torch.ones(100_000)
-optimizer = torch.optim.AdamW([parameter], fused=True)
-optimizer.step()
-kept = optimizer.state_dict()
-kept["state"][0]["exp_avg"] = torch.zeros(3)
-optimizer.load_state_dict(kept)
-optimizer.step()
-print("accepted", flush=True)
-"""
-
-
-def test_a_fused_optimizer_itself_does_not_check_shapes():
-    """It reads and writes the memory behind, and may crash."""
-    done = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True)
-    assert "Error" not in done.stderr
-    assert "accepted" in done.stdout or done.returncode < 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lr": 5.0, "initial_lr": 5.0},
-        {"maximize": True, "weight_decay": 9.0, "betas": (0.0, 0.0)},
-        {"fused": False},
-    ],
-)
-def test_options_of_the_optimizer_come_from_the_settings(options, run, tmp_path):
+def test_options_of_the_optimizer_come_from_the_settings(run, tmp_path):
     """A run resumes as from an unchanged file."""
-    shutil.copytree(run, tmp_path / "other")
-    change(
-        tmp_path / "other",
-        lambda kept: [group.update(options) for group in kept["optimizer_states"][0]["param_groups"]],
-    )
+    options = {"lr": 5.0, "initial_lr": 5.0, "maximize": True, "weight_decay": 9.0, "betas": (0.0, 0.0), "fused": False}
     schedule = {"base_lrs": [7.0, 7.0], "last_epoch": 10**6, "step": 5}
-    change(tmp_path / "other", lambda kept: kept["lr_schedulers"][0].update(schedule))
-    for folder in (run, tmp_path / "other"):
+
+    def harm(kept):
+        kept["lr_schedulers"][0].update(schedule)
+        for group in kept["optimizer_states"][0]["param_groups"]:
+            group.update(options)
+
+    other = shutil.copytree(run, tmp_path / "other")
+    change(other, harm)
+    for folder in (run, other):
         resume(folder, "+callbacks.stop=null")
-    one, other = state(run), state(tmp_path / "other")
-    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+    assert_same(state(run)["state_dict"], state(other)["state_dict"])
 
 
-@pytest.mark.parametrize("kind", ["relative", "absolute", "parent", "key", "address"])
-def test_a_state_with_a_path_outside_of_the_run(kind, run, tmp_path, monkeypatch, caplog):
-    """ModelCheckpoint would remove it as one of its checkpoints."""
+def test_paths_outside_of_the_run(tmp_path, monkeypatch):
+    """Also relative ones, keys, and addresses."""
     monkeypatch.chdir(tmp_path)
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    (run / "more").mkdir(parents=True)
+    mine.mkdir()
+    outside = ["mine", str(mine), f"{run}/more/../../mine", f"local://{mine}", f"zip::{mine}"]
+    inside = [f"{run}/more", "none", "min", 5, None, torch.zeros(3)]
+    for path in outside:
+        for each in (path, {"a": {path: 1}}, [1, (path,)], {path}):
+            assert [*paths_outside([inside, each], str(run))] == [path]
+    assert not [*paths_outside([inside, {"a": inside}], str(run))]
+
+
+def test_a_state_with_a_path_outside_of_the_run(run, tmp_path, caplog):
+    """ModelCheckpoint would remove it as one of its checkpoints."""
     (tmp_path / "mine").mkdir()
-    path = {"relative": "mine", "parent": f"{run}/checkpoints/../../mine", "address": f"local://{tmp_path}/mine"}.get(
-        kind, f"{tmp_path}/mine"
-    )
     callback = ModelCheckpoint(monitor="val/loss")
-    made = callback.state_dict()
-    made |= {"best_k_models": {path: torch.tensor(99.0)}} if kind == "key" else {"best_model_path": path}
+    made = callback.state_dict() | {"best_k_models": {f"{tmp_path}/mine": torch.tensor(99.0)}}
     change(run, lambda kept: kept["callbacks"].update({callback.state_key: made}))
     mine = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/loss, dirpath: '${run_dir}/more'}"
     resume(run, "+callbacks.stop=null", f"+callbacks.more={mine}")
