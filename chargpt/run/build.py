@@ -1,9 +1,12 @@
 """From the settings of a run to its parts: the text, the model, the callbacks and Lightning's Trainer."""
 
+import csv
 import inspect
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from chargpt.callbacks.hparams import RunRecord
 from chargpt.checkpoint import EvalSettings
@@ -29,10 +33,8 @@ from chargpt.kernels.compiling import compile_model
 from chargpt.module import CharLM
 from chargpt.run.config import Settings
 from chargpt.run.init_from import Initial, copy_weights, extended
-from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_same
 from chargpt.run.resuming import Resuming
-from chargpt.settings import MOST_STEPS
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
@@ -91,16 +93,13 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:
-    """Put a precision in place of `auto`: that of the run that resumes, or the best on this machine.
-
-    Returns:
-        The reason, for the log.
-    """
-    device = device_type(str(arguments.get("accelerator", "auto")))
-    best, given = best_precision(device), arguments.get("precision")
-    is_chosen = given == "auto" or resumption is not None
-    if given == "auto":
-        given = arguments["precision"] = resumption.checkpoint.scoring.precision if resumption else best.name
+    """Put a precision in place of `auto`: that of the run that resumes, or the best on this machine. Returns the reason
+    for it."""
+    device, is_chosen = device_type(str(arguments.get("accelerator", "auto"))), arguments.get("precision") == "auto"
+    best = best_precision(device)
+    if is_chosen:
+        arguments["precision"] = resumption.checkpoint.scoring.precision if resumption else best.name
+    given = arguments.get("precision")
     if given == "16-mixed" and device == "cpu":  # Lightning would train in bf16-mixed
         raise UserError(f"a CPU has no trainer.precision=16-mixed; trainer.precision={best.name} is the fastest here")
     if not is_chosen:
@@ -153,20 +152,15 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     counts = {name: config.get(name) for name in STEP_COUNTS}
     counts |= {name: config[name] for name in ("min_steps", "limit_train_batches") if config.get(name) is not None}
     for name, count in counts.items():
-        if type(count) is not int or not 1 <= count < MOST_STEPS:
-            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1 and below 2**53; got {count}")
+        if type(count) is not int or count < 1:
+            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1; got {count}")
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
-            raise UserError(f"trainer.{name} counts epochs, but random blocks do not end: use trainer.max_steps=")
-    if config.get("limit_test_batches") is not None:
-        raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
+            raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
     arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
     name = strategy if isinstance(strategy := arguments.get("strategy"), str) else type(strategy).__name__
     if re.search(STRATEGIES, name.lower()):
-        raise UserError(
-            f"trainer.strategy={name} is not supported: each process holds the whole model, and is started by the"
-            " command line; use trainer.strategy=ddp"
-        )
+        raise UserError(f"trainer.strategy={name} is not supported: each process holds all weights; use ddp")
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
@@ -185,3 +179,30 @@ def made(name: str, config: Any) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{name}: {first_line(error.__cause__ or error)}") from error
+
+
+def continued(logger: Any, folder: str, first_step: int) -> Any:
+    """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on;
+    true and null stand for TensorBoard in the run's folder."""
+    if isinstance(logger, list):
+        return [continued(each, folder, first_step) for each in logger]
+    if logger is None or logger is True:
+        kind = "lightning.pytorch.loggers.TensorBoardLogger"
+        logger = {"_target_": kind, "save_dir": folder, "name": "", "version": ""}
+    if isinstance(logger, dict) and str(logger.get("_target_")).endswith(".TensorBoardLogger"):
+        return logger | {"purge_step": first_step}
+    return logger
+
+
+def keep_rows(loggers: Iterable[Logger], step: int) -> None:
+    """Keep the rows of CSV files up to a step: Lightning's CSVLogger would start the file again."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            rows, file = [], Path(logger.log_dir, "metrics.csv")
+            if file.is_file():
+                for row in csv.DictReader(file.read_text(encoding="utf-8", errors="replace").splitlines()):
+                    with suppress(ValueError, TypeError):  # a row that was cut off
+                        if int(row["step"]) <= step:
+                            rows.append({key: value for key, value in row.items() if key and value})
+            logger.experiment.metrics = rows
+            logger.save()

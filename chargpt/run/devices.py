@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +39,11 @@ def is_first() -> bool:
 
 def launched() -> tuple[str, int] | None:
     """The launcher of this run's processes (torchrun, SLURM) and their number; None without a launcher."""
-    by = "torchrun", "WORLD_SIZE"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-            return None  # in an interactive job, as in Lightning
-        by = "SLURM", "SLURM_NTASKS"
-    number = os.environ.get(by[1], "")
-    if not number.isdecimal():
-        raise UserError(f"{by[1]} is not a number of processes: {number!r}")
-    return by[0], int(number)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun", int(os.environ["WORLD_SIZE"])
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return "SLURM", int(os.environ["SLURM_NTASKS"])
+    return None  # also in an interactive job, as in Lightning
 
 
 def begin_rank() -> None:
@@ -69,11 +64,9 @@ def arguments_of_rank(arguments: list[str]) -> list[str]:
 def number_of_devices(trainer: DictConfig) -> int:
     """The number of devices of this machine that `trainer.devices` asks for; 1 if Lightning will refuse it."""
     devices = trainer.get("devices")
-    if OmegaConf.is_list(devices):
-        return max(1, len(devices))
-    text = str(devices).strip()
-    if "," in text:
-        return len([each for each in text.split(",") if each.strip()])
+    text = ",".join(map(str, [*devices, ""])) if OmegaConf.is_list(devices) else str(devices).strip()
+    if "," in text:  # which devices; "3," is the fourth one alone
+        return len(text.strip(", ").split(","))
     if text in ("-1", "auto") and trainer.get("accelerator") in ("auto", "gpu", "cuda"):
         import torch
 
@@ -87,12 +80,8 @@ def to_start(cfg: DictConfig) -> int:
 
 
 def launch(number: int, folder: Path) -> None:
-    """Run this command once per device, in processes that torch starts and watches as torchrun does, and wait for them.
-    Exits with their status unless all succeed.
-
-    Args:
-        folder: of the run.
-    """
+    """Train the run of a folder: run this command once per device, in processes that torch starts and watches as
+    torchrun does, and wait for them. Exits with their status unless all succeed."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
@@ -110,13 +99,10 @@ def launch(number: int, folder: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number),
-        "GROUP_RANK": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // number)),
     }
-    handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handled = [each for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in handled)
+    under_nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGTERM" + ("" if under_nohup else ",SIGHUP")
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # it would report all twice
     context, stopped = None, 0
     try:
@@ -129,17 +115,14 @@ def launch(number: int, folder: Path) -> None:
         )
         result = context.wait(period=0.1)
     except SignalException as stop:
-        stopped = 128 + stop.sigval
-        handlers = {each: signal.signal(each, signal.SIG_IGN) for each in handled}
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        time.sleep(TOGETHER)
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
-        kill = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows lacks it
-        for signum in (signal.SIGTERM, kill):  # by SIGTERM, a process that is still starting ends silently
-            with suppress(SignalException):
-                if context is not None:
-                    context.close(signum, SAVE)
+        stopped, since, limit = 128 + stop.sigval, time.monotonic(), SAVE
+        while context is not None:
+            try:
+                context.close(timeout=limit)  # by SIGTERM, and then by SIGKILL
+                break
+            except SignalException:
+                limit = SAVE if time.monotonic() - since < TOGETHER else 0
         result = context.wait(period=0.1) if context is not None else None
     failed = result.failures if result is not None else {}
     if stopped:
@@ -167,28 +150,27 @@ def check_number(trainer: "Trainer") -> None:
     by = launched()
     if by is not None and by[1] != trainer.world_size:
         raise UserError(
-            f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
+            f"{by[0]} has started {by[1]} processes for this run, one per device, but {devices}"
             f" makes {trainer.world_size}: set trainer.devices= and trainer.num_nodes= that make {by[1]}"
         )
     if by is None and trainer.num_nodes > 1:
         raise UserError(f"trainer.num_nodes={trainer.num_nodes} needs srun or torchrun, which start the processes")
     if is_first() != trainer.is_global_zero:
-        ranks = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
-        raise UserError(f"this process was started with {ranks}, which does not match {devices}")
+        raise UserError(f"{' or '.join(RANKS)} is set, but {devices} makes a single process: unset it")
 
 
 def report(error: Exception) -> int:
     """Log an error once for all processes of the run; returns the exit status."""
     if launched() is None:
         return errors.report(error)
-    lost = re.search(LOST, str(error))
-    if lost and is_first() and not launched_here():  # torchrun and SLURM do not print the command
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
+    if re.search(LOST, str(error)):  # the process that ended has reported, or its launcher does
+        if is_first() and not launched_here():  # torchrun and SLURM do not print the command
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
+        else:
+            time.sleep(FIRST)
         return 1
-    if lost or not is_first():
+    if not is_first():
         time.sleep(FIRST)
-    if lost and launched_here():
-        return 1  # `launch` or the process that ended has reported
     logging.disable(logging.NOTSET)
     return errors.report(error)

@@ -68,24 +68,16 @@ def test_each_size_has_one_value():
         (["model.n_layr=3"], "Key 'n_layr' not in 'GPTConfig'; did you mean model.n_layer?"),
         (["callbacks.text_samples.lenght=3"], "did you mean callbacks.text_samples.length?"),
         (["n_layer=3"], "Key 'n_layer' not in 'TrainConfig'; did you mean model.n_layer?"),
-        (["sede=3"], "Key 'sede' not in 'TrainConfig'; did you mean seed?"),
         (["optimizer.momentum=2"], "Key 'momentum' not in 'AdamWConfig' (there are betas, "),
-        (["data=README.md"], "Could not find 'data/README.md'; did you mean data=file data.path=README.md?"),
         (["optimizer.lr=1e-3,"], "cannot read optimizer.lr=1e-3,: it takes key=value, special characters in quotes: "),
-        (["trainer.max_steps"], "cannot read trainer.max_steps: it takes key=value"),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
-        (["optimizer=zzz"], "Could not find 'optimizer/zzz' (there are adamw, "),
         (["experiment=cpu", "model=bigram"], "raised while composing config: Key 'n_layer' not in 'BigramConfig'"),
         (["model.n_layer=two"], "Value 'two' of type 'str' could not be converted to Integer"),
-        (["data.batch_size=1.5"], "Value '1.5' of type 'float' could not be converted to Integer"),
-        (["+model.n_layr=2"], "unknown key model.n_layr; did you mean model.n_layer?"),
         (["+colour=red"], "unknown key colour (there are callbacks, "),
-        (["~seed"], "the configuration has no seed"),
     ],
 )
-def test_mistakes(overrides, message, monkeypatch):
+def test_mistakes(overrides, message):
     """In one line, with the key that may have been meant."""
-    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error, hydra_errors():
         read_config(composed(*overrides, "run_dir=x"))
     assert message in str(error.value)
@@ -101,7 +93,7 @@ INTEGERS = {
     "data.batch_size": (-1, 6), "data.num_workers": (-1, 0), "seed": (-2, 2**40), "optimizer.warmup_steps": (-2, 9),
     "trainer.val_check_interval": (-1, 4), "trainer.log_every_n_steps": (-1, 4), "trainer.max_steps": (-2, 2),
     "trainer.accumulate_grad_batches": (-1, 3), "callbacks.last_checkpoint.every_n_steps": (-1, 3),
-    "callbacks.text_samples.length": (-1, 3), "callbacks.attention_maps.length": (-1, 50),
+    "callbacks.text_samples.length": (-1, 3),
 }  # fmt: skip
 NUMBERS = ["model.dropout", "optimizer.lr", "optimizer.weight_decay", "optimizer.min_lr_factor"]
 WORDS = {
