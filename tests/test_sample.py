@@ -197,7 +197,6 @@ def test_help_needs_no_torch():
         (["--prompt-file", "no/such/file"], "cannot read the prompt from no/such/file: No such file"),
         (["--prompt-file", "."], "cannot read the prompt from .: Is a directory"),
         (["--out", "no/such/file"], "cannot write to no/such/file: No such file"),
-        (["--out", "a\0"], "argument --out: not the name of a file"),
         (["--out", "/dev/full"], "cannot write to /dev/full: No space left on device"),
         (["--ckpt", "a\x1b]52;\n\u2028\udcff"], r"no such checkpoint or run: a\\x1b\]52;\\n\\u2028\\udcff$"),
         (["--ckpt", str(ROOT / "README.md")], ".*README.md is damaged, or not a file that chargpt wrote"),

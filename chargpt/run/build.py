@@ -13,15 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    ModelPruning,
-    ProgressBar,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from chargpt.callbacks.hparams import RunRecord
@@ -41,12 +33,12 @@ EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_
 ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
 NO_EPOCHS = "counts epochs, but random blocks do not end"
-NOT_SUPPORTED: dict[type[Callback], str] = {  # of Lightning's callbacks
-    GradientAccumulationScheduler: f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
-    StochasticWeightAveraging: f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
-    WeightAveraging: "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
-    ModelPruning: NO_EPOCHS,
-    BaseFinetuning: NO_EPOCHS,
+NOT_SUPPORTED = {  # of Lightning's callbacks
+    "GradientAccumulationScheduler": f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
+    "StochasticWeightAveraging": f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
+    "WeightAveraging": "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
+    "ModelPruning": NO_EPOCHS,
+    "BaseFinetuning": NO_EPOCHS,
 }
 
 
@@ -119,27 +111,23 @@ def device_type(accelerator: str) -> str:
 
 
 def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
-    """The callbacks of `conf/callbacks`, without those that are null."""
-    callbacks: dict[str, Callback] = {}
+    """The callbacks of `conf/callbacks`, without those that are null. Lightning's that count epochs are refused, as
+    they would do nothing."""
+    callbacks = []
     for name, config in configs.items():
         if config is None:
             continue
-        callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
+        callback = made(f"callbacks.{name}", config)
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
-        check_callback(f"callbacks.{name}", callback, config)
-        callbacks[name] = callback
-    return list(callbacks.values())
-
-
-def check_callback(name: str, callback: Callback, config: dict[str, Any]) -> None:
-    """Refuse Lightning's callbacks that would do nothing, as they count epochs."""
-    for kind, why in NOT_SUPPORTED.items():
-        if isinstance(callback, kind):
-            raise UserError(f"{name}: {type(callback).__name__} {why}")
-    for key, value in config.items() if type(callback).__module__.startswith("lightning.") else ():
-        if value == "epoch" or ("epoch" in key and isinstance(value, int) and value):
-            raise UserError(f"{name}.{key}={value} {NO_EPOCHS}")
+        for kind in type(callback).__mro__:
+            if kind.__name__ in NOT_SUPPORTED:
+                raise UserError(f"callbacks.{name}: {type(callback).__name__} {NOT_SUPPORTED[kind.__name__]}")
+        for key, value in config.items() if type(callback).__module__.startswith("lightning.") else ():
+            if value == "epoch" or ("epoch" in key and isinstance(value, int) and value):
+                raise UserError(f"callbacks.{name}.{key}={value} {NO_EPOCHS}")
+        callbacks.append(callback)
+    return callbacks
 
 
 def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trainer:
@@ -158,9 +146,8 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
             raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
     arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
-    name = strategy if isinstance(strategy := arguments.get("strategy"), str) else type(strategy).__name__
-    if re.search(STRATEGIES, name.lower()):
-        raise UserError(f"trainer.strategy={name} is not supported: each process holds all weights; use ddp")
+    if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
+        raise UserError(f"trainer.strategy={strategy} is not supported: each process holds all weights; use ddp")
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None

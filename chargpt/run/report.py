@@ -93,11 +93,11 @@ def is_finished(run: Run, resumption: Resumption) -> bool:
     folder, steps = Path(run.settings.run_dir), resumption.step
     if steps >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {steps} steps; a larger trainer.max_steps resumes it")
-    elif resumption.stopped_early and run.settings.resume == "allow":
+        return True
+    if resumption.stopped_early and run.settings.resume == "allow":
         log.info(f"{short(folder)} stopped early, after {steps} steps; resume={short(folder)} resumes it")
-    else:
-        return False
-    return True
+        return True
+    return False
 
 
 def end(run: Run, seconds: float, resumption: Resumption | None) -> float:

@@ -54,7 +54,7 @@ def test_arguments_and_switches():
         ("+callbacks.progress.colour=red", r"callbacks\.progress: .*colour"),
         ("callbacks.text_samples.length=0", r"callbacks\.text_samples.* at least 1"),
         ("+callbacks.mine._target_=no.such.Callback", r"callbacks\.mine: .*no\.such"),
-        ("+callbacks.mine=5", r"callbacks\.mine is not a Lightning callback"),
+        ("+callbacks.mine=5", r"callbacks\.mine: Cannot instantiate config of type int"),
         ("+callbacks.mine._target_=builtins.dict", r"callbacks\.mine is not a Lightning callback"),
     ],
 )
