@@ -74,7 +74,7 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     arguments = {"use_distributed_sampler": False} | settings.trainer  # each rank draws its own batches
     arguments["default_root_dir"] = arguments.get("default_root_dir") or settings.run_dir
     first_step = resumption.step + 1 if resumption else 0
-    arguments["logger"] = continued(arguments.get("logger"), settings.run_dir, first_step)
+    arguments["logger"] = continued(arguments.get("logger"), first_step)
     trainer = build_trainer(arguments, [resuming, RunRecord(settings), *callbacks])
     scoring = EvalSettings(settings.data.split, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
@@ -94,9 +94,7 @@ def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -
     given = arguments.get("precision")
     if given == "16-mixed" and device == "cpu":  # Lightning would train in bf16-mixed
         raise UserError(f"a CPU has no trainer.precision=16-mixed; trainer.precision={best.name} is the fastest here")
-    if not is_chosen:
-        return ""
-    return f" ({best.why})" if given == best.name else f" (the fastest here is {best.name}: {best.why})"
+    return f" ({best.why})" if is_chosen and given == best.name else ""
 
 
 def device_type(accelerator: str) -> str:
@@ -168,14 +166,10 @@ def made(name: str, config: Any) -> Any:
         raise UserError(f"{name}: {first_line(error.__cause__ or error)}") from error
 
 
-def continued(logger: Any, folder: str, first_step: int) -> Any:
-    """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on;
-    true and null stand for TensorBoard in the run's folder."""
+def continued(logger: Any, first_step: int) -> Any:
+    """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on."""
     if isinstance(logger, list):
-        return [continued(each, folder, first_step) for each in logger]
-    if logger is None or logger is True:
-        kind = "lightning.pytorch.loggers.TensorBoardLogger"
-        logger = {"_target_": kind, "save_dir": folder, "name": "", "version": ""}
+        return [continued(each, first_step) for each in logger]
     if isinstance(logger, dict) and str(logger.get("_target_")).endswith(".TensorBoardLogger"):
         return logger | {"purge_step": first_step}
     return logger

@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt import errors
 from chargpt.command_line import STARTED_HERE, TOGETHER, launched_here
 from chargpt.errors import UserError
+from chargpt.run.config import in_hydras_quotes
 from chargpt.run.folder import has_state
+from chargpt.run.resume import command_to_resume
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -37,13 +39,14 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def launched() -> tuple[str, int] | None:
-    """The launcher of this run's processes (torchrun, SLURM) and their number; None without a launcher."""
+def launched() -> int | None:
+    """The number of processes that torchrun or SLURM started for this run; None without either, and in an interactive
+    job, as in Lightning."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun", int(os.environ["WORLD_SIZE"])
+        return int(os.environ["WORLD_SIZE"])
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return "SLURM", int(os.environ["SLURM_NTASKS"])
-    return None  # also in an interactive job, as in Lightning
+        return int(os.environ["SLURM_NTASKS"])
+    return None
 
 
 def begin_rank() -> None:
@@ -84,8 +87,6 @@ def launch(number: int, folder: Path) -> None:
     torchrun does, and wait for them. Exits with their status unless all succeed."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
-
-    from chargpt.run.config import in_hydras_quotes
 
     os.chdir(HydraConfig.get().runtime.cwd)
     spec = sys.modules["__main__"].__spec__
@@ -139,22 +140,17 @@ def launch(number: int, folder: Path) -> None:
 
 def how_to_resume(folder: Path) -> str:
     """The end of a message about a run that did not finish."""
-    from chargpt.run.resume import command_to_resume
-
     return f"to resume: {command_to_resume(folder)}" if has_state(folder) else "nothing was saved"
 
 
 def check_number(trainer: "Trainer") -> None:
     """Refuse devices that do not match the processes: the missing ones would be waited for, or each train alone."""
-    devices = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
-    by = launched()
-    if by is not None and by[1] != trainer.world_size:
+    number, devices = launched() or 1, f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
+    if number != trainer.world_size:
         raise UserError(
-            f"{by[0]} has started {by[1]} processes for this run, one per device, but {devices}"
-            f" makes {trainer.world_size}: set trainer.devices= and trainer.num_nodes= that make {by[1]}"
+            f"{devices} needs {trainer.world_size} processes, one per device, but {number} started; srun and torchrun"
+            " start those of several nodes"
         )
-    if by is None and trainer.num_nodes > 1:
-        raise UserError(f"trainer.num_nodes={trainer.num_nodes} needs srun or torchrun, which start the processes")
     if is_first() != trainer.is_global_zero:
         raise UserError(f"{' or '.join(RANKS)} is set, but {devices} makes a single process: unset it")
 

@@ -118,7 +118,7 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = one_line(run.data.own.get("val", run.data.corpus).name)
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
-    shown = verdict(read_losses(path), trainer.max_steps, tokenizer.vocab_size)
+    shown = verdict(read_losses(path), trainer.max_steps)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
@@ -141,7 +141,7 @@ def test(run: Run) -> None:
     best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
     try:
         with validated_weights(trainer, module):
-            if best is not None and best.best_loss == float(module.best_val_loss.min_value):
+            if best is not None:
                 module.net.load_state_dict(best.model.state_dict())
                 of = "of the best validation loss"
             [scores] = trainer.test(module, run.data, verbose=False)
@@ -153,16 +153,14 @@ def test(run: Run) -> None:
     log.info(f"Test loss {loss:.4f} ({loss / math.log(2):.4f} bits per {unit}), with the weights {of}")
 
 
-def verdict(points: Sequence[Point], max_steps: int, vocab_size: int) -> str:
+def verdict(points: Sequence[Point], max_steps: int) -> str:
     """The verdict on a curve, with advice; empty if the validations, in order, do not show anything."""
     points = [point for point in points if math.isfinite(point.train_loss)]
     if len(points) < FEWEST:
         return ""
-    losses, last, guessing = [point.val_loss for point in points], points[-1], math.log(vocab_size)
-    best = min(points, key=lambda point: point.val_loss)
+    last, best = points[-1], min(points, key=lambda point: point.val_loss)
     before, after = points[: points.index(best) + 1], points[points.index(best) + 1 :]
     rise = f"validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}"
-    lower_lr = "A lower optimizer.lr, a longer optimizer.warmup_steps or trainer.gradient_clip_val=1 may help"
     has_risen = last.val_loss > (1 + NOISE) * best.val_loss
     # A training loss is that of one batch: as many are averaged before the lowest validation loss as after it.
     if has_risen and _train_loss(after) < _train_loss(before[-len(after) :]):
@@ -171,16 +169,14 @@ def verdict(points: Sequence[Point], max_steps: int, vocab_size: int) -> str:
             " smaller model may help; sampling takes the best checkpoint anyway"
         )
     if last.val_loss > (1 + MUCH) * best.val_loss:
-        return f"Diverged: {rise}. {lower_lr}"
-    falls = losses == sorted(losses, reverse=True)
-    if last.val_loss > (1 + NOISE) * guessing and not falls:
-        return f"Diverged: validation loss is {last.val_loss:.4f}, above that of guessing, {guessing:.4f}. {lower_lr}"
+        return f"Diverged: {rise}. A lower optimizer.lr, a longer warm-up or trainer.gradient_clip_val=1 may help"
     if has_risen:
         return ""
     earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
     was = min(earlier, key=lambda point: point.val_loss)
     fallen = was.val_loss - best.val_loss
-    steady = falls and 3 * fallen >= losses[0] - best.val_loss > 0  # slow, as at the beginning of a run
+    falls = points == sorted(points, key=lambda point: point.val_loss, reverse=True)
+    steady = falls and 3 * fallen >= points[0].val_loss - best.val_loss > 0  # slow, as at the beginning of a run
     if fallen <= NOISE * best.val_loss and not steady:
         return (
             f"Levelled off: the lowest validation loss is {best.val_loss:.4f}, and was {was.val_loss:.4f} at step"

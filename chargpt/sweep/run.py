@@ -57,7 +57,7 @@ def _sweep(config: DictConfig) -> Iterator[None]:
     """Refuse what cannot be swept, write `sweep.json`, hold the folder while the jobs run, and compare them at the end.
     The status is 1 if some did not finish."""
     folder, n_trials = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("n_trials")  # of a search by Optuna
-    if devices.number_of_devices(config.trainer) > 1 or (devices.launched() or ("", 1))[1] > 1:
+    if devices.number_of_devices(config.trainer) > 1 or (devices.launched() or 1) > 1:
         raise UserError(ONE_DEVICE)
     swept = _swept(config)
     if "data.tokenizer" in swept:

@@ -124,12 +124,9 @@ TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
 def test_of_several_loggers_each_tensorboard_drops_later_points():
-    """TensorBoard in the run's folder is the default."""
     csv, board = {"_target_": "lightning.pytorch.loggers.CSVLogger"}, {"_target_": TENSORBOARD, "save_dir": "x"}
-    assert continued([csv, board, board], "run", 7) == [csv, *[board | {"purge_step": 7}] * 2]
-    default = {"_target_": TENSORBOARD, "save_dir": "run", "name": "", "version": "", "purge_step": 7}
-    assert continued(None, "run", 7) == continued(True, "run", 7) == default
-    assert continued(False, "run", 7) is False
+    assert continued([csv, board, board], 7) == [csv, *[board | {"purge_step": 7}] * 2]
+    assert continued(False, 7) is False
 
 
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")

@@ -24,7 +24,7 @@ def points(losses, train=None, every=500):
 @pytest.mark.parametrize("name", ["cpu", "speedrun", "speedrun-2000-steps", "record"])
 def test_real_runs_were_still_falling(name):
     curve = read_losses(ROOT / "docs" / "results" / name)
-    assert verdict(curve, curve[-1].step, 65).startswith("Validation loss was still falling: a longer run")
+    assert verdict(curve, curve[-1].step).startswith("Validation loss was still falling: a longer run")
 
 
 NAN = [math.nan] * 8
@@ -41,12 +41,12 @@ OVERFITS = [1.9, 1.65, 1.55, 1.50, 1.52, 1.56, 1.62]
         ([1.9, 1.7, 1.6], NAN, ""),  # before the first logged step
         ([1.9, 1.7, 1.75, 1.6, 1.5], None, "Validation loss was still falling"),
         (OVERFITS, None, "Overfitting since step 2,000: validation loss rose from 1.5000 to 1.6200 while"),
-        ([1.9, 1.5, 3.0, 5.0], None, "Overfitting since step 1,000"),  # worse than guessing, and still no divergence
+        ([1.9, 1.5, 3.0, 5.0], None, "Overfitting since step 1,000"),  # and no divergence
         (OVERFITS, UP, ""),  # it rose by less than a tenth
         ([1.9, 1.6, 1.5, 1.51, 1.505], None, "Levelled off: the lowest validation loss is 1.5000"),
         ([1.9, 1.6, 1.502, 1.501, 1.5], None, "Levelled off: the lowest validation loss is 1.5000, and was 1.5020"),
         ([1.9, 1.6, 1.5, 1.8, 2.5], UP, "Diverged: validation loss rose from 1.5000 to 2.5000. A lower optimizer.lr"),
-        ([5.0, 5.2, 5.1], [5.0, 5.3, 5.0], "Diverged: validation loss is 5.1000, above that of guessing, 4.1744"),
+        ([5.0, 5.2, 5.8], [5.0, 5.3, 5.6], "Diverged: validation loss rose from 5.0000 to 5.8000"),
         ([4.9, 4.8, 4.7], None, "Validation loss was still falling"),  # a bigram begins there
         ([4.16, 4.15, 4.14], None, "Validation loss was still falling"),  # little, and as fast as before
         ([4.18, 4.19, 4.18], None, "Levelled off"),
@@ -55,20 +55,20 @@ OVERFITS = [1.9, 1.65, 1.55, 1.50, 1.52, 1.56, 1.62]
 )
 def test_made_up_runs(losses, train, expected):
     curve = points(losses, train)
-    found = verdict(curve, 500 * len(losses), 65)
+    found = verdict(curve, 500 * len(losses))
     assert found.startswith(expected)
     assert bool(found) == bool(expected)
 
 
 def test_a_run_that_ended_early():
     expected = "Validation loss was still falling, after 1,500 of 5,000 steps: it is worth going on"
-    assert verdict(points([1.9, 1.7, 1.6]), 5000, 65) == expected
+    assert verdict(points([1.9, 1.7, 1.6]), 5000) == expected
 
 
 def test_a_run_ends_with_it(tiny, tmp_path, caplog):
     caplog.set_level("INFO")
     start(tmp_path, *tiny, *STEPS)
-    expected = verdict(read_losses(tmp_path), 12, 10)
+    expected = verdict(read_losses(tmp_path), 12)
     assert expected
     assert f" s\n{expected}\nCheckpoint:" in caplog.text
 
@@ -102,11 +102,10 @@ def test_the_test_text_is_scored_once_at_the_end_with_the_best_weights(tiny, tmp
 
 @pytest.mark.parametrize("averaged", [[], ["callbacks.averaging.decay=0.5"]])
 def test_without_a_best_checkpoint_the_last_weights_are_scored(averaged, tiny, tmp_path, capsys, caplog):
-    """Or their average; the best checkpoint of an earlier start is not that of the best loss."""
+    """Or their average."""
     caplog.set_level("INFO")
-    start(tmp_path, *tiny, THREE, *averaged)
-    resume(tmp_path, "callbacks.best_checkpoint=null", "trainer.max_steps=12")
-    _, (_, loss) = curves(tmp_path)["test/loss"]
+    start(tmp_path, *tiny, THREE, "callbacks.best_checkpoint=null", *averaged)
+    [(_, loss)] = curves(tmp_path)["test/loss"]
     assert evaluated(capsys, tmp_path / "checkpoints" / "last.ckpt") == pytest.approx(loss, rel=1e-6)
     assert "with the weights of the last step" in caplog.text
 
