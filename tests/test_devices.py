@@ -203,7 +203,7 @@ def test_who_is_first(monkeypatch):
     [
         ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}, 2, 1, None),
         ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "3"}, 2, 1, "needs 2 processes, one per device, but 3 started"),
-        ({"SLURM_NTASKS": "4"}, 1, 1, "trainer.devices=1 trainer.num_nodes=1 needs 1 processes .* 4 started"),
+        ({"SLURM_NTASKS": "4"}, 1, 1, "trainer.devices=1 trainer.num_nodes=1 needs 1 processes, .* 4 started"),
         ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}, 1, 1, None),
         ({}, 1, 2, "trainer.num_nodes=2 needs 2 processes, .* 1 started; srun and torchrun"),
         ({"LOCAL_RANK": "1"}, 1, 1, "LOCAL_RANK .* is set, but trainer.devices=1 .*: unset it"),

@@ -86,13 +86,6 @@ def test_variants_train(tiny, tmp_path, overrides):
         assert state(tmp_path)["global_step"] == 4
 
 
-def test_a_folder_holds_one_run(tiny, tiny_run):
-    before = {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match="holds a run already"):
-        train(composed(*tiny, f"run_dir={tiny_run}", "seed=7"))
-    assert {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()} == before
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
