@@ -4,7 +4,6 @@ import csv
 import inspect
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +98,11 @@ def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -
 
 def device_type(accelerator: str) -> str:
     """The type of device that Lightning takes for its `accelerator` argument."""
+    if accelerator in ("auto", "gpu"):
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if accelerator in ("cuda", "mps") and not getattr(torch, accelerator).is_available():
         raise UserError(f"this machine has no trainer.accelerator={accelerator}")
-    if accelerator not in ("auto", "gpu"):
-        return accelerator
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return accelerator
 
 
 def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
@@ -179,11 +176,10 @@ def keep_rows(loggers: Iterable[Logger], step: int) -> None:
     """Keep the rows of CSV files up to a step: Lightning's CSVLogger would start the file again."""
     for logger in loggers:
         if isinstance(logger, CSVLogger):
-            rows, file = [], Path(logger.log_dir, "metrics.csv")
-            if file.is_file():
-                for row in csv.DictReader(file.read_text(encoding="utf-8", errors="replace").splitlines()):
-                    with suppress(ValueError, TypeError):  # a row that was cut off
-                        if int(row["step"]) <= step:
-                            rows.append({key: value for key, value in row.items() if key and value})
-            logger.experiment.metrics = rows
+            file = Path(logger.log_dir, "metrics.csv")
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            rows = [
+                row for row in csv.DictReader(lines, restval="") if row["step"].isdecimal() and int(row["step"]) <= step
+            ]
+            logger.experiment.metrics = [{key: value for key, value in row.items() if key and value} for row in rows]
             logger.save()
