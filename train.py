@@ -31,15 +31,7 @@ config.register()
 
 
 def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float:
-    """Build a run, fit it and report.
-
-    Args:
-        cfg: the configuration that `conf/train.yaml` composes.
-        resumption: the state to resume from.
-
-    Returns:
-        The best validation loss, in nats per id.
-    """
+    """Build a run, fit it and report; returns the best validation loss, in nats per id."""
     # Imported here, so that --help and completion do not wait for Lightning.
     from chargpt.run import report
     from chargpt.run.build import build

@@ -46,8 +46,6 @@ def utf8_text(argument: str) -> str:
 
 def file_name(argument: str) -> str:
     """The name of a file; `~` is the home folder."""
-    if not argument or "\0" in argument:
-        raise argparse.ArgumentTypeError("not the name of a file")
     return os.path.expanduser(argument)
 
 

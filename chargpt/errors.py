@@ -33,23 +33,16 @@ class Stopped(SystemExit):
         saved: whether the run can resume from there.
     """
 
-    def __init__(self, code: int, step: int, *, saved: bool):
+    def __init__(self, code: int, step: int = 0, *, saved: bool = False):  # defaults, as pickle gives the code alone
         super().__init__(code)
-        self.step = step
-        self.saved = saved
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickled (to the process that started a sweep's jobs), it is a plain exit with the status."""
-        return SystemExit, (self.code,)
+        self.step, self.saved = step, saved
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
     """The line to show for an error and the exit status; None for a bug."""
     text = str(error)
-    if isinstance(error, UserError):
-        return text, 2
-    if isinstance(error, NonFiniteError):
-        return text, 1
+    if isinstance(error, UserError | NonFiniteError):
+        return text, 2 if isinstance(error, UserError) else 1
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
         return "out of memory: a smaller batch (data.batch_size, --num-samples), context or model needs less", 1
     if "no kernel image is available" in text or "NVIDIA driver on your system is too old" in text:
@@ -111,7 +104,7 @@ def did_you_mean(key: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """A text for a terminal or a log: control characters, and what UTF-8 cannot encode, as in `\\x1b`."""
+    """A text for a terminal or a log, with control characters as in `\\x1b`."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

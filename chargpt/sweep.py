@@ -48,7 +48,7 @@ def sweeping(config: DictConfig) -> Iterator[None]:
     """Hold the folder of a sweep while its jobs run, and compare them at the end; the status is 1 if some did not
     finish."""
     folder, n_trials = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("n_trials")  # of a search by Optuna
-    if (devices.launched() or ("", 1))[1] > 1:
+    if (devices.launched() or 1) > 1:
         raise UserError(ONE_DEVICE)
     swept = _swept(config)
     if "data.tokenizer" in swept:

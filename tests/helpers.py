@@ -13,7 +13,6 @@ from unittest import mock
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -21,13 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import sample
 from chargpt import errors
-from chargpt.run.config import register
+from chargpt.run import config
 from chargpt.run.resume import load_state, replayed
 from train import command as train_command
 from train import train
 
 ROOT = Path(__file__).parents[1]
-register()
 
 # Overrides that make any configuration train for half a second; the fixture `tiny` adds the text.
 TINY = [
@@ -43,8 +41,8 @@ TINY = [
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",  # the same on every machine
     "callbacks.text_samples.length=8",
-    "callbacks.attention_maps.length=4",
-    "callbacks.surprise.length=8",
+    "callbacks.attention_maps=null",  # tests/callbacks/test_look.py draws
+    "callbacks.surprise=null",
 ]
 # 12 steps, validation every 4, a save every 3
 STEPS = [
@@ -67,8 +65,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would run with."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+    return config.composed(list(overrides))
 
 
 def signal_at(*steps: int, **options: object) -> list[str]:

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from helpers import ROOT, assert_same, composed, curves, events, run_fresh, run_script, start, state
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.batches import IGNORED, SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
@@ -52,26 +51,6 @@ def test_validation_loss_is_the_mean_over_the_whole_split(tiny_run, text_file):
     assert logged == pytest.approx(total / (len(ids) - 1), rel=1e-5)
 
 
-def test_tensorboard_has_the_configuration_and_samples(tiny_run, text_file):
-    (config,) = texts(tiny_run, "config")
-    assert "    n_layer: 2\n" in config
-    assert config.startswith(f"    # trained on {text_file}\n")
-    samples = texts(tiny_run, "sample")
-    assert len(samples) == 2
-    assert all(len(sample.replace("\n    ", "\n")) == 4 + 1 + 8 for sample in samples)  # prompt and 8 characters
-
-
-def test_hparams_tab(tiny_run, text_file):
-    data = events(tiny_run).summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    hparams = HParamsPluginData.FromString(data).session_start_info.hparams
-    assert hparams["model/n_layer"].number_value == 2
-    assert hparams["optimizer/lr"].number_value == pytest.approx(3e-4)
-    assert hparams["text"].string_value == str(text_file)
-    experiment = events(tiny_run).summary_metadata["_hparams_/experiment"].plugin_data.content
-    metrics = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
-    assert metrics == ["val/best_loss"]
-
-
 def test_same_seed_same_weights(tiny, tiny_run, tmp_path):
     start(tmp_path / "same", *tiny, "callbacks.text_samples=null")
     start(tmp_path / "other", *tiny, "seed=7", "trainer.max_steps=4")  # validated and saved after the last step
@@ -107,17 +86,9 @@ def test_variants_train(tiny, tmp_path, overrides):
         assert state(tmp_path)["global_step"] == 4
 
 
-def test_a_folder_holds_one_run(tiny, tiny_run):
-    before = {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match="holds a run already"):
-        train(composed(*tiny, f"run_dir={tiny_run}", "seed=7"))
-    assert {file: file.read_bytes() for file in tiny_run.rglob("*") if file.is_file()} == before
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.path=none.txt", "no text at"),
         ("model.block_size=100000", "needs 100,001"),
         ("seed=4294967296", "seed must be"),
         ("compile=maybe", "compile must be auto, true or false"),
@@ -160,8 +131,6 @@ def test_a_run_by_hand(tiny, tmp_path):
     ("overrides", "message"),
     [
         (["model.n_head=5"], "model.n_embd must be divisible by model.n_head, 5; got 384"),
-        (["trainer.devcies=2"], "trainer.devcies is not an argument of lightning.pytorch.Trainer; did you mean"),
-        (["model.n_layr=3"], "Key 'n_layr' not in 'GPTConfig'; did you mean model.n_layer?"),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
         (["model.n_layer=["], "cannot read model.n_layer=["),
         (["callbacks=null"], "Config group override must be a string"),
@@ -214,10 +183,10 @@ HIDE = """
 import chargpt.kernels as private
 operators = [name for name, value in vars(private).items() if callable(value) and name[0].islower()]
 operators = [name for name in operators if getattr(private, name).__module__ != private.__name__]
+assert len(operators) > 2
 for name in operators:
     setattr(private, name, None)
 sys.modules["triton"] = None
-print(*operators)
 """
 
 
@@ -225,10 +194,8 @@ print(*operators)
 def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_run, tmp_path):
     """As on macOS, say: a run has the same losses up to rounding, with samples and `compile=auto`."""
     nowhere = {"PATH": str(tmp_path), "CC": "", "CXX": "no-compiler"}
-    arguments = [*tiny, "compile=auto", f"hydra.run.dir={tmp_path}/run"]
-    done = run_python(HIDE, *arguments, **nowhere)
+    done = run_python(HIDE, *tiny, "compile=auto", f"hydra.run.dir={tmp_path}/run", **nowhere)
     assert done.returncode == 0, done.stderr
-    assert {"onednn_linear", "softmax_gradient"} <= set(done.stdout.split())
     assert "Warning" not in done.stderr
     assert len(texts(tmp_path / "run", "sample")) == 2
     for tag in ("train/loss", "val/loss"):
@@ -290,8 +257,3 @@ def test_the_cpu_experiment_reaches_its_loss(tmp_path):
     print(f"experiment=cpu: val loss {loss} in {seconds} s")
     assert float(loss) <= 1.58
     assert int(re.search(r"([\d,]+) parameters", done.stderr)[1].replace(",", "")) <= 1_500_000
-
-
-def test_git_keeps_the_outputs_folder_and_nothing_in_it():
-    assert (ROOT / "outputs" / ".gitkeep").exists()
-    assert "outputs/*" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

@@ -1,24 +1,19 @@
 """From the settings of a run to its parts: the text, the model, the callbacks and Lightning's Trainer."""
 
+import csv
 import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    ModelPruning,
-    ProgressBar,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from chargpt.callbacks.tensorboard import RunRecord
 from chargpt.checkpoint import EvalSettings
@@ -28,22 +23,20 @@ from chargpt.kernels.choice import best_precision, compile_model
 from chargpt.module import CharLM
 from chargpt.run.config import Settings
 from chargpt.run.init_from import Initial, copy_weights, extended
-from chargpt.run.loggers import continued
 from chargpt.run.resume import Resumption, check_same
 from chargpt.run.resuming import Resuming
-from chargpt.settings import MOST_STEPS
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
 ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
 NO_EPOCHS = "counts epochs, but random blocks do not end"
-NOT_SUPPORTED: dict[type[Callback], str] = {  # of Lightning's callbacks
-    GradientAccumulationScheduler: f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
-    StochasticWeightAveraging: f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
-    WeightAveraging: "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
-    ModelPruning: NO_EPOCHS,
-    BaseFinetuning: NO_EPOCHS,
+NOT_SUPPORTED = {  # of Lightning's callbacks
+    "GradientAccumulationScheduler": f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
+    "StochasticWeightAveraging": f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
+    "WeightAveraging": "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
+    "ModelPruning": NO_EPOCHS,
+    "BaseFinetuning": NO_EPOCHS,
 }
 
 
@@ -79,7 +72,7 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     arguments = {"use_distributed_sampler": False} | settings.trainer  # each rank draws its own batches
     arguments["default_root_dir"] = arguments.get("default_root_dir") or settings.run_dir
     first_step = resumption.step + 1 if resumption else 0
-    arguments["logger"] = continued(arguments.get("logger"), settings.run_dir, first_step)
+    arguments["logger"] = continued(arguments.get("logger"), first_step)
     trainer = build_trainer(arguments, [resuming, RunRecord(settings), *callbacks])
     scoring = EvalSettings(settings.data.split, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
@@ -90,56 +83,45 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:
-    """Put a precision in place of `auto`: that of the run that resumes, or the best on this machine.
-
-    Returns:
-        The reason, for the log.
-    """
-    device = device_type(str(arguments.get("accelerator", "auto")))
-    best, given = best_precision(device), arguments.get("precision")
-    is_chosen = given == "auto" or resumption is not None
-    if given == "auto":
-        given = arguments["precision"] = resumption.checkpoint.scoring.precision if resumption else best.name
+    """Put a precision in place of `auto`: that of the run that resumes, or the best on this machine. Returns the reason
+    for it."""
+    device, is_chosen = device_type(str(arguments.get("accelerator", "auto"))), arguments.get("precision") == "auto"
+    best = best_precision(device)
+    if is_chosen:
+        arguments["precision"] = resumption.checkpoint.scoring.precision if resumption else best.name
+    given = arguments.get("precision")
     if given == "16-mixed" and device == "cpu":  # Lightning would train in bf16-mixed
         raise UserError(f"a CPU has no trainer.precision=16-mixed; trainer.precision={best.name} is the fastest here")
-    if not is_chosen:
-        return ""
-    return f" ({best.why})" if given == best.name else f" (the fastest here is {best.name}: {best.why})"
+    return f" ({best.why})" if is_chosen and given == best.name else ""
 
 
 def device_type(accelerator: str) -> str:
     """The type of device that Lightning takes for its `accelerator` argument."""
+    if accelerator in ("auto", "gpu"):
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if accelerator in ("cuda", "mps") and not getattr(torch, accelerator).is_available():
         raise UserError(f"this machine has no trainer.accelerator={accelerator}")
-    if accelerator not in ("auto", "gpu"):
-        return accelerator
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return accelerator
 
 
 def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
-    """The callbacks of `conf/callbacks`, without those that are null."""
-    callbacks: dict[str, Callback] = {}
+    """The callbacks of `conf/callbacks`, without those that are null. Lightning's that count epochs are refused, as
+    they would do nothing."""
+    callbacks = []
     for name, config in configs.items():
         if config is None:
             continue
-        callback = made(f"callbacks.{name}", config) if isinstance(config, dict) else config
+        callback = made(f"callbacks.{name}", config)
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
-        check_callback(f"callbacks.{name}", callback, config)
-        callbacks[name] = callback
-    return list(callbacks.values())
-
-
-def check_callback(name: str, callback: Callback, config: dict[str, Any]) -> None:
-    """Refuse Lightning's callbacks that would do nothing, as they count epochs."""
-    for kind, why in NOT_SUPPORTED.items():
-        if isinstance(callback, kind):
-            raise UserError(f"{name}: {type(callback).__name__} {why}")
-    for key, value in config.items() if type(callback).__module__.startswith("lightning.") else ():
-        if value == "epoch" or ("epoch" in key and isinstance(value, int) and value):
-            raise UserError(f"{name}.{key}={value} {NO_EPOCHS}")
+        for kind in type(callback).__mro__:
+            if kind.__name__ in NOT_SUPPORTED:
+                raise UserError(f"callbacks.{name}: {type(callback).__name__} {NOT_SUPPORTED[kind.__name__]}")
+        for key, value in config.items() if type(callback).__module__.startswith("lightning.") else ():
+            if value == "epoch" or ("epoch" in key and isinstance(value, int) and value):
+                raise UserError(f"callbacks.{name}.{key}={value} {NO_EPOCHS}")
+        callbacks.append(callback)
+    return callbacks
 
 
 def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trainer:
@@ -152,20 +134,14 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     counts = {name: config.get(name) for name in STEP_COUNTS}
     counts |= {name: config[name] for name in ("min_steps", "limit_train_batches") if config.get(name) is not None}
     for name, count in counts.items():
-        if type(count) is not int or not 1 <= count < MOST_STEPS:
-            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1 and below 2**53; got {count}")
+        if type(count) is not int or count < 1:
+            raise UserError(f"trainer.{name} must be a whole number of steps, at least 1; got {count}")
     for name in EPOCH_COUNTS:
         if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
-            raise UserError(f"trainer.{name} counts epochs, but random blocks do not end: use trainer.max_steps=")
-    if config.get("limit_test_batches") is not None:
-        raise UserError("trainer.limit_test_batches would score a part of the test text only: leave it out")
+            raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
     arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
-    name = strategy if isinstance(strategy := arguments.get("strategy"), str) else type(strategy).__name__
-    if re.search(STRATEGIES, name.lower()):
-        raise UserError(
-            f"trainer.strategy={name} is not supported: each process holds the whole model, and is started by the"
-            " command line; use trainer.strategy=ddp"
-        )
+    if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
+        raise UserError(f"trainer.strategy={strategy} is not supported: each process holds all weights; use ddp")
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
@@ -184,3 +160,25 @@ def made(name: str, config: Any) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{name}: {first_line(error.__cause__ or error)}") from error
+
+
+def continued(logger: Any, first_step: int) -> Any:
+    """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on."""
+    if isinstance(logger, list):
+        return [continued(each, first_step) for each in logger]
+    if isinstance(logger, dict) and str(logger.get("_target_")).endswith(".TensorBoardLogger"):
+        return logger | {"purge_step": first_step}
+    return logger
+
+
+def keep_rows(loggers: Iterable[Logger], step: int) -> None:
+    """Keep the rows of CSV files up to a step: Lightning's CSVLogger would start the file again."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            file = Path(logger.log_dir, "metrics.csv")
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            rows = [
+                row for row in csv.DictReader(lines, restval="") if row["step"].isdecimal() and int(row["step"]) <= step
+            ]
+            logger.experiment.metrics = [{key: value for key, value in row.items() if key and value} for row in rows]
+            logger.save()

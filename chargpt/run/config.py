@@ -88,10 +88,8 @@ def composed(overrides: list[str]) -> DictConfig:
 def read_config(cfg: DictConfig) -> Settings:
     """The settings of a composed configuration."""
     known = {field.name for field in fields(TrainConfig)}
-    for key in known ^ set(map(str, cfg)):  # Hydra accepts any new key with a plus, and removes keys
-        raise UserError(
-            f"the configuration has no {key}" if key in known else f"unknown key {key}{did_you_mean(key, known)}"
-        )
+    for key in set(map(str, cfg)) - known:  # Hydra accepts any new key with a plus
+        raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     if not 0 <= plain["seed"] < 2**32:
         raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
@@ -150,9 +148,9 @@ def hydra_errors() -> Iterator[None]:
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error
     except ValueError as error:
-        if not re.match("Config group override|The --resolve flag|Only one of --", str(error)):
-            raise
-        raise UserError(f"{first_line(error)}; python train.py --help shows the groups and options") from error
+        if re.match("Config group override|The --resolve flag|Only one of --", str(error)):  # Hydra's
+            raise UserError(first_line(error)) from error
+        raise
 
 
 def _hint(error: Exception) -> str:
@@ -161,8 +159,6 @@ def _hint(error: Exception) -> str:
         return "; -m trains a run for each of its values"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        if group == "data" and Path(option).exists():
-            return f"; did you mean data=file data.path={option}?"
         return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
     cause: Any = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):

@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt import errors
 from chargpt.command_line import STARTED_HERE, TOGETHER, launched_here
 from chargpt.errors import UserError
+from chargpt.run.config import in_hydras_quotes
 from chargpt.run.folder import has_state
+from chargpt.run.resume import command_to_resume
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -38,17 +39,14 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def launched() -> tuple[str, int] | None:
-    """The launcher of this run's processes (torchrun, SLURM) and their number; None without a launcher."""
-    by = "torchrun", "WORLD_SIZE"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-            return None  # in an interactive job, as in Lightning
-        by = "SLURM", "SLURM_NTASKS"
-    number = os.environ.get(by[1], "")
-    if not number.isdecimal():
-        raise UserError(f"{by[1]} is not a number of processes: {number!r}")
-    return by[0], int(number)
+def launched() -> int | None:
+    """The number of processes that torchrun or SLURM started for this run; None without either, and in an interactive
+    job, as in Lightning."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(os.environ["SLURM_NTASKS"])
+    return None
 
 
 def begin_rank() -> None:
@@ -69,11 +67,9 @@ def arguments_of_rank(arguments: list[str]) -> list[str]:
 def number_of_devices(trainer: DictConfig) -> int:
     """The number of devices of this machine that `trainer.devices` asks for; 1 if Lightning will refuse it."""
     devices = trainer.get("devices")
-    if OmegaConf.is_list(devices):
-        return max(1, len(devices))
-    text = str(devices).strip()
-    if "," in text:
-        return len([each for each in text.split(",") if each.strip()])
+    text = ",".join(map(str, [*devices, ""])) if OmegaConf.is_list(devices) else str(devices).strip()
+    if "," in text:  # which devices; "3," is the fourth one alone
+        return len(text.strip(", ").split(","))
     if text in ("-1", "auto") and trainer.get("accelerator") in ("auto", "gpu", "cuda"):
         import torch
 
@@ -87,16 +83,10 @@ def to_start(cfg: DictConfig) -> int:
 
 
 def launch(number: int, folder: Path) -> None:
-    """Run this command once per device, in processes that torch starts and watches as torchrun does, and wait for them.
-    Exits with their status unless all succeed.
-
-    Args:
-        folder: of the run.
-    """
+    """Train the run of a folder: run this command once per device, in processes that torch starts and watches as
+    torchrun does, and wait for them. Exits with their status unless all succeed."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
-
-    from chargpt.run.config import in_hydras_quotes
 
     os.chdir(HydraConfig.get().runtime.cwd)
     spec = sys.modules["__main__"].__spec__
@@ -110,13 +100,10 @@ def launch(number: int, folder: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number),
-        "GROUP_RANK": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // number)),
     }
-    handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handled = [each for each in handled if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in handled)
+    under_nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGTERM" + ("" if under_nohup else ",SIGHUP")
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # it would report all twice
     context, stopped = None, 0
     try:
@@ -129,17 +116,14 @@ def launch(number: int, folder: Path) -> None:
         )
         result = context.wait(period=0.1)
     except SignalException as stop:
-        stopped = 128 + stop.sigval
-        handlers = {each: signal.signal(each, signal.SIG_IGN) for each in handled}
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        time.sleep(TOGETHER)
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
-        kill = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows lacks it
-        for signum in (signal.SIGTERM, kill):  # by SIGTERM, a process that is still starting ends silently
-            with suppress(SignalException):
-                if context is not None:
-                    context.close(signum, SAVE)
+        stopped, since, limit = 128 + stop.sigval, time.monotonic(), SAVE
+        while context is not None:
+            try:
+                context.close(timeout=limit)  # by SIGTERM, and then by SIGKILL
+                break
+            except SignalException:
+                limit = SAVE if time.monotonic() - since < TOGETHER else 0
         result = context.wait(period=0.1) if context is not None else None
     failed = result.failures if result is not None else {}
     if stopped:
@@ -156,39 +140,33 @@ def launch(number: int, folder: Path) -> None:
 
 def how_to_resume(folder: Path) -> str:
     """The end of a message about a run that did not finish."""
-    from chargpt.run.resume import command_to_resume
-
     return f"to resume: {command_to_resume(folder)}" if has_state(folder) else "nothing was saved"
 
 
 def check_number(trainer: "Trainer") -> None:
     """Refuse devices that do not match the processes: the missing ones would be waited for, or each train alone."""
-    devices = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
-    by = launched()
-    if by is not None and by[1] != trainer.world_size:
+    number, devices = launched() or 1, f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
+    if number != trainer.world_size:
         raise UserError(
-            f"{by[0]} has started {by[1]} process{'es' * (by[1] != 1)} for this run, one per device, but {devices}"
-            f" makes {trainer.world_size}: set trainer.devices= and trainer.num_nodes= that make {by[1]}"
+            f"{devices} needs {trainer.world_size} processes, one per device, but {number} started; srun and torchrun"
+            " start those of several nodes"
         )
-    if by is None and trainer.num_nodes > 1:
-        raise UserError(f"trainer.num_nodes={trainer.num_nodes} needs srun or torchrun, which start the processes")
     if is_first() != trainer.is_global_zero:
-        ranks = " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
-        raise UserError(f"this process was started with {ranks}, which does not match {devices}")
+        raise UserError(f"{' or '.join(RANKS)} is set, but {devices} makes a single process: unset it")
 
 
 def report(error: Exception) -> int:
     """Log an error once for all processes of the run; returns the exit status."""
     if launched() is None:
         return errors.report(error)
-    lost = re.search(LOST, str(error))
-    if lost and is_first() and not launched_here():  # torchrun and SLURM do not print the command
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
+    if re.search(LOST, str(error)):  # the process that ended has reported, or its launcher does
+        if is_first() and not launched_here():  # torchrun and SLURM do not print the command
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
+        else:
+            time.sleep(FIRST)
         return 1
-    if lost or not is_first():
+    if not is_first():
         time.sleep(FIRST)
-    if lost and launched_here():
-        return 1  # `launch` or the process that ended has reported
     logging.disable(logging.NOTSET)
     return errors.report(error)

@@ -6,32 +6,29 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from chargpt.batches import CALLED
 from chargpt.callbacks.averaging import validated_weights
+from chargpt.callbacks.tensorboard import tensorboards
 from chargpt.checkpoint import read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
 from chargpt.errors import one_line
 from chargpt.history import Point, read_losses
-from chargpt.run.build import Run
+from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, short
 from chargpt.run.init_from import Initial
-from chargpt.run.loggers import keep_rows
 from chargpt.run.resume import Resumption, began_with, command_to_resume, store
 
 log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
 
 FEWEST = 3  # validations; fewer do not show a trend
-NOISE = 0.01  # the relative difference that two validations may have by chance
-MUCH = 0.1  # a diverged loss is above the lowest by at least this share
+NOISE, MUCH = 0.01, 0.1  # shares of the lowest loss: what may be chance, what shows that a run diverged
 
 
 def quieten() -> None:
@@ -71,13 +68,7 @@ def describe(run: Run, initial: Initial | None, first_step: int) -> str:
     cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
     sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
-    seen = {data.corpus.sha256: "training"}
-    for part, own in data.own.items():
-        new = len(set(own.tokenizer.characters or "") - set(data.corpus.tokenizer.characters or ""))
-        unseen = f", {new:,} of which the training text lacks" if new else ""
-        same = f", the same as the {seen[own.sha256]} text" if own.sha256 in seen else ""
-        seen.setdefault(own.sha256, CALLED[part])
-        lines.append(f"{CALLED[part].capitalize()} text: {_of(own)}{unseen}{same}")
+    lines += [f"{CALLED[part].capitalize()} text: {_of(own)}" for part, own in data.own.items()]
     parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
     lines.append(
         f"Model: {run.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
@@ -101,21 +92,15 @@ def is_finished(run: Run, resumption: Resumption) -> bool:
     folder, steps = Path(run.settings.run_dir), resumption.step
     if steps >= run.trainer.max_steps:
         log.info(f"{short(folder)} is finished, {steps} steps; a larger trainer.max_steps resumes it")
-    elif resumption.stopped_early and run.settings.resume == "allow":
+        return True
+    if resumption.stopped_early and run.settings.resume == "allow":
         log.info(f"{short(folder)} stopped early, after {steps} steps; resume={short(folder)} resumes it")
-    else:
-        return False
-    if run.data.test_ids is not None:
-        log.info(f"To score the test text: {command_to_test(folder)}")
-    return True
+        return True
+    return False
 
 
 def end(run: Run, seconds: float, resumption: Resumption | None) -> float:
-    """Log how the run ended and what to do next, score the test text, and return the best validation loss.
-
-    Args:
-        seconds: since this start.
-    """
+    """Log how the run ended after so many seconds, score the test text, and return the best validation loss."""
     if run.trainer.is_global_zero:
         log.info(summary(run, seconds, resumption.step if resumption else 0))
     best = float(run.module.best_val_loss.min_value)
@@ -132,8 +117,7 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = one_line(run.data.own.get("val", run.data.corpus).name)
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
-    constant = run.module.optimizer_config.schedule == "constant"
-    shown = verdict(read_losses(path), trainer.max_steps, tokenizer.vocab_size, constant=constant)
+    shown = verdict(read_losses(path), trainer.max_steps)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
@@ -142,94 +126,65 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
         lines.append(f"Sample it:   {quoted(['python', 'sample.py', '--ckpt', folder])}")
         if tokenizer.characters is not None:
             lines.append(f"Look inside: {quoted(['python', '-m', 'chargpt.page', '--ckpt', folder])}")
-    if isinstance(trainer.logger, TensorBoardLogger):
+    if tensorboards(trainer):
         lines.append(f"See curves:  {quoted(['tensorboard', '--logdir', folder])}")
-    elif trainer.logger is not None and trainer.logger.save_dir:
-        lines.append(f"Metrics:     {trainer.log_dir or trainer.logger.save_dir}")
     return "\n".join(lines)
 
 
 def test(run: Run) -> None:
     """Score the test text with the weights of the best validation loss, and log the loss."""
     trainer, module, folder = run.trainer, run.module, Path(run.settings.run_dir)
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
-        return
     log.info("Scoring the test text")
     file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
     # Rank 0 alone reads the file: Lightning sends its weights to the other ranks when the test begins.
     best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
     try:
         with validated_weights(trainer, module):
-            if best is not None and best.best_loss == float(module.best_val_loss.min_value):
+            if best is not None:
                 module.net.load_state_dict(best.model.state_dict())
                 of = "of the best validation loss"
             [scores] = trainer.test(module, run.data, verbose=False)
     except SystemExit:
-        log.warning(f"Stopped; the training is done and saved. To score the test text: {command_to_test(folder)}")
+        command = quoted(["python", "-m", "chargpt.evaluate", "--split", "test", "--ckpt", str(short(folder))])
+        log.warning(f"Stopped; the training is done and saved. To score the test text: {command}")
         raise
     loss, unit = scores["test/loss"], run.data.tokenizer.unit
     log.info(f"Test loss {loss:.4f} ({loss / math.log(2):.4f} bits per {unit}), with the weights {of}")
 
 
-def command_to_test(folder: Path) -> str:
-    """The command line that scores a run's test text."""
-    return quoted(["python", "-m", "chargpt.evaluate", "--split", "test", "--ckpt", str(short(folder))])
-
-
-def verdict(points: Sequence[Point], max_steps: int, vocab_size: int, *, constant: bool = True) -> str:
-    """The verdict on a curve, and advice; empty if the curve does not show anything.
-
-    Args:
-        points: the validations, in order.
-        max_steps: the planned steps.
-        vocab_size: distinct ids.
-        constant: whether the learning rate is constant. If it falls with the planned steps, so does the loss, and more
-            steps are another run.
-    """
+def verdict(points: Sequence[Point], max_steps: int) -> str:
+    """The verdict on a curve, with advice; empty if the validations, in order, do not show anything."""
+    points = [point for point in points if math.isfinite(point.train_loss)]
     if len(points) < FEWEST:
         return ""
-    losses, last, guessing = [point.val_loss for point in points], points[-1], math.log(vocab_size)
-    lowest = losses.index(min(losses))
-    best = points[lowest]
-    noise = max([NOISE * best.val_loss, *(after - before for before, after in pairwise(losses[: lowest + 1][-5:]))])
-    risen, rise = last.val_loss - best.val_loss, f"validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}"
-    # A training loss is that of one batch: as many points are averaged before the lowest as after it.
-    later = len(points) - lowest - 1
-    before, after = _train_loss(points[: lowest + 1][-later:] if later else points), _train_loss(points[lowest + 1 :])
-    if risen > noise and after < before:
+    last, best = points[-1], min(points, key=lambda point: point.val_loss)
+    before, after = points[: points.index(best) + 1], points[points.index(best) + 1 :]
+    rise = f"validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}"
+    has_risen = last.val_loss > (1 + NOISE) * best.val_loss
+    # A training loss is that of one batch: as many are averaged before the lowest validation loss as after it.
+    if has_risen and _train_loss(after) < _train_loss(before[-len(after) :]):
         return (
             f"Overfitting since step {best.step:,}: {rise} while training loss fell. More dropout, more text or a"
             " smaller model may help; sampling takes the best checkpoint anyway"
         )
-    lower_lr = "A lower optimizer.lr, a longer optimizer.warmup_steps or trainer.gradient_clip_val=1 may help"
-    if risen > noise + MUCH * best.val_loss and after >= before:
-        return f"Diverged: {rise}. {lower_lr}"
-    falls = losses == sorted(losses, reverse=True)
-    if last.val_loss > (1 + NOISE) * guessing and not falls:
-        return f"Diverged: validation loss is {last.val_loss:.4f}, above that of guessing, {guessing:.4f}. {lower_lr}"
-    if risen > noise:
+    if last.val_loss > (1 + MUCH) * best.val_loss:
+        return f"Diverged: {rise}. A lower optimizer.lr, a longer warm-up or trainer.gradient_clip_val=1 may help"
+    if has_risen:
         return ""
     earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
     was = min(earlier, key=lambda point: point.val_loss)
     fallen = was.val_loss - best.val_loss
-    steady = falls and 3 * fallen >= losses[0] - best.val_loss > 0  # slow, as at the beginning of a run
+    falls = points == sorted(points, key=lambda point: point.val_loss, reverse=True)
+    steady = falls and 3 * fallen >= points[0].val_loss - best.val_loss > 0  # slow, as at the beginning of a run
     if fallen <= NOISE * best.val_loss and not steady:
         return (
             f"Levelled off: the lowest validation loss is {best.val_loss:.4f}, and was {was.val_loss:.4f} at step"
             f" {was.step:,} already. More steps alone would change little"
         )
-    falling = "Validation loss was still falling"
     if last.step < max_steps:
-        return f"{falling}, after {last.step:,} of {max_steps:,} steps: it is worth going on"
-    if constant:
-        return f"{falling} at the end: with a larger trainer.max_steps it should end lower"
-    return (
-        f"{falling} at the end, as a falling learning rate makes it: a new run with a larger trainer.max_steps would"
-        " probably end lower"
-    )
+        return f"Validation loss was still falling, after {last.step:,} of {max_steps:,} steps: it is worth going on"
+    return "Validation loss was still falling: a longer run (a larger trainer.max_steps) should end lower"
 
 
 def _train_loss(points: Sequence[Point]) -> float:
-    """The mean of their training losses; NaN if none was logged."""
-    known = [point.train_loss for point in points if math.isfinite(point.train_loss)]
-    return statistics.mean(known) if known else math.nan
+    return statistics.fmean(point.train_loss for point in points)

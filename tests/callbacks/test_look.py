@@ -19,6 +19,13 @@ NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
 
 
 @pytest.fixture
+def tiny(tiny):
+    """With pictures."""
+    lengths = ["callbacks.attention_maps.length=4", "callbacks.surprise.length=8"]
+    return [*(each for each in tiny if each not in NONE), *lengths]
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """The text of each picture, with one layer."""
     seen = []
@@ -66,10 +73,11 @@ def test_surprise_is_that_of_each_character_given_the_earlier_ones(monkeypatch):
     assert most == np.log2(5)
 
 
-def test_a_run_shows_them_after_each_validation(tiny_run, tiny, tmp_path):
-    assert images(tiny_run) == {tag: [3, 6] for tag in ("attention/layer_1", "attention/layer_2", "surprise")}
-    start(tmp_path, *[each for each in tiny if not each.startswith("model.n_")], "model=bigram")
-    assert images(tmp_path) == {"surprise": [3, 6]}
+def test_a_run_shows_them_after_each_validation(tiny, tmp_path):
+    start(tmp_path / "gpt", *tiny)
+    assert images(tmp_path / "gpt") == {tag: [3, 6] for tag in ("attention/layer_1", "attention/layer_2", "surprise")}
+    start(tmp_path / "bigram", *[each for each in tiny if not each.startswith("model.n_")], "model=bigram")
+    assert images(tmp_path / "bigram") == {"surprise": [3, 6]}
 
 
 def test_the_prompt_and_the_beginning_of_the_validation_text_in_its_place(tiny, tmp_path, drawn, text_file):

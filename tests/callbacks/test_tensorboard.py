@@ -30,6 +30,9 @@ def test_a_run_has_its_configuration_and_its_hparams(tiny_run, text_file):
     assert "    seed: 1337\n" in config
     found = hparams(tiny_run)
     assert (found["model/n_embd"].number_value, found["precision"].string_value) == (16, "32-true")
+    data = events(tiny_run).summary_metadata["_hparams_/experiment"].plugin_data.content
+    metrics = HParamsPluginData.FromString(data).experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["val/best_loss"]
 
 
 def test_tensorboard_as_the_second_logger_gets_everything_also_when_resumed(tiny_run, tiny, tmp_path):

@@ -5,14 +5,12 @@ import math
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, composed, curves, resume, signal_at, start
+from helpers import ROOT, STEPS, curves, resume, signal_at, start
 
 from chargpt import evaluate
-from chargpt.errors import Stopped, UserError
+from chargpt.errors import Stopped
 from chargpt.history import Point, read_losses
-from chargpt.run.build import build
-from chargpt.run.config import read_config
-from chargpt.run.report import describe, verdict
+from chargpt.run.report import verdict
 
 FALLS = [1.6, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8]  # of a training loss
 
@@ -23,21 +21,10 @@ def points(losses, train=None, every=500):
     return [Point(every * n, 10.0 * n, train[n - 1], loss, 1000.0) for n, loss in enumerate(losses, 1)]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cpu", "still falling at the end, as a falling learning rate makes it: a new run"),
-        ("cpu-1300-steps", None),  # two validations
-        ("speedrun", "still falling at the end, as"),
-        ("speedrun-2000-steps", "still falling at the end, as"),
-        ("record", "still falling at the end, as"),
-    ],
-)
-def test_real_runs(name, expected):
+@pytest.mark.parametrize("name", ["cpu", "speedrun", "speedrun-2000-steps", "record"])
+def test_real_runs_were_still_falling(name):
     curve = read_losses(ROOT / "docs" / "results" / name)
-    assert len(curve) > 1
-    found = verdict(curve, curve[-1].step, 65, constant=False)
-    assert expected in found if expected else found == ""
+    assert verdict(curve, curve[-1].step).startswith("Validation loss was still falling: a longer run")
 
 
 NAN = [math.nan] * 8
@@ -50,65 +37,40 @@ OVERFITS = [1.9, 1.65, 1.55, 1.50, 1.52, 1.56, 1.62]
     [
         ([], None, ""),
         ([1.9, 1.7], None, ""),
-        ([1.9, 1.7, 1.6], None, "Validation loss was still falling at the end: with a larger trainer.max_steps"),
-        ([1.9, 1.7, 1.6], NAN, "Validation loss was still falling at the end"),
-        ([1.9, 1.7, 1.75, 1.6, 1.5], None, "Validation loss was still falling at the end"),
+        ([1.9, 1.7, 1.6], None, "Validation loss was still falling: a longer run"),
+        ([1.9, 1.7, 1.6], NAN, ""),  # before the first logged step
+        ([1.9, 1.7, 1.75, 1.6, 1.5], None, "Validation loss was still falling"),
         (OVERFITS, None, "Overfitting since step 2,000: validation loss rose from 1.5000 to 1.6200 while"),
-        ([1.9, 1.5, 3.0, 5.0], None, "Overfitting since step 1,000"),  # worse than guessing, and still no divergence
-        (OVERFITS, NAN, ""),  # it may be that, or not
+        ([1.9, 1.5, 3.0, 5.0], None, "Overfitting since step 1,000"),  # and no divergence
         (OVERFITS, UP, ""),  # it rose by less than a tenth
         ([1.9, 1.6, 1.5, 1.51, 1.505], None, "Levelled off: the lowest validation loss is 1.5000"),
-        (
-            [1.9, 1.6, 1.502, 1.501, 1.5],
-            None,
-            "Levelled off: the lowest validation loss is 1.5000, and was 1.5020 at step",
-        ),
-        ([1.9, 1.6, 1.7, 1.59, 1.66], UP, "Levelled off"),  # it went up and down before
+        ([1.9, 1.6, 1.502, 1.501, 1.5], None, "Levelled off: the lowest validation loss is 1.5000, and was 1.5020"),
         ([1.9, 1.6, 1.5, 1.8, 2.5], UP, "Diverged: validation loss rose from 1.5000 to 2.5000. A lower optimizer.lr"),
-        ([5.0, 5.2, 5.1], [5.0, 5.3, 5.0], "Diverged: validation loss is 5.1000, above that of guessing, 4.1744"),
-        ([4.9, 4.8, 4.7], NAN, "Validation loss was still falling at the end"),  # a bigram begins there
-        ([4.16, 4.15, 4.14], None, "Validation loss was still falling at the end"),  # little, and as fast as before
-        ([4.18, 4.19, 4.18], NAN, "Levelled off"),
+        ([5.0, 5.2, 5.8], [5.0, 5.3, 5.6], "Diverged: validation loss rose from 5.0000 to 5.8000"),
+        ([4.9, 4.8, 4.7], None, "Validation loss was still falling"),  # a bigram begins there
+        ([4.16, 4.15, 4.14], None, "Validation loss was still falling"),  # little, and as fast as before
+        ([4.18, 4.19, 4.18], None, "Levelled off"),
         ([0.0, 0.0, 0.0], [0.0] * 3, "Levelled off"),
     ],
 )
 def test_made_up_runs(losses, train, expected):
     curve = points(losses, train)
-    found = verdict(curve, 500 * len(losses), 65)
+    found = verdict(curve, 500 * len(losses))
     assert found.startswith(expected)
     assert bool(found) == bool(expected)
 
 
 def test_a_run_that_ended_early():
-    curve = points([1.9, 1.7, 1.6])
-    for constant in (True, False):
-        found = verdict(curve, 5000, 65, constant=constant)
-        assert found == "Validation loss was still falling, after 1,500 of 5,000 steps: it is worth going on"
+    expected = "Validation loss was still falling, after 1,500 of 5,000 steps: it is worth going on"
+    assert verdict(points([1.9, 1.7, 1.6]), 5000) == expected
 
 
 def test_a_run_ends_with_it(tiny, tmp_path, caplog):
     caplog.set_level("INFO")
     start(tmp_path, *tiny, *STEPS)
-    expected = verdict(read_losses(tmp_path), 12, 10)
+    expected = verdict(read_losses(tmp_path), 12)
     assert expected
     assert f" s\n{expected}\nCheckpoint:" in caplog.text
-
-
-# The texts
-
-
-def test_separate_texts_are_described(tiny, tmp_path):
-    for name, word in (("val", "quiver"), ("train", "zebra"), ("same", "quiver")):
-        (tmp_path / f"{name}.txt").write_text(f"one of many {word} lines\n" * 50)
-    texts = [f"data.{key}path={tmp_path}/{name}.txt" for key, name in (("", "train"), ("val_", "val"))]
-    for test, same in (("train", "training"), ("same", "validation")):
-        cfg = composed(*tiny, *texts, f"data.test_path={tmp_path}/{test}.txt", f"run_dir={tmp_path}/run")
-        lines = describe(build(read_config(cfg), None, None), None, 0).splitlines()
-        assert "(training" not in lines[0]  # no part of it is cut off
-        assert lines[1].startswith("Validation text: ")
-        assert lines[1].endswith(" distinct, 3 of which the training text lacks")
-        assert lines[2].startswith("Test text: ")
-        assert lines[2].endswith(f", the same as the {same} text")
 
 
 # The test text
@@ -140,11 +102,10 @@ def test_the_test_text_is_scored_once_at_the_end_with_the_best_weights(tiny, tmp
 
 @pytest.mark.parametrize("averaged", [[], ["callbacks.averaging.decay=0.5"]])
 def test_without_a_best_checkpoint_the_last_weights_are_scored(averaged, tiny, tmp_path, capsys, caplog):
-    """Or their average; the best checkpoint of an earlier start is not that of the best loss."""
+    """Or their average."""
     caplog.set_level("INFO")
-    start(tmp_path, *tiny, THREE, *averaged)
-    resume(tmp_path, "callbacks.best_checkpoint=null", "trainer.max_steps=12")
-    _, (_, loss) = curves(tmp_path)["test/loss"]
+    start(tmp_path, *tiny, THREE, "callbacks.best_checkpoint=null", *averaged)
+    [(_, loss)] = curves(tmp_path)["test/loss"]
     assert evaluated(capsys, tmp_path / "checkpoints" / "last.ckpt") == pytest.approx(loss, rel=1e-6)
     assert "with the weights of the last step" in caplog.text
 
@@ -159,12 +120,3 @@ def test_a_signal_while_the_test_text_is_scored(tiny, tmp_path, caplog):
     caplog.clear()
     resume(tmp_path, "+callbacks.stop=null")
     assert "is finished, 6 steps; a larger trainer.max_steps resumes it" in caplog.text
-    assert command in caplog.text
-
-
-def test_a_part_of_the_test_text_is_not_scored(tiny, tmp_path, caplog):
-    with pytest.raises(UserError, match=r"trainer\.limit_test_batches would score a part of the test text only"):
-        start(tmp_path, *tiny, THREE, "trainer.limit_test_batches=1")
-    caplog.set_level("INFO")
-    start(tmp_path, *tiny, THREE, "trainer.fast_dev_run=true")
-    assert "test text" not in caplog.text
