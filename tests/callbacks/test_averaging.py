@@ -31,7 +31,8 @@ def averaged(tiny, tmp_path_factory):
         patch.setattr(CharLM, "on_train_batch_end", lambda module, *_: weights.append(nets_of(module.state_dict())))
         patch.setattr(samples, "generate", lambda net, *rest: see(net) or generate(net, *rest))
         patch.setattr(Surprise, "draw", lambda self, net, *rest: see(net) or draw(self, net, *rest))
-        best = start(folder, *tiny, *AVERAGING)
+        drawing = [each for each in tiny if each != "callbacks.surprise=null"]
+        best = start(folder, *drawing, *AVERAGING)
     return folder, best, weights, shown
 
 

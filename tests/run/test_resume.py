@@ -109,7 +109,7 @@ def test_the_chosen_precision_stays(tiny, tmp_path, monkeypatch, caplog):
     assert "parameters, on cpu in bf16-mixed (one reason)\n" in caplog.text
     monkeypatch.setattr(build, "best_precision", lambda device: Precision("32-true", "another"))
     resume(tmp_path, "trainer.max_steps=2")
-    assert "on cpu in bf16-mixed (the fastest here is 32-true: another)\n" in caplog.text
+    assert "on cpu in bf16-mixed\n" in caplog.text
     resume(tmp_path, "trainer.max_steps=3", "trainer.precision=32-true")
     assert state(tmp_path)["hyper_parameters"]["scoring"]["precision"] == "32-true"
 
