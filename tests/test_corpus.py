@@ -66,9 +66,9 @@ def test_several_files_are_one_text(kind, tmp_path, cache):
     parts = [b"one ", "zwei: öl ".encode(), b"", b"four"]
     files = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.gz", "d")]
     files[0].write_bytes(parts[0])
-    files[1].write_bytes(gzip.compress(parts[1][:7]) + gzip.compress(parts[1][7:]))
-    files[2].write_bytes(gzip.compress(parts[2]))
-    files[3].write_bytes(gzip.compress(parts[3]))
+    files[1].write_bytes(gzip.compress(parts[1][:7], mtime=0) + gzip.compress(parts[1][7:]))
+    files[2].write_bytes(gzip.compress(parts[2], mtime=0))
+    files[3].write_bytes(gzip.compress(parts[3], mtime=0))
     corpus = encode_text(Text("some files", files), kind=kind)
     assert (text_of(corpus), corpus.files) == ("one zwei: öl four", 4)
     assert corpus.sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
@@ -95,7 +95,7 @@ def test_ids_take_the_smallest_integers(distinct, dtype, tmp_path):
 def test_what_is_kept_of_a_file(content, characters, piece, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "PIECE", piece)
     assert text_of(encoded(tmp_path / "text.txt", content)) == characters
-    (tmp_path / "text.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "text.gz").write_bytes(gzip.compress(content, mtime=0))
     assert text_of(encode_text(Text("a text", [tmp_path / "text.gz"] * 2))) == 2 * characters
 
 
@@ -113,7 +113,7 @@ def test_bytes_are_kept_as_they_are(content, tmp_path):
     ("content", "message"),
     [
         (b"", "a text is empty"),
-        (gzip.compress(BOM), "a text is empty"),
+        (gzip.compress(BOM, mtime=0), "a text is empty"),
         (b"text\0more", "is binary, not text: it has NUL bytes"),
         ("naïve".encode("latin-1"), "byte 0xef at byte offset 2 .*convert it to UTF-8 from the encoding that it is in"),
         (b"x" * 10 + "道".encode()[:2], "is not UTF-8: byte 0xe9 at byte offset 10"),
