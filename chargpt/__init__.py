@@ -8,10 +8,10 @@ import sys
 from importlib import import_module
 from typing import Any
 
-if "ipykernel" not in sys.modules:  # a notebook's backend, inherited by a process that lacks it, fails matplotlib
+if "ipykernel" not in sys.modules:  # matplotlib fails with a backend inherited from a notebook
     os.environ.pop("MPLBACKEND", None)
 
-_ROOMS = {
+_MODULES = {
     "AdamWConfig": "optim",
     "Bigram": "model",
     "BigramConfig": "model",
@@ -25,10 +25,10 @@ _ROOMS = {
     "generate": "generation",
     "load_checkpoint": "checkpoint",
 }
-__all__ = list(_ROOMS)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

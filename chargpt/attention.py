@@ -36,7 +36,7 @@ def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
         turns: of the T positions, from `rotary_turns`.
     """
     pairs = qkv.to(torch.promote_types(qkv.dtype, turns.dtype)).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # it has no code for complex numbers
+    if torch.compiler.is_compiling():  # torch.compile has no code for complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
     else:  # one pass over the numbers
@@ -46,7 +46,7 @@ def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
 
 def rotary_turns(length: int, head_size: int, device: torch.device) -> Tensor:
     """The cosine and sine of the angle by which each position below `length` turns each pair of channels:
-    (length, 3, 1, head_size / 2, 2). Values have the angle 0: to take them out and put them back would cost more."""
+    (length, 3, 1, head_size / 2, 2). Values get the angle 0, since splitting them off costs more."""
     compute = _turns if torch.compiler.is_compiling() else _cached_turns
     return compute(length, head_size, device)
 
@@ -83,7 +83,7 @@ class KVCache:
     def attend(self, layer: int, qkv: Tensor, last: int = 0) -> Tensor:
         """Store the keys and values of T more characters, each of which attends to itself and to all before it.
 
-        `length` stays, since each layer stores the same characters: the model advances it.
+        `length` stays: the model advances it once every layer has stored these characters.
 
         Args:
             qkv: (3, B, n_head, T, head_size).

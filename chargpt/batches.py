@@ -75,7 +75,7 @@ class DataConfig:
 
 
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
-    """A text's ids, cut into two or three parts, by their keys in `CALLED`."""
+    """The training, validation and, with three shares, test part of a text's ids, by their keys in `CALLED`."""
     first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
     return dict(zip(CALLED, [ids[:first], ids[first:last], ids[last:]][: len(split)], strict=False))
 
@@ -85,7 +85,7 @@ class RandomBlocks(Dataset[Batch]):
 
     An item is a pure function of (seed, step), so that a resumed run sees the batches of an uninterrupted one, with any
     number of loader workers. Each rank takes its slice of one draw: two ranks with 32 blocks each see the batches of
-    one rank with 64. There is no last item.
+    one rank with 64. It has no length: every step is an item.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -104,8 +104,8 @@ class SequentialBlocks(Dataset[Batch]):
     """Validation batches: all of `ids` in order, every character but the first a target exactly once.
 
     The text is cut into blocks of `block_size`, `batch_size` of them per item. Of several ranks each takes every
-    `world_size`-th item. Behind the text's end are padding blocks, with `IGNORED` as targets: all items have one shape,
-    and all ranks equally many.
+    `world_size`-th item. The end is padded, with `IGNORED` as targets, so that all items have one shape and all ranks
+    equally many items.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):

@@ -1,4 +1,4 @@
-"""The model of config.json and model.safetensors in plain PyTorch. As a script, it writes a text of 200 steps."""
+"""The model of config.json and model.safetensors in plain PyTorch. Run as a script, it generates 200 ids."""
 
 import json
 

@@ -150,7 +150,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) -> Checkpoint:
-    """The model with the configuration in `facts` and these weights, in their type."""
+    """The model with the configuration in `facts` and these weights, which keep their dtype."""
     import torch
 
     from chargpt.model import MODEL_CONFIGS, GPTConfig, build_model
@@ -161,13 +161,13 @@ def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) 
         try:
             numbers = sum(weight.numel() for weight in weights.values())
             if isinstance(config, GPTConfig) and 12 * config.n_layer * config.n_embd**2 > numbers:
-                raise RuntimeError("too few weights")  # before memory is filled with a model of that size
+                raise AttributeError  # before memory is filled with a model of that size
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the same
                 model = build_model(config, tokenizer.vocab_size)
             model.load_state_dict(weights, assign=True)
             types = {weight.dtype for weight in weights.values()}
             if len(types) > 1 or not all(weight.isfinite().all() for weight in weights.values()):
-                raise RuntimeError("several types, or not finite")
+                raise AttributeError
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"its weights are not finite numbers that fit {config}") from error
         values = {"model": model, "tokenizer": tokenizer, "text": facts.get("text") or {}}

@@ -135,7 +135,7 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep's folder, without damaged files."""
+    """Read a sweep's folder; damaged files are ignored."""
     records = {file.parent: read_job(file.parent) for file in sorted(folder.glob(f"*/{JOB}"))}
     jobs = [Job(each, **record) for each, record in records.items() if record]
     return Sweep(folder, read_plan(folder), sorted(jobs, key=lambda job: (job.loss, job.number)))
@@ -145,7 +145,7 @@ def read_plan(sweep: Path) -> Plan:
     """How a sweep was last started; empty if the file is missing or damaged."""
     try:
         return make(SWEEP, Plan, json.loads((sweep / SWEEP).read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return Plan()
 
 

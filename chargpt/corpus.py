@@ -92,7 +92,7 @@ def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind) -> Corp
 
 
 def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool = False) -> Ids:
-    """The ids of the tokenizer `own` in the vocabulary of another one of its kind: a copy in memory if they differ.
+    """Translate ids of the tokenizer `own` to those of `tokenizer`, of the same kind; a copy only if they differ.
 
     Unless `skip_unknown`, a character that it lacks raises `UnknownCharacterError`.
     """
@@ -105,7 +105,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool
 
 
 def read_at_random(ids: np.memmap) -> np.memmap:
-    """A second memory map of a file of ids. Linux reads only the pages that are used, without those around them."""
+    """A second memory map for random access: Linux then does not read ahead."""
     again: Any = np.memmap(ids.filename, ids.dtype, mode="r")  # type: ignore[call-overload]
     if hasattr(mmap, "MADV_RANDOM"):  # Windows lacks it
         again.base.madvise(mmap.MADV_RANDOM)
@@ -183,7 +183,7 @@ def _pieces(files: list[Path], kind: str) -> Iterator[tuple[bytes, np.ndarray]]:
         decoder, end = codecs.getincrementaldecoder(encoding)(), 0
         try:
             with file.open("rb") as opened:
-                is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # as no UTF-8 text begins
+                is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # gzip's first bytes; no UTF-8 text begins so
                 stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
                 while raw := stream.read(PIECE):
                     end += len(raw)

@@ -90,7 +90,7 @@ class CharDataModule(LightningDataModule):
         self.use(CharTokenizer("".join(sorted(vocabulary))) if vocabulary else text.tokenizer)
 
     def use(self, tokenizer: Tokenizer) -> None:
-        """Take the ids of this vocabulary, which must have all characters of the texts, instead of the texts' own."""
+        """Use this vocabulary for all ids; it must have every character of the texts."""
         found = {
             part: ids_in(tokenizer, self.own.get(part, self.corpus).tokenizer, ids) for part, ids in self._parts.items()
         }
@@ -127,8 +127,7 @@ class CharDataModule(LightningDataModule):
         trainer, config = self.trainer, self.config
         assert trainer is not None
         sizes = (config.block_size, config.batch_size, config.seed, trainer.global_rank, trainer.world_size)
-        # The batches that training has used. Optimizer steps do not count them, since an epoch may end within an
-        # accumulated step, and Lightning has no documented name for them.
+        # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
         progress = trainer.fit_loop.epoch_loop.batch_progress
         steps = StepsFrom(lambda: progress.total.processed)  # type: ignore[attr-defined]
         return self._loader(RandomBlocks(self.train_ids, *sizes), steps, config.num_workers)
@@ -154,5 +153,5 @@ class CharDataModule(LightningDataModule):
             num_workers=num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=OutliveSignals() if num_workers else None,
-            generator=torch.Generator(),  # else each iteration would draw from the one that dropout draws from
+            generator=torch.Generator(),  # the default one also drives dropout, and each iteration would advance it
         )

@@ -33,7 +33,7 @@ class Stopped(SystemExit):
         saved: whether the run can resume from there.
     """
 
-    def __init__(self, code: int, step: int = 0, *, saved: bool = False):  # defaults, as pickle gives the code alone
+    def __init__(self, code: int, step: int = 0, *, saved: bool = False):  # unpickling passes the code alone
         super().__init__(code)
         self.step, self.saved = step, saved
 

@@ -127,11 +127,11 @@ def ids_to_score(
     facts, tokenizer, shares, part = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split, split or "val"
     is_separate = f"{part}_sha256" in facts
     if not is_separate and part == "test" and len(shares) < 3:
-        raise UserError("the run had no test part: data.split=[0.9,0.05,0.05] or data.test_path=... makes one")
+        raise UserError("the run had no test part: train with data.split=[0.9,0.05,0.05] or data.test_path=...")
     sha256, own_name = (facts.get(f"{part}_{key}" if is_separate else key, "") for key in ("sha256", "name"))
     corpus = encode_text(text, kind=tokenizer.kind) if text else find_encoded(sha256, own_name, tokenizer.kind)
     if corpus is None or (split and corpus.sha256 != sha256):
-        wrong = f"which is not {corpus.name}" if corpus else "which is not in your cache: give it by --text FILE"
+        wrong = f"which is not {corpus.name}" if corpus else "which is not in your cache: name it by --text FILE"
         raise UserError(f"the {CALLED[part]} text is from {own_name or 'an unknown file'}, {wrong}")
     name, ids = corpus.name, np.asarray(corpus.ids)
     if corpus.sha256 == sha256 and not is_separate:

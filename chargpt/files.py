@@ -67,7 +67,7 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Log an error in writing a file that a run can do without, and continue."""
+    """Log an error in writing a file that the run does not need, and continue."""
     try:
         yield
     except OSError as error:

@@ -24,8 +24,8 @@ class Sampling:
         max_new_tokens: characters to generate.
         temperature: divides the logits; 0 takes the most likely character.
         top_k: draw among the k most likely characters only, and those that tie with the k-th.
-        top_p: draw only among characters such that all more likely ones together have a probability below top_p
-            (nucleus sampling, Holtzman et al. 2020).
+        top_p: draw only among the most likely characters that add up to a probability of top_p (nucleus sampling,
+            Holtzman et al. 2020).
         num_samples: continuations side by side (N).
         window: what happens once the text is longer than the model's window of `block_size` characters. Each character
             then moves to another position, which changes all keys and values.
@@ -69,7 +69,7 @@ def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | 
         before = ranked.cumsum(-1) - ranked  # the probability of all more likely characters
         least = ranked.masked_fill(before >= max(sampling.top_p, 1e-30), float("inf")).amin(-1, keepdim=True)
         probs = probs.masked_fill(probs < least, 0.0)
-    # As torch.multinomial draws, without its checks, for which the host would wait for the device.
+    # Draws like torch.multinomial, without its checks, which make the CPU wait for the GPU.
     return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 
@@ -97,7 +97,7 @@ def generate(
     kept = block_size if sampling.window == "exact" else max(1, block_size // 2)  # read again past the window
     with fixed_weights(model) if N == 1 and sampling.max_new_tokens >= WORTH_FIXING else nullcontext():
         for n in range(sampling.max_new_tokens):
-            logits = model.forward(unread, cache)[:, -1]  # not model(...): its shapes are not worth compiling
+            logits = model.forward(unread, cache)[:, -1]  # not model(...): torch.compile would compile each length
             if n == 0:  # the prompt is read once for all samples
                 logits, text = logits.expand(N, -1), text.expand(N, -1)
                 cache.expand(N)

@@ -1,5 +1,5 @@
-"""What a run's folder keeps of its course: the losses in `losses.csv`, the text samples in `samples.jsonl`; if it is a
-job of a sweep, its swept values and how it ended in `job.json`.
+"""The files that record a run: its losses in `losses.csv`, its text samples in `samples.jsonl` and, for a job of a
+sweep, its swept values and how it ended in `job.json`.
 
 Lightning is not imported here, so that a comparison or a page starts quickly.
 """

@@ -43,7 +43,7 @@ class _Min(_InFP32, MinMetric): ...
 class CharLM(LightningModule):
     """A character-level language model in training.
 
-    Its metrics are logged at the number of optimizer steps taken (`step`), where Lightning would count from 0. Its
+    Metrics are logged under the number of optimizer steps taken: 1 after the first, where Lightning writes 0. The
     hyper-parameters are plain dicts, strings and numbers, so that a checkpoint loads with `weights_only=True`.
 
     Args:
@@ -72,15 +72,15 @@ class CharLM(LightningModule):
         self.save_hyperparameters(settings, logger=False)
         self.tokenizer = tokenizer_of(characters)
         self.net = build_model(model, self.tokenizer.vocab_size)
-        self.mean_loss = _Mean(nan_strategy=math.nan)  # a NaN stays one; "disable" would forget the weights
+        self.mean_loss = _Mean(nan_strategy=math.nan)  # NaN stays NaN; "disable" would ignore the weight of each batch
         self.accuracy = MulticlassAccuracy(self.tokenizer.vocab_size, average="micro", ignore_index=IGNORED)
         self.best_val_loss = _Min(nan_strategy="ignore")
         self.best_val_loss.persistent(True)  # in the checkpoint, for a resumed run
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Those of a batch, (B, T) to (B, T, vocab_size).
+        """The logits of a batch, (B, T) to (B, T, vocab_size).
 
-        A CPU takes the sequences in parts, so that the output of one layer is still in its cache for the next one.
+        On a CPU some sequences at a time, so that the output of a layer is still in its cache for the next one.
         """
         rows = max(1, CPU_PART // inputs.shape[1]) if inputs.device.type == "cpu" else len(inputs)
         return torch.cat([self.net(part) for part in inputs.split(rows)])

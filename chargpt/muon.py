@@ -95,7 +95,7 @@ class Muon(Optimizer):
             if not state:
                 state["mean"] = torch.zeros_like(weight)
             mean = state["mean"].lerp_(weight.grad, 1 - group["momentum"])
-            ahead = mean.lerp(weight.grad, 1 - group["momentum"])  # Nesterov's: as the next mean begins
+            ahead = mean.lerp(weight.grad, 1 - group["momentum"])  # Nesterov momentum: one step ahead
             parts = (group["parts"], -1, weight.shape[1])
             alike[weight.shape].append((weight.view(parts), ahead.view(parts)))
         for pairs in alike.values():

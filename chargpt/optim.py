@@ -93,12 +93,12 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class MuonConfig(OptimizerConfig):
-    """Muon on the matrices of the blocks, where query, key and value count as one each; AdamW on all other parameters.
+    """Muon on the matrices of the blocks (query, key and value are one each), AdamW on all other parameters.
 
     A weight forgets its earlier values in 1 / (lr * decay) steps: choose a decay by that.
 
     Attributes:
-        lr: about the change of a matrix's output in one step.
+        lr: roughly how much one step changes a matrix's output.
         momentum: the share of the mean of earlier gradients that a step keeps.
         weight_decay: of these matrices.
         adamw_lr: the peak learning rate of AdamW, with the same schedule.

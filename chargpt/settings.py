@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from chargpt.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
-MOST_STEPS = 2**53  # a float can count them
+MOST_STEPS = 2**53  # the largest count that a float holds exactly
 
 
 def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, default: str | None = None) -> Config:

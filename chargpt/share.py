@@ -68,7 +68,7 @@ def share(arguments: argparse.Namespace) -> None:
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The files of a folder, by name: the weights first, for which a disk may be too small."""
+    """The files of a folder, by name: the weights first, so that a full disk shows before anything else is written."""
     config: dict[str, Any] = {
         "format_version": FORMAT,
         "model": asdict(checkpoint.model.config),

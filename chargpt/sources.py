@@ -46,7 +46,7 @@ def find_text(source: str, path: str | list[str] | None = None, fallback: str | 
             raise
         text = SOURCES[fallback](path)
         log.warning(
-            f"NOT TRAINING ON {source.upper()}, but on {text.name}: {error}; data.fallback=null makes it an error"
+            f"NOT TRAINING ON {source.upper()}, but on {text.name}: {error}; data.fallback=null: an error instead"
         )
         return text
 

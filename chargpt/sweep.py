@@ -27,9 +27,9 @@ from chargpt.run.config import hydra_errors, with_quoted_paths
 from chargpt.run.folder import check_contents, has_state, held
 from chargpt.run.resume import load_state
 
-ONE_DEVICE = "a sweep trains each job on one device: its other processes would each sweep again"
+ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
 
-ending = ExitStack()  # closed when the command ends, however it ends: Hydra's hook at the end needs a good end
+ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
 
 class RecordSweep(Callback):
@@ -57,9 +57,9 @@ def sweeping(config: DictConfig) -> Iterator[None]:
     with held(folder):
         sweep = read_sweep(folder)
         if sweep.jobs and config.resume != "allow":
-            raise UserError(f"{folder} holds a sweep already; resume=allow resumes it")
+            raise UserError(f"{folder} holds a sweep already: add resume=allow to resume it")
         if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
-            raise UserError(f"{folder} has files but no sweep; hydra.sweep.dir=... names another folder")
+            raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
         words = [_as_typed(each) for each in sys.argv[1:] if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
         plan = Plan(list(swept), n_trials or _number_of_jobs(swept), words)
         plan.write(folder)
@@ -93,7 +93,7 @@ def _number_of_jobs(swept: dict[str, Override]) -> int:
 
 
 def _as_typed(argument: str) -> str:
-    """Without the quotes that a path got on the way to Hydra: the shell's quotes would come around them."""
+    """Undo the quotes that `with_quoted_paths` added, so that the printed command is quoted once."""
     key, _, value = argument.partition("=")
     bare = f"{key}={value[1:-1]}"
     return bare if with_quoted_paths([bare]) == [argument] else argument
@@ -147,7 +147,7 @@ def job_folder(sweep: str, number: int, overrides: ListConfig) -> str:
     before = {each.identity: each.folder.name for each in found.jobs}
     plain = re.sub(r"[^\w.,=+-]", "_", f"{number}_{job.title.replace(', ', ',')}").encode()
     name = plain[:190].decode(errors="ignore")  # file systems take 255
-    if name in before.values():  # its values look alike
+    if name in before.values():  # another job's values look the same in a name
         name += f"-{hashlib.sha256(job.identity.encode()).hexdigest()[:8]}"
     return before.get(job.identity, name)
 

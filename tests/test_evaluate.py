@@ -189,7 +189,7 @@ def test_a_text_that_is_not_in_the_cache(tiny_run, run, tmp_path, monkeypatch):
     status, _, err = run("--ckpt", tiny_run)
     assert status == 2
     assert re.match(
-        "error: the validation text is from .*verse.txt, which is not in your cache: give it by --text", err
+        "error: the validation text is from .*verse.txt, which is not in your cache: name it by --text", err
     )
 
 

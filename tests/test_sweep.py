@@ -66,7 +66,7 @@ def test_folders_of_others_are_left_alone(fixed, tmp_path):
         for folder in tmp_path.iterdir():
             done = sweep(fixed, folder, "seed=1,2", "resume=allow")
             assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert re.search("has files but no sweep;|a link that leads out|another process is at work", done.stderr)
+            assert re.search("has files but no sweep:|a link that leads out|another process is at work", done.stderr)
     assert contents(tmp_path) == before
 
 
@@ -94,9 +94,8 @@ def test_refused_in_one_line(overrides, message, fixed, tmp_path):
 def test_a_job_on_several_devices_ends_the_sweep(fixed, tmp_path):
     done = sweep(fixed, tmp_path, "trainer.devices=2", "seed=1,2")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[1:] == [
-        "error: a sweep trains each job on one device: its other processes would each sweep again"
-    ]
+    [_, line] = done.stderr.splitlines()
+    assert line.startswith("error: each job of a sweep takes one device (trainer.devices=1)")
 
 
 def test_runs_that_start_in_one_second_have_a_folder_each():
@@ -144,7 +143,10 @@ def test_started_again_all_is_kept(whole, fixed, tmp_path):
     folder, _ = whole
     before = contents(folder)
     done = sweep(fixed, folder, *SWEPT)
-    assert (done.returncode, done.stderr) == (2, f"error: {folder} holds a sweep already; resume=allow resumes it\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {folder} holds a sweep already: add resume=allow to resume it\n",
+    )
     assert contents(folder) == before
     done = sweep(fixed, folder, *SWEPT, "resume=allow")
     assert done.returncode == 0, done.stderr
@@ -182,8 +184,8 @@ def test_a_job_is_the_same_only_if_its_values_are(fixed, tmp_path):
     """Also in a folder that is not named by them; 2**63 is a value like others."""
     by_number = [*fixed, "model.n_layer=1", "hydra.sweep.subdir=${hydra.job.num}", "resume=allow"]
     done = sweep(by_number, tmp_path, "data.seed=1,9223372036854775808")
-    assert done.returncode == 1
-    assert [job.values["data.seed"] for job in read_sweep(tmp_path).jobs] == [1, 2**63]
+    assert done.returncode == 0
+    assert {job.values["data.seed"] for job in read_sweep(tmp_path).jobs} == {1, 2**63}
     record = (tmp_path / "0" / "job.json").read_bytes()
     done = sweep(by_number, tmp_path, "data.seed=2,1")
     assert done.returncode == 2
@@ -222,7 +224,7 @@ def test_a_job_that_fails(fixed, tmp_path):
     done = sweep(fixed, tmp_path, "model.n_layer=1", "model.n_head=3,2", interpolated, mine)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    reason = "model.n_embd must be divisible by model.n_head; got 16 and 3"
+    reason = "model.n_embd must be divisible by model.n_head, 3; got 16"
     names = sorted(each.name for each in tmp_path.iterdir() if each.is_dir())
     assert names[0] == "0_n_head=3,dirpath=__run_dir__a"
     assert f"1 of 4: n_head=3, dirpath=${{run_dir}}/a: failed: {reason}\n" in done.stderr
