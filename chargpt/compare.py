@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
 from chargpt.errors import UserError, escape
-from chargpt.files import find, write
+from chargpt.files import decoration, find, write
 from chargpt.history import JOB, SWEEP, Point, read_job, read_losses
 from chargpt.pictures import png
 from chargpt.settings import make
@@ -245,8 +245,10 @@ def save(sweep: Sweep) -> None:
     """Write `table.csv` and `sweep.png` into the sweep's folder."""
     out = io.StringIO()
     csv.writer(out).writerows([[*sweep.keys, *MEASURED, "folder", "state"], *rows(sweep)])
-    write(sweep.folder / "table.csv", out.getvalue().encode(errors="replace"))
-    write(sweep.folder / "sweep.png", png(draw(sweep)))
+    with decoration("table.csv"):
+        write(sweep.folder / "table.csv", out.getvalue().encode(errors="replace"))
+    with decoration("sweep.png"):
+        write(sweep.folder / "sweep.png", png(draw(sweep)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -81,6 +81,14 @@ def test_the_files(sweep, capsys):
     assert (sweep.parent / "table.csv").read_text() == (sweep.parent / "sweep.png").read_text() == "mine"
 
 
+def test_a_table_that_cannot_be_written_does_not_fail_the_report(sweep, caplog):
+    """As where another program has it open."""
+    (sweep / "table.csv").mkdir()
+    assert compare.main([str(sweep)]) == 0
+    assert "cannot write table.csv" in caplog.text
+    assert (sweep / "sweep.png").exists()
+
+
 def test_the_picture(sweep):
     rates, curves = draw(read_sweep(sweep)).axes
     assert rates.get_xscale() == "log"

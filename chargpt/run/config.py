@@ -156,7 +156,8 @@ def hydra_errors() -> Iterator[None]:
 def _hint(error: Exception) -> str:
     """What may have been meant by a key, an option or a value that Hydra does not take."""
     if "Ambiguous value" in str(error):
-        return "; -m trains a run for each of its values"
+        texts = next((key for key in TEXTS if f"'{key}=" in str(error)), "")
+        return f"; several texts are a list: '{texts}=[a.txt,b.txt]'" if texts else "; -m trains a run for each value"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")

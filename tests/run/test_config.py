@@ -69,6 +69,8 @@ def test_each_size_has_one_value():
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
         (["experiment=cpu", "model=bigram"], "raised while composing config: Key 'n_layer' not in 'BigramConfig'"),
         (["model.n_layer=two"], "Value 'two' of type 'str' could not be converted to Integer"),
+        (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'; -m trains a run for each value"),
+        (["data.path=a.txt,b.txt"], "several texts are a list: 'data.path=[a.txt,b.txt]'"),
         (["+colour=red"], "unknown key colour (there are callbacks, "),
     ],
 )
