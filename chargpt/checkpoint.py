@@ -2,6 +2,20 @@
 
 Files may come from strangers. Lightning's checkpoints are read with `weights_only`, which runs no code; a shared folder
 holds JSON and numbers. The configuration in them must be valid, and the weights must fit it.
+
+A checkpoint is a mapping that Lightning writes:
+
+    state_dict            weights (`net.*`; with averaging their average) and the lowest validation loss
+    hyper_parameters      model, optimizer, characters, corpus and scoring, see `chargpt.module.CharLM`
+    global_step           optimizer steps taken
+
+and in full ones (last.ckpt), to resume:
+
+    optimizer_states, loops, callbacks           Lightning's own
+    fixed                                        settings that a resumed run must keep (run/resuming.py)
+    random_states                                of each rank (callbacks/random_numbers.py)
+    current_model_state, averaging_state         weights in training, with averaging (callbacks/averaging.py)
+    stopped_early                                true after early stopping (callbacks/saving.py)
 """
 
 import contextlib
