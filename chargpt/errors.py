@@ -79,10 +79,14 @@ def run(action: Callable[[], object], reporter: Callable[[Exception], int] = rep
             sys.stdout.flush()  # a full disk shows here
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # a reader such as `head` has ended; Python flushes once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        return reporter(error)
+        status = 0 if isinstance(error, BrokenPipeError) else reporter(error)  # a reader such as `head` has ended
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # Python flushes once more at exit, and would end with status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
     return 0
 
 

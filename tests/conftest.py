@@ -10,6 +10,11 @@ from helpers import TINY, start
 from tensorboard.summary.writer import event_file_writer
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that both test processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Models this small are fastest on one, above all on a busy machine."""
