@@ -1,7 +1,7 @@
 """How fast a text of gigabytes is prepared, and the memory that it takes: `python -m benchmarks.text`.
 
 Texts are made up here: plain ASCII in eight files, two of them compressed, and one file in each of other scripts. Each
-is prepared in a process and a cache of its own.
+is prepared in a separate process, with a separate cache.
 """
 
 import gzip

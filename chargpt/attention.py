@@ -45,7 +45,7 @@ def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
 
 
 def rotary_turns(length: int, head_size: int, device: torch.device) -> Tensor:
-    """The cosine and sine of the angle by which each position below `length` turns each pair of channels:
+    """Cosine and sine of the angle that each position below `length` turns each pair of channels by:
     (length, 3, 1, head_size / 2, 2). Values get the angle 0, since splitting them off costs more."""
     compute = _turns if torch.compiler.is_compiling() else _cached_turns
     return compute(length, head_size, device)

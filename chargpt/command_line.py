@@ -61,11 +61,10 @@ def open_output(file: str | None) -> Iterator[TextIO]:
         else:
             yield sys.stdout
             sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # a reader such as `head` has ended: no error, see `errors.run`
     except OSError as error:
-        if file is None:  # Python flushes standard output when it ends, which would fail once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a reader such as `head` closed the pipe
-            raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
+        raise UserError(f"cannot write to {file or 'standard output'}: {error.strerror}") from error
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -102,7 +102,7 @@ class Job:
 
     @property
     def measured(self) -> list[float | str]:
-        """A value for each of MEASURED; blank if there is none."""
+        """A value for each of MEASURED; blank if there was no validation."""
         if not self.curve:
             return [""] * len(MEASURED)
         best, last = min(self.curve, key=lambda point: point.val_loss), self.curve[-1]

@@ -8,6 +8,8 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,3 +29,14 @@ def png(figure: "Figure") -> bytes:
     with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
         figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
+
+
+def pixels(figure: "Figure") -> np.ndarray:
+    """A figure as (height, width, 4) bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())

@@ -1,4 +1,4 @@
-"""Something to measure, in a module of its own that a process imports quickly."""
+"""Something to measure, in a module that a process imports quickly."""
 
 import os
 from collections.abc import Callable

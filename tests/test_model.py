@@ -58,8 +58,8 @@ def test_the_lectures_function(gpt, lecture, idx):
     for model in (gpt, lecture):
         F.cross_entropy(model(idx).flatten(0, 1), idx.roll(-1, 1).flatten()).backward()
     theirs = fused({name: parameter.grad for name, parameter in lecture.named_parameters()})
-    ours = {name: parameter.grad for name, parameter in gpt.named_parameters()}
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    found = {name: parameter.grad for name, parameter in gpt.named_parameters()}
+    torch.testing.assert_close(found, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("changed", [1, 6, 11])

@@ -111,8 +111,8 @@ def test_a_cpu_takes_a_batch_in_parts_and_nothing_changes(part, expected, monkey
     assert rows == expected
     torch.testing.assert_close(loss, right, rtol=1e-6, atol=0)
     parameters = list(lm.net.parameters())
-    for ours, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(right, parameters), strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-8)
+    for found, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(right, parameters), strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-8)
 
 
 def test_other_devices_take_all_at_once(monkeypatch):

@@ -1,6 +1,5 @@
 """Pictures of a prompt after each validation: what each head attends to, and how much each character surprises."""
 
-import io
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from chargpt.data import CharDataModule
 from chargpt.errors import UserError
 from chargpt.model import GPT, Block, Model
 from chargpt.module import CharLM
-from chargpt.pictures import label, png
+from chargpt.pictures import label, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +50,6 @@ class Look(Callback):
         loggers = tensorboards(trainer)
         if not loggers or trainer.sanity_checking:
             return
-        from matplotlib.image import imread
-
         data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer has it, undeclared
         assert isinstance(module, CharLM)
         assert isinstance(data, CharDataModule)
@@ -65,7 +62,7 @@ class Look(Callback):
         # A compiled model would be compiled again for this one length.
         with validated_weights(trainer, module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for name, figure in self.draw(module.net, idx, text):
-                picture = imread(io.BytesIO(png(figure)))
+                picture = pixels(figure)
                 for logger in loggers:
                     logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.generation import Sampling, generate
-from chargpt.history import read_losses, read_samples, thinned
+from chargpt.history import Point, read_losses, read_samples, thinned
 from chargpt.model import GPT, Model, ModelConfig
 from chargpt.pictures import label
 
@@ -101,7 +101,7 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
     model, characters = checkpoint.model, checkpoint.tokenizer.characters or ""
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
     name = public_name(checkpoint.text.get("name", "an unnamed text"))
-    summary, in_words = parameters, ""
+    summary = parameters
     if isinstance(model, GPT):
         config = model.config
         summary += f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
@@ -111,10 +111,6 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
     loss = "not known" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     if lowest is not None:
         summary += f"; best validation loss of its run {loss}"
-    if best:
-        first, last = curve[0], curve[-1]
-        in_words = f"Validation loss {first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f}"
-        in_words += f" after {last.step:,}; the lowest is {best.val_loss:.4f}"
     facts = {
         "Characters": "".join(map(label, characters[:MOST_PLACES])),
         "Trained on": name,
@@ -137,9 +133,18 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
             [point.step, point.train_loss if math.isfinite(point.train_loss) else None, point.val_loss]
             for point in thinned(curve, MOST_POINTS)
         ],
-        "curve_in_words": in_words,
+        "curve_in_words": _in_words(curve),
         "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
     }
+
+
+def _in_words(curve: list[Point]) -> str:
+    """The curve for readers who do not see it."""
+    if not curve:
+        return ""
+    first, last, lowest = curve[0], curve[-1], min(point.val_loss for point in curve)
+    losses = f"{first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f} after {last.step:,}"
+    return f"Validation loss {losses}; the lowest is {lowest:.4f}"
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-// The model in a thread of its own, so that the page stays responsive.
+// The model in a separate thread, so that the page stays responsive.
 //
 // Messages, and the answers to them:
 //   start {facts, bytes}               -> ready {difference}

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -125,11 +125,20 @@ def launch(number: int, folder: Path) -> None:
             except SignalException:
                 limit = SAVE if time.monotonic() - since < TOGETHER else 0
         result = context.wait(period=0.1) if context is not None else None
-    failed = result.failures if result is not None else {}
+    _end(result.failures if result is not None else {}, stopped, number, folder)
+
+
+def _end(failed: dict[int, Any], stopped: int, number: int, folder: Path) -> None:
+    """Exit with the status of the processes, which have ended, unless all succeeded; report one that was killed.
+
+    Args:
+        failed: what torch knows of those that failed, by rank, the first to fail first.
+        stopped: the status after a signal to this process; 0 if there was no signal.
+    """
     if stopped:
         status = failed[0].exitcode if 0 in failed else 0
         sys.exit(status if status in (1, 2) else stopped)  # rank 0 may have failed to save
-    for rank, failure in failed.items():  # the first to be noticed
+    for rank, failure in failed.items():
         if failure.exitcode in (1, 2, 129, 130, 143):  # reported by the process
             sys.exit(failure.exitcode)
         killed = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else ""

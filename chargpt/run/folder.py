@@ -36,7 +36,8 @@ def held(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(
             f"another process is at work in {short(folder)}: stop it, wait for its end, or use another folder"
-            f" (hydra.run.dir=..., for a sweep hydra.sweep.dir=...); if there is none, remove {short(folder) / '.lock'}"
+            " (hydra.run.dir=..., for a sweep hydra.sweep.dir=...). If no process is,"
+            f" remove {short(folder) / '.lock'}"
         ) from None
 
 

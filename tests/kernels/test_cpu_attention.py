@@ -25,11 +25,11 @@ def test_same_mask_same_outputs_and_gradients(rows, dropout, private, monkeypatc
     noise = random_bytes(15, T, T)
     mask = (noise.view(5, 3, T, T) < kept).double() * (256 / kept)
     blocks = [noise[:, start : start + rows, : start + rows] for start in range(0, T, rows)] if dropout else None
-    ours, theirs = random_qkv(T), random_qkv(T)
-    out, expected = CPUAttention.apply(ours, blocks, kept), plain_attention(*theirs, mask if dropout else None)
+    found, theirs = random_qkv(T), random_qkv(T)
+    out, expected = CPUAttention.apply(found, blocks, kept), plain_attention(*theirs, mask if dropout else None)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (mine,), (right,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(expected, theirs, grad)
+    (mine,), (right,) = torch.autograd.grad(out, found, grad), torch.autograd.grad(expected, theirs, grad)
     torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-12)
 
 
@@ -45,8 +45,8 @@ def test_low_precision_is_as_good_as_the_plain_formula_in_it(dtype, length):
 
     exact = results(lambda x: plain_attention(*x), torch.float64)
     theirs = results(lambda x: plain_attention(*x), dtype)
-    ours = results(lambda x: causal_attention_on_cpu(x, 0.0), dtype)
-    for mine, other, right in zip(ours, theirs, exact, strict=True):
+    found = results(lambda x: causal_attention_on_cpu(x, 0.0), dtype)
+    for mine, other, right in zip(found, theirs, exact, strict=True):
         assert mine.dtype == dtype
         assert (mine.double() - right).norm() <= 1.5 * (other.double() - right).norm()
 

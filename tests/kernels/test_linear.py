@@ -48,11 +48,11 @@ def test_training_is_as_good_as_pytorchs_own(dtype, bias):
         out = function(*inputs)
         return [out, *torch.autograd.grad(out, inputs, grad.to(dtype))]
 
-    def ours(x, weight, bias=None):
+    def by_onednn(x, weight, bias=None):
         return CPULinear.apply(x, weight, bias)
 
     for mine, other, right in zip(
-        results(dtype, ours), results(dtype, F.linear), results(torch.float64, F.linear), strict=True
+        results(dtype, by_onednn), results(dtype, F.linear), results(torch.float64, F.linear), strict=True
     ):
         assert mine.dtype == dtype
         assert (mine - right).norm() <= 1.5 * (other - right).norm() + 1e-6

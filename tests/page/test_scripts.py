@@ -29,7 +29,7 @@ def scripts(tab):
 
 
 def made(config) -> GPT | Bigram:
-    """A model whose numbers are none of those that it begins with."""
+    """A model with other numbers than at initialization."""
     torch.manual_seed(0)
     model = GPT(config, V) if isinstance(config, GPTConfig) else Bigram(config, V)
     with torch.no_grad():

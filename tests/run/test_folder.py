@@ -53,7 +53,7 @@ def test_a_file_system_without_locks(error, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("place", [".hydra/config.yaml", "train.log", "checkpoints", ".lock", "a/b"])
 def test_links_that_lead_out(place, tmp_path):
-    """Writing to one writes to its target, also where there is none yet; others are fine."""
+    """Writing to such a link writes to its target, even if that does not exist yet; other links are fine."""
     run = tmp_path / "run"
     (run / place).parent.mkdir(parents=True)
     for target in (tmp_path / "run2", tmp_path / "none"):
