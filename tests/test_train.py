@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, assert_same, composed, curves, events, run_fresh, run_script, start, state
+from helpers import ROOT, STEPS, curves, events, run_fresh, run_script, start, state
 
 from chargpt.batches import IGNORED, SequentialBlocks
 from chargpt.checkpoint import load_checkpoint
-from chargpt.errors import UserError
-from train import train
+from chargpt.history import read_losses
+from chargpt.run.report import verdict
 
 
 def steps(folder, tag):
@@ -25,8 +25,8 @@ def texts(folder, tag):
 
 def test_curves(tiny_run):
     found = curves(tiny_run)
-    assert [step for step, _ in found["train/loss"]] == [2, 4, 6]
-    assert steps(tiny_run, "train/grad_norm") == steps(tiny_run, "lr") == [2, 4, 6]
+    for tag in ("train/loss", "train/grad_norm", "lr"):
+        assert [step for step, _ in found[tag]] == [2, 4, 6], tag
     assert [event.step for event in events(tiny_run).Scalars("chars_per_second")] == [2, 4, 6]
     val = ["val/loss", "val/perplexity", "val/bpc", "val/accuracy", "val/best_loss"]
     for tag in val:
@@ -51,21 +51,15 @@ def test_validation_loss_is_the_mean_over_the_whole_split(tiny_run, text_file):
     assert logged == pytest.approx(total / (len(ids) - 1), rel=1e-5)
 
 
-def test_same_seed_same_weights(tiny, tiny_run, tmp_path):
-    start(tmp_path / "same", *tiny, "callbacks.text_samples=null")
-    start(tmp_path / "other", *tiny, "seed=7", "trainer.max_steps=4")  # validated and saved after the last step
-    same, other, first = (state(folder)["state_dict"] for folder in (tmp_path / "same", tmp_path / "other", tiny_run))
-    assert_same(first, same)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-    assert (state(tmp_path / "other")["global_step"], sorted(set(steps(tmp_path / "other", "val/loss")))) == (4, [3, 4])
-
-
-def test_accumulation_keeps_steps_true(tiny, tmp_path):
-    """Two batches per step; every count stays one of optimizer steps."""
-    start(tmp_path, *tiny, "trainer.accumulate_grad_batches=2")
-    assert sorted(set(steps(tmp_path, "val/loss"))) == [3, 6]
-    assert steps(tmp_path, "train/loss") == steps(tmp_path, "train/grad_norm") == [2, 4, 6]
-    assert state(tmp_path)["global_step"] == 6
+def test_accumulation_keeps_steps_true(tiny, tiny_run, tmp_path):
+    """Two batches per step; every count stays one of optimizer steps. The last step is validated and saved. Another
+    seed has other weights."""
+    start(tmp_path, *tiny, "trainer.accumulate_grad_batches=2", "trainer.max_steps=4", "seed=7")
+    assert steps(tmp_path, "val/loss") == [3, 4]
+    assert steps(tmp_path, "train/loss") == steps(tmp_path, "train/grad_norm") == [2, 4]
+    assert state(tmp_path)["global_step"] == 4
+    one, other = (state(folder)["state_dict"]["net.lm_head.weight"] for folder in (tiny_run, tmp_path))
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +80,6 @@ def test_variants_train(tiny, tmp_path, overrides):
         assert state(tmp_path)["global_step"] == 4
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.block_size=100000", "needs 100,001"),
-        ("seed=4294967296", "seed must be"),
-        ("compile=maybe", "compile must be auto, true or false"),
-    ],
-)
-def test_bad_input_leaves_nothing_half_written(tiny, tmp_path, override, message):
-    with pytest.raises(UserError, match=message):
-        train(composed(*tiny, f"run_dir={tmp_path / 'run'}", override))
-    assert not (tmp_path / "run").exists()
-
-
 # The command line
 
 
@@ -107,14 +87,16 @@ def test_a_run_by_hand(tiny, tmp_path):
     """Its messages; the same in its log; a line break in the name of a text is escaped."""
     text = tmp_path / "two\nlines.txt"
     text.write_text("".join(chr(97 + n % 7) for n in range(2000)))
-    done = run_script("train.py", *tiny, f"data.path={text}", f"hydra.run.dir={tmp_path}/run")
+    done = run_script("train.py", *tiny, *STEPS, f"data.path={text}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    ending = re.escape(verdict(read_losses(tmp_path / "run"), 12))
+    assert ending
     for pattern in (
         r"^Text: .*/two\\nlines\.txt, 2,000 characters, 7 of them distinct \(training 1,800, validation 200\)$",
         r"^Model: gpt, [\d,]+ parameters, on cpu in 32-true",
-        r"step 3/6, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 00:\d\d left",
-        r"^Best validation loss \d\.\d{4} \(nats per character, on .*two\\nlines\.txt\), 6 steps in \d+ s$",
+        r"step 4/12, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 00:\d\d left",
+        rf"^Best validation loss \d\.\d{{4}} \(nats per character, on .*lines\.txt\), 12 steps in \d+ s\n{ending}$",
         rf"^Checkpoint:  {tmp_path}/run/checkpoints/best\.ckpt$",
         rf"^Sample it:   python sample\.py --ckpt {tmp_path}/run$",
         rf"^Look inside: python -m chargpt\.page --ckpt {tmp_path}/run$",
@@ -133,6 +115,9 @@ def test_a_run_by_hand(tiny, tmp_path):
         (["model.n_head=5"], "model.n_embd must be divisible by model.n_head, 5; got 384"),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
         (["model.n_layer=["], "cannot read model.n_layer=["),
+        (["model.block_size=100000"], "needs 100,001"),
+        (["seed=4294967296"], "seed must be"),
+        (["compile=maybe"], "compile must be auto, true or false"),
         (["callbacks=null"], "Config group override must be a string"),
         (["--resolve"], "The --resolve flag can only be used in conjunction with --cfg"),
     ],
@@ -171,15 +156,8 @@ def test_hydra_may_change_the_directory(tiny, text_file, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def run_python(code, *arguments, **environment):
-    """Run train.py in a new process, after some lines of Python."""
-    lines = f"import runpy, sys\n{code}\nsys.argv[0] = 'train.py'\nrunpy.run_path('train.py', run_name='__main__')"
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | environment
-    command = [sys.executable, "-c", lines, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, encoding="utf-8", timeout=120)
-
-
 HIDE = """
+import runpy, sys
 import chargpt.kernels as private
 operators = [name for name, value in vars(private).items() if callable(value) and name[0].islower()]
 operators = [name for name in operators if getattr(private, name).__module__ != private.__name__]
@@ -187,53 +165,37 @@ assert len(operators) == 2
 for name in operators:
     setattr(private, name, None)
 sys.modules["triton"] = None
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
 @pytest.mark.processes
-def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_run, tmp_path):
-    """As on macOS, say: a run has the same losses up to rounding, with samples and `compile=auto`."""
-    nowhere = {"PATH": str(tmp_path), "CC": "", "CXX": "no-compiler"}
-    done = run_python(HIDE, *tiny, "compile=auto", f"hydra.run.dir={tmp_path}/run", **nowhere)
+def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_run, text_file, tmp_path):
+    """As on Windows with its old encoding, where the terminal cannot show the name of the text; in a notebook, which
+    sets MPLBACKEND. The losses are the same up to rounding, and files are written and read in UTF-8."""
+    text = tmp_path / "道德經 ő.txt"
+    text.write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = [*tiny, f"data.path='{text}'", "compile=auto", f"hydra.run.dir={tmp_path}/run"]
+    environment = {"PATH": str(tmp_path), "CC": "", "CXX": "no-compiler", "MPLBACKEND": "nosuchbackend"}
+    environment |= {"PYTHONIOENCODING": "cp1252", "PYTHONWARNDEFAULTENCODING": "1", "OMP_NUM_THREADS": "1"}
+    variables = os.environ | environment | {"PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-c", HIDE, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, encoding="cp1252", timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Logging error" not in done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert [line for line in warnings if "EncodingWarning" not in line] == []
+    # A file opened without an encoding would be read and written in another one on Windows.
+    project = (f"{ROOT / 'chargpt'}{os.sep}", "train.py:")  # not packages in a virtual environment below
+    assert [line for line in warnings if line.startswith(project)] == []
+    assert "道德經 ő.txt" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert len(texts(tmp_path / "run", "sample")) == 2
     for tag in ("train/loss", "val/loss"):
         plain, private = (dict(curves(folder)[tag]) for folder in (tmp_path / "run", tiny_run))
         assert plain == pytest.approx(private, rel=1e-4)
-    done = run_python(HIDE, *tiny, "compile=true", f"hydra.run.dir={tmp_path}/compiled", **nowhere)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]  # PyTorch 2.14 prints a line about Triton before it
-    assert last.startswith("error: ")
-    assert "C++ compiler" in last
-
-
-@pytest.mark.processes
-def test_workers_that_are_spawned(tiny, tiny_run, tmp_path):
-    """As on Windows and macOS, where a new process has nothing of the old one's memory."""
-    code = "import torch.multiprocessing\nif __name__ == '__main__': torch.multiprocessing.set_start_method('spawn')"
-    done = run_python(code, *tiny, "data.num_workers=2", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
-    assert_same(state(tiny_run)["state_dict"], state(tmp_path / "run")["state_dict"])
-
-
-@pytest.mark.processes
-def test_a_text_with_a_name_that_the_terminal_cannot_show(text_file, tiny, tmp_path):
-    """On a console of Windows with its old encoding: files are written and read in UTF-8."""
-    text = tmp_path / "道德經 ő.txt"
-    text.write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
-    environment = {"PYTHONIOENCODING": "cp1252", "PYTHONWARNDEFAULTENCODING": "1"}
-    arguments = [*tiny, f"data.path='{text}'", f"hydra.run.dir={tmp_path}/run"]
-    done = run_fresh("train.py", *arguments, env=environment, encoding="cp1252")
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Logging error" not in done.stderr
-    # A file opened without an encoding would be read and written in another one on Windows.
-    project = (f"{ROOT / 'chargpt'}{os.sep}", f"{ROOT / 'train.py'}:")  # not packages in a virtual environment below
-    careless = [line for line in done.stderr.splitlines() if "EncodingWarning" in line and line.startswith(project)]
-    assert careless == []
-    assert "道德經 ő.txt" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    done = run_fresh("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7", env=environment, encoding="cp1252")
+    done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7")
     assert done.returncode == 0, done.stderr
     assert "道德經 ő.txt" in texts(tmp_path / "run", "config")[-1]
 
@@ -250,10 +212,11 @@ def test_a_link_to_the_script_and_a_full_disk(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif("CHARGPT_DATA_DIR" not in os.environ, reason="needs the real text, in CHARGPT_DATA_DIR")
 def test_the_cpu_experiment_reaches_its_loss(tmp_path):
-    # On one thread: two would wait for each other where another test has one of two cores.
-    done = run_fresh("train.py", "experiment=cpu", "data.fallback=null", f"hydra.run.dir={tmp_path}/run", timeout=600)
+    """Its whole schedule, in 200 of its 900 steps."""
+    short = ["trainer.max_steps=200", "trainer.val_check_interval=200"]
+    done = run_script("train.py", "experiment=cpu", *short, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
-    loss, seconds = re.search(r"Best validation loss ([\d.]+) .* in (\d+) s", done.stderr).groups()
-    print(f"experiment=cpu: val loss {loss} in {seconds} s")
-    assert float(loss) <= 1.58
+    assert "Text: tiny Shakespeare" in done.stderr
+    loss = float(re.search(r"Best validation loss ([\d.]+)", done.stderr)[1])
+    assert loss <= 1.82
     assert int(re.search(r"([\d,]+) parameters", done.stderr)[1].replace(",", "")) <= 1_500_000
