@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader
 
 from chargpt.checkpoint import EvalSettings, find_checkpoint, load, load_checkpoint, public_name, read_checkpoint
 from chargpt.errors import UserError
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPTConfig
 from chargpt.module import CharLM
 from chargpt.optim import AdamWConfig
 
 CHARACTERS = "\n abc"
 CONFIG = GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4)
 TEXT = {"name": "/home/me/verse.txt", "sha256": "0" * 64}
-NAME = "net.lm_head.bias"
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +56,9 @@ def test_what_lightning_saved(saved):
 
 def test_load_checkpoint_is_ready_to_use(saved):
     """It can also be trained on, and leaves the caller's random numbers alone."""
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
+    before = torch.get_rng_state()
     model, tokenizer = load_checkpoint(saved[0])
-    assert torch.equal(torch.rand(3), expected)
-    assert isinstance(model, GPT)
+    assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
     assert all(weight.requires_grad for weight in model.parameters())
     assert model(torch.tensor([tokenizer.encode("abc")])).shape == (1, 3, 5)
@@ -133,19 +129,11 @@ def refused(path, message=""):
     assert "\n" not in str(error.value)
 
 
-# From a file's bytes to the bytes of a damaged or foreign one
-FILES = {
-    "empty": lambda content: b"",
-    "half": lambda content: content[: len(content) // 2],
-    "cut at the end": lambda content: content[:-1],
-    "plain pickle": lambda content: pickle.dumps({"state_dict": {}}),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_damaged(name, saved, tmp_path):
-    (tmp_path / "bad.ckpt").write_bytes(FILES[name](saved[0].read_bytes()))
-    refused(tmp_path / "bad.ckpt", "is damaged, or not a file that chargpt wrote")
+def test_damaged(saved, tmp_path):
+    content, path = saved[0].read_bytes(), tmp_path / "bad.ckpt"
+    for damaged in (b"", content[: len(content) // 2], content[:-1], pickle.dumps({"state_dict": {}})):
+        path.write_bytes(damaged)
+        refused(path, "is damaged, or not a file that chargpt wrote")
 
 
 def test_flipped_bits(saved, tmp_path):
@@ -157,7 +145,7 @@ def test_flipped_bits(saved, tmp_path):
     torch.load(path, weights_only=True)
     refused(path, "damaged")
     weights, noticed = read_checkpoint(saved[0]).model.state_dict(), 0
-    for at in range(0, len(content), len(content) // 300):
+    for at in range(0, len(content), len(content) // 150):
         path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
         try:
             found = read_checkpoint(path).model.state_dict()
@@ -165,7 +153,7 @@ def test_flipped_bits(saved, tmp_path):
             noticed += 1
         else:
             assert all(torch.equal(found[name], weights[name]) for name in weights)
-    assert noticed > 50
+    assert noticed > 25
 
 
 def test_not_there_or_not_readable(tmp_path):
@@ -182,78 +170,61 @@ def test_a_lack_of_memory_is_not_damage(saved, monkeypatch):
         load(saved[0])
 
 
-def changed(group, **values):
+def changed(*keys, **values):
     """A change of some entries."""
 
     def change(contents):
-        functools.reduce(dict.__getitem__, filter(None, group.split(".")), contents).update(values)
-        return contents
+        functools.reduce(dict.__getitem__, keys, contents).update(values)
 
     return change
 
 
-def weight(name, value):
-    return lambda contents: contents | {"state_dict": contents["state_dict"] | {name: value}}
+def weight(value, name="net.lm_head.bias"):
+    return lambda contents: contents["state_dict"].update({name: value})
 
 
-SETTINGS, MODEL = "hyper_parameters", "hyper_parameters.model"
+SETTINGS = "hyper_parameters"
 CHANGES = [
-    (lambda contents: [1, 2], "not a file that chargpt wrote"),
-    (lambda contents: {"model": torch.zeros(3), "iter_num": 5}, "not a file that chargpt wrote"),  # nanoGPT's
-    (changed("", global_step="two"), "step"),
+    (changed(global_step="two"), "step"),
     (changed(SETTINGS, characters="ba"), "vocabulary"),
     (changed(SETTINGS, characters="abcdefg"), "weights are not"),
     (changed(SETTINGS, corpus={"name": ["a"]}), "text"),
     (changed(SETTINGS, scoring={"batch_size": 0}), "scoring.batch_size"),
-    (changed(MODEL, _target_="os.system"), "unknown key model._target_"),
-    (changed(MODEL, n_head="1"), "model.n_head"),
-    (changed(MODEL, n_embd=10**7), "weights are not"),
-    (weight(NAME, torch.zeros(6)), "weights are not"),
-    (weight("net.another", torch.zeros(5)), "weights are not"),
-    (weight(NAME, "text"), "weights are not"),
-    (weight(NAME, torch.empty(5, device="meta")), "weights are not"),
-    (weight(NAME, torch.zeros(5).double()), "weights are not"),
-    (weight(NAME, torch.full((5,), torch.nan)), "weights are not"),
+    (changed(SETTINGS, "model", _target_="os.system"), "unknown key model._target_"),
+    (changed(SETTINGS, "model", n_head="1"), "model.n_head"),
+    (changed(SETTINGS, "model", n_embd=10**7), "weights are not"),
+    (weight(torch.zeros(6)), "weights are not"),
+    (weight(torch.zeros(5), "net.another"), "weights are not"),
+    (weight("text"), "weights are not"),
+    (weight(torch.empty(5, device="meta")), "weights are not"),
+    (weight(torch.zeros(5).double()), "weights are not"),
+    (weight(torch.full((5,), torch.nan)), "weights are not"),
+    (lambda contents: contents.pop("state_dict"), "not a file that chargpt wrote"),  # such as nanoGPT's
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES, ids=range(len(CHANGES)))
 def test_foreign(change, message, contents, tmp_path):
-    torch.save(change(contents), tmp_path / "foreign.ckpt")
+    change(contents)
+    torch.save(contents, tmp_path / "foreign.ckpt")
     refused(tmp_path / "foreign.ckpt", message)
+
+
+def test_a_list(tmp_path):
+    torch.save([1, 2], tmp_path / "foreign.ckpt")
+    refused(tmp_path / "foreign.ckpt", "not a file that chargpt wrote")
 
 
 class Calls:
     """Unpickled as the result of a call."""
 
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
     def __reduce__(self):
-        return self.call
+        return os.mkdir, ("was_here",)
 
 
-class Builds:
-    """Runs code when its state is set."""
-
-    def __setstate__(self, state):
-        os.mkdir("was_here")
-
-    def __getstate__(self):
-        return {"a": 1}
-
-
-ATTACKS = {
-    "system": Calls(os.system, "mkdir was_here"),
-    "build": Builds(),
-    "inside": {"state_dict": {"net.a": [({"b": Calls(os.mkdir, "was_here")},)]}, "hyper_parameters": {}},
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_no_code_is_run(name, tmp_path, monkeypatch):
+def test_no_code_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save(ATTACKS[name], "evil.ckpt")
+    torch.save({"state_dict": {"net.a": [({"b": Calls()},)]}, "hyper_parameters": {}}, "evil.ckpt")
     refused(tmp_path / "evil.ckpt", "damaged, or not a file that chargpt wrote")
     assert not (tmp_path / "was_here").exists()
     torch.load("evil.ckpt", weights_only=False)

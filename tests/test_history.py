@@ -1,4 +1,3 @@
-import json
 import math
 
 from chargpt.history import (
@@ -18,28 +17,21 @@ POINTS = [Point(4, 0.5, 3.25, 3.5, 1000.0), Point(8, 1.0, 3.0, 3.125, 2000.0), P
 TEXTS = [Sample(step, text) for step, text in enumerate(["line\nline", "\u2028 道 \x1b[2J", ""])]
 
 
-def test_losses_are_read_back_and_dropped_after_a_step(tmp_path):
-    assert read_losses(tmp_path) == []
+def test_what_is_added_is_read_back_and_dropped_after_a_step(tmp_path):
+    assert read_losses(tmp_path) == read_samples(tmp_path) == []
     drop_losses_after(tmp_path, 9)
-    for point in POINTS:
+    drop_samples_after(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+    for point, text in zip(POINTS, TEXTS, strict=True):
         add_losses(tmp_path, point)
-    assert read_losses(tmp_path) == POINTS
+        add_sample(tmp_path, text)
     assert (tmp_path / LOSSES).read_text(encoding="utf-8").startswith("step,seconds,train_loss,val_loss")
+    assert (read_losses(tmp_path), read_samples(tmp_path)) == (POINTS, TEXTS)
     drop_losses_after(tmp_path, 9)
-    assert read_losses(tmp_path) == POINTS[:2]
+    drop_samples_after(tmp_path, 1)
+    assert (read_losses(tmp_path), read_samples(tmp_path)) == (POINTS[:2], TEXTS[:2])
     add_losses(tmp_path, POINTS[2])
     assert read_losses(tmp_path) == POINTS
-
-
-def test_samples_are_read_back_and_dropped_after_a_step(tmp_path):
-    assert read_samples(tmp_path) == []
-    drop_samples_after(tmp_path, 5)
-    assert not (tmp_path / SAMPLES).exists()
-    for sample in TEXTS:
-        add_sample(tmp_path, sample)
-    assert read_samples(tmp_path) == TEXTS
-    drop_samples_after(tmp_path, 1)
-    assert read_samples(tmp_path) == TEXTS[:2]
 
 
 def test_a_number_that_was_not_measured_is_blank(tmp_path):
@@ -61,15 +53,13 @@ def test_damaged_losses_are_left_out(tmp_path):
 
 
 def test_damaged_samples_are_left_out(tmp_path):
-    good = [json.dumps(each._asdict()).encode() for each in (Sample(1, "a"), Sample(2, "b"))]
     bad = [b"", b"no json", b"\xff", b"[]", b'{"step": 1}', b'{"step": 1e999, "text": "a"}', b'{"step": 1, "text": 1}']
-    lines = [good[0], *bad, b'{"step": 1, "text": "\\ud800"}', good[1], good[0][:9]]
-    (tmp_path / SAMPLES).write_bytes(b"\n".join(lines))
+    bad += [b'{"step": 1, "text": "\\ud800"}', b'{"step": 2, "text": "b"}', b'{"step": 3, "te']
+    (tmp_path / SAMPLES).write_bytes(b"\n".join([b'{"step": 1, "text": "a"}', *bad]))
     assert read_samples(tmp_path) == [Sample(1, "a"), Sample(2, "b")]
 
 
 def test_folders_in_their_place_hold_nothing(tmp_path):
-    (tmp_path / LOSSES).mkdir()
-    (tmp_path / SAMPLES).mkdir()
-    assert read_losses(tmp_path) == []
-    assert read_samples(tmp_path) == []
+    for name in (LOSSES, SAMPLES):
+        (tmp_path / name).mkdir()
+    assert read_losses(tmp_path) == read_samples(tmp_path) == []

@@ -13,44 +13,38 @@ from chargpt.errors import UserError
 
 
 class Keeps(Callback):
-    """Has a value in its state or in the checkpoint, which from step 5 on may be one that cannot be loaded as data."""
+    """Has a value in its state or in the checkpoint, which from step 5 on is one that cannot be loaded as data."""
 
-    def __init__(self, kind):
-        self.kind = kind
+    def __init__(self, extra):
+        self.extra = extra
         self.value = {"best": 9.0, "x": torch.ones(2)}
 
     def on_train_batch_start(self, trainer, *_):
-        if self.kind != "plain" and trainer.global_step >= 5:
+        if trainer.global_step >= 5:
             self.value = np.float64(9)
 
     def state_dict(self):
-        return {"value": self.value if self.kind != "extra" else None}
+        return {"value": None if self.extra else self.value}
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
-        checkpoint["extra_state"] = self.value if self.kind == "extra" else None
-
-
-@pytest.fixture
-def keeps(monkeypatch):
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    return lambda kind: f"+callbacks.keeps={{_target_: test_saving.Keeps, kind: {kind}}}"
+        checkpoint["extra_state"] = self.value if self.extra else None
 
 
 @pytest.mark.parametrize(
-    ("kind", "named"), [("state", "the state of the callback Keeps"), ("extra", r"checkpoint\['extra_state'\]")]
+    ("extra", "named"), [(False, "the state of the callback Keeps"), (True, r"checkpoint\['extra_state'\]")]
 )
-def test_a_state_that_could_not_be_loaded_is_refused(kind, named, keeps, tiny, tmp_path):
-    """By name, and the checkpoint before it stays."""
+def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_path, monkeypatch):
+    """By name. The checkpoint before it stays, with its state of plain values, and the run resumes from it."""
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    keeps = f"+callbacks.keeps={{_target_: test_saving.Keeps, extra: {extra}}}"
     with pytest.raises(UserError, match=f"{named} cannot be loaded as data"):
-        start(tmp_path, *tiny, *STEPS, keeps(kind))
-    assert state(tmp_path)["global_step"] == 3
+        start(tmp_path, *tiny, *STEPS, keeps)
+    kept = state(tmp_path)
+    assert kept["global_step"] == 3
+    assert (kept["extra_state"] if extra else kept["callbacks"]["Keeps"]["value"])["best"] == 9.0
     assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
-def test_a_state_of_plain_values_comes_back(keeps, tiny, tmp_path):
-    start(tmp_path, *tiny, keeps("plain"))
-    resume(tmp_path, keeps("plain"), "trainer.max_steps=7")
-    assert state(tmp_path)["callbacks"]["Keeps"]["value"]["best"] == 9.0
+    resume(tmp_path, keeps, "trainer.max_steps=5")
+    assert state(tmp_path)["global_step"] == 5
 
 
 def test_a_save_that_fails_leaves_the_one_before(tiny, tmp_path, monkeypatch):

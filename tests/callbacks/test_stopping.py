@@ -45,8 +45,10 @@ def send(signum):
 
 
 def test_a_signal_lets_the_step_end_and_saves_it(tiny, tmp_path, handlers, caplog, capfd):
+    """Signals within half a second count as one: a launcher forwards Ctrl-C, or a key is hit twice."""
+    again = [each.replace(".stop.", ".again.") for each in signal_at(2, signum=2)]
     with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *signal_at(2, signum=int(signal.SIGINT)))
+        start(tmp_path, *tiny, *signal_at(2, signum=2), *again)
     assert (stop.value.code, stop.value.step) == (130, 3)
     assert state(tmp_path)["global_step"] == 3
     assert "SIGINT: stopping after this step" in capfd.readouterr().err
@@ -85,14 +87,6 @@ def test_a_signal_may_interrupt_logging(watching, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=busy, flush=busy))
     send(signal.SIGTERM)
     assert capfd.readouterr().err == "SIGTERM: stopping after this step (again: stop at once)\n"
-
-
-def test_signals_within_half_a_second_count_as_one(tiny, tmp_path, handlers):
-    """A launcher forwards Ctrl-C, or a key is hit twice."""
-    again = [each.replace(".stop.", ".again.") for each in signal_at(2, signum=2)]
-    with pytest.raises(Stopped) as stop:
-        start(tmp_path, *tiny, *signal_at(2, signum=2), *again)
-    assert (stop.value.code, state(tmp_path)["global_step"]) == (130, 3)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -158,35 +152,22 @@ def test_a_time_limit_works_with_min_steps_and_is_not_early_stopping(tiny, tmp_p
     assert state(tmp_path)["global_step"] < 100000
 
 
-def test_an_error_restores_the_handlers(tiny, tmp_path, handlers):
-    with pytest.raises(KeyError, match="a bug"):
-        start(tmp_path, *tiny, "+callbacks.harm={_target_: faults.Raise, step: 2, error: bug}")
-
-
-def poison(**options):
-    return [f"+callbacks.harm.{key}={value}" for key, value in ({"_target_": "faults.Poison"} | options).items()]
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tiny, tmp_path):
-    with pytest.raises(NonFiniteError, match="the training loss is nan in step 5; earlier checkpoints are kept"):
-        start(tmp_path, *tiny, *STEPS, *poison(step=4))
-    assert finite(state(tmp_path), 3)
-
-
 @pytest.mark.parametrize(
     ("step", "when", "message"),
     [
+        (4, "on_train_batch_start", "the training loss is nan in step 5; earlier checkpoints are kept"),
         (6, "on_train_batch_end", "the weights are not finite after step 6"),
         (12, "on_validation_batch_start", "the validation loss is nan after step 12"),
     ],
 )
-def test_weights_that_are_not_finite_are_not_saved(step, when, message, tiny, tmp_path):
+def test_what_is_not_finite_ends_the_run_and_is_not_saved(step, when, message, tiny, tmp_path, handlers):
+    harm = {"_target_": "faults.Poison", "step": step, "when": when}
     with pytest.raises(NonFiniteError, match=message):
-        start(tmp_path, *tiny, *STEPS, *poison(step=step, when=when))
-    saved = (step - 1) // 3 * 3
-    assert finite(state(tmp_path), saved)
-    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
-    assert finite(best, (step - 1) // 4 * 4)
+        start(tmp_path, *tiny, *STEPS, *(f"+callbacks.harm.{key}={value}" for key, value in harm.items()))
+    assert finite(state(tmp_path), (step - 1) // 3 * 3)
+    if step > 4:
+        best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+        assert finite(best, (step - 1) // 4 * 4)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 from helpers import composed
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from chargpt.errors import UserError
 from chargpt.kernels.choice import Precision
 from chargpt.run import build as room
-from chargpt.run.build import build_callbacks, build_trainer, continued, device_type, keep_rows, settle_precision
+from chargpt.run.build import build_callbacks, build_trainer, continued, device_type, settle_precision
 from chargpt.run.config import read_config
+
+LIGHTNINGS = "lightning.pytorch.callbacks"
 
 
 def build(*overrides):
@@ -19,17 +20,18 @@ def build(*overrides):
     return build_trainer(settings.trainer, build_callbacks(settings.callbacks))
 
 
-def test_steps_are_optimizer_steps():
-    trainer = build("trainer.accumulate_grad_batches=4")
-    assert (trainer.max_steps, trainer.val_check_interval, trainer.check_val_every_n_epoch) == (5000, 2000, None)
-    assert trainer.num_devices == 1
-
-
 def test_arguments_and_switches():
-    """Any argument of the Trainer can be given, with a plus or without."""
+    """Steps are optimizer steps. Any argument of the Trainer can be given, with a plus or without, and Lightning's
+    callbacks that do not count epochs."""
     switches = ["trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false", "callbacks.losses=null"]
-    trainer = build("trainer.benchmark=true", "+trainer.gradient_clip_val=0.5", "trainer.logger=false", *switches)
-    assert (trainer.gradient_clip_val, trainer.logger) == (0.5, None)
+    given = ["trainer.accumulate_grad_batches=4", "+trainer.gradient_clip_val=0.5", "trainer.logger=false"]
+    added = ("EarlyStopping, monitor: val/loss", "ModelCheckpoint, every_n_train_steps: 5", "LearningRateMonitor")
+    given += [f"+callbacks.x{n}={{_target_: {LIGHTNINGS}.{each}}}" for n, each in enumerate(added)]
+    trainer = build(*given)
+    assert (trainer.max_steps, trainer.val_check_interval, trainer.check_val_every_n_epoch) == (5000, 2000, None)
+    assert (trainer.num_devices, trainer.gradient_clip_val, trainer.logger) == (1, 0.5, None)
+    assert {each.partition(",")[0] for each in added} < {type(each).__name__ for each in trainer.callbacks}
+    trainer = build(*given[:3], *switches)
     assert not [each for each in trainer.callbacks if isinstance(each, ProgressBar | Checkpoint)]
     kinds = {type(each).__name__ for each in trainer.callbacks}
     assert "Throughput" in kinds
@@ -108,34 +110,11 @@ def test_a_precision_is_chosen_for_auto_alone(monkeypatch):
 )
 def test_lightnings_callbacks_that_count_epochs_are_refused(callback, message):
     with pytest.raises(UserError, match=message):
-        build(f"+callbacks.x={{_target_: lightning.pytorch.callbacks.{callback}}}")
-
-
-@pytest.mark.parametrize(
-    "callback", ["EarlyStopping, monitor: val/loss", "ModelCheckpoint, every_n_train_steps: 5", "LearningRateMonitor"]
-)
-def test_lightnings_other_callbacks_are_not(callback):
-    build(f"+callbacks.x={{_target_: lightning.pytorch.callbacks.{callback}}}")
-
-
-# Loggers, when a run resumes
-
-TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+        build(f"+callbacks.x={{_target_: {LIGHTNINGS}.{callback}}}")
 
 
 def test_of_several_loggers_each_tensorboard_drops_later_points():
-    csv, board = {"_target_": "lightning.pytorch.loggers.CSVLogger"}, {"_target_": TENSORBOARD, "save_dir": "x"}
+    csv = {"_target_": "lightning.pytorch.loggers.CSVLogger"}
+    board = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "x"}
     assert continued([csv, board, board], 7) == [csv, *[board | {"purge_step": 7}] * 2]
     assert continued(False, 7) is False
-
-
-@pytest.mark.filterwarnings("ignore:Experiment logs directory")
-def test_rows_of_a_csv_file_are_kept_up_to_a_step(tmp_path):
-    logger = CSVLogger(tmp_path, name="", version="")
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,loss,lr\n1,3.5,\n2,3.0,0.1\n3,2.5,\n4,")
-    keep_rows([TensorBoardLogger(tmp_path / "other"), logger], 2)
-    assert file.read_text().splitlines() == ["loss,lr,step", "3.5,,1", "3.0,0.1,2"]
-    logger.log_metrics({"loss": 2.0}, 3)
-    logger.save()
-    assert file.read_text().splitlines()[-1] == "2.0,,3"

@@ -38,7 +38,6 @@ def test_defaults_are_the_lectures():
     assert model.items() <= dict(cfg.model).items()
     assert (cfg.data.batch_size, cfg.optimizer.lr, cfg.trainer.max_steps, cfg.seed) == (64, 3e-4, 5000, 1337)
     assert (cfg.trainer.val_check_interval, cfg.trainer.devices, cfg.trainer.accelerator) == (500, 1, "auto")
-    assert cfg.data.fallback == "pydocs"
     assert composed("experiment=lecture", "run_dir=x") == cfg
 
 

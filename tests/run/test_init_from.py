@@ -88,24 +88,22 @@ def test_interrupted_and_resumed(tiny_run, other, tmp_path, capsys):
     assert f"\n{best:.4f} " in capsys.readouterr().out
 
 
-def test_what_is_refused(tiny_run, tiny, other, tmp_path):
+def test_what_is_refused(bytes_run, tiny_run, tiny, other, tmp_path):
     options = [each for each in tiny if not each.startswith("model.n_")]
     for overrides, message in (
         ([*tiny, "init_from=none"], "no such checkpoint or run: none"),
         ([*tiny, "init_from=README.md"], "README.md is damaged, or not"),
         ([*options, "model=bigram", f"init_from={tiny_run}"], r"is a gpt: add model=gpt"),
+        ([*tiny, f"init_from={bytes_run}"], r"is a model of bytes: add data\.tokenizer=bytes"),
+        (
+            [*tiny, f"init_from={tiny_run}", "data.tokenizer=bytes"],
+            r"is a model of characters: add data\.token",
+        ),
     ):
         with pytest.raises(UserError, match=message):
-            begin_from(composed(*overrides))
+            built(*overrides, f"run_dir={tmp_path}")
+    assert built(*tiny, f"init_from={bytes_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")
     done = run_script("train.py", *other, f"init_from={tiny_run}", f"hydra.run.dir={tmp_path}/run", "model.n_layer=3")
     assert done.returncode == 2
     weights = f"init_from={tiny_run} has model.n_layer=2, on which its weights depend: leave model.n_layer=3 out\n"
     assert done.stderr == f"error: {weights}"
-
-
-def test_characters_and_bytes_do_not_start_from_each_other(bytes_run, tiny_run, tiny, tmp_path):
-    with pytest.raises(UserError, match=r"is a model of bytes: add data\.tokenizer=bytes"):
-        built(*tiny, f"init_from={bytes_run}", f"run_dir={tmp_path}")
-    with pytest.raises(UserError, match=r"is a model of characters: add data\.tokenizer=characters"):
-        built(*tiny, f"init_from={tiny_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")
-    assert built(*tiny, f"init_from={bytes_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, curves, resume, signal_at, start
+from helpers import ROOT, curves, resume, signal_at, start
 
 from chargpt import evaluate
 from chargpt.errors import Stopped
@@ -63,14 +63,6 @@ def test_made_up_runs(losses, train, expected):
 def test_a_run_that_ended_early():
     expected = "Validation loss was still falling, after 1,500 of 5,000 steps: it is worth going on"
     assert verdict(points([1.9, 1.7, 1.6]), 5000) == expected
-
-
-def test_a_run_ends_with_it(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
-    start(tmp_path, *tiny, *STEPS)
-    expected = verdict(read_losses(tmp_path), 12)
-    assert expected
-    assert f" s\n{expected}\nCheckpoint:" in caplog.text
 
 
 # The test text
