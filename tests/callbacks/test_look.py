@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
-from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.callbacks import look
-from chargpt.callbacks.look import AttentionMaps, Look, Surprise, attention_weights, draw_attention, draw_surprise
+from chargpt.callbacks.look import AttentionMaps, Surprise, attention_weights, draw_attention, draw_surprise
 from chargpt.callbacks.samples import TextSamples
 from chargpt.errors import Stopped, UserError
 from chargpt.model import GPT, GPTConfig
@@ -27,12 +26,12 @@ def tiny(tiny):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The text of each picture, with one layer."""
+    """The text of each picture."""
     seen = []
     for name, real in (("draw_attention", draw_attention), ("draw_surprise", draw_surprise)):
 
-        def draw(values, text, *rest, real=real, name=name):
-            seen.append((name, text[: values.shape[-1]] if name == "draw_attention" else text))
+        def draw(values, text, *rest, real=real):
+            seen.append(text[: values.shape[-1]] if real is draw_attention else text)
             return real(values, text, *rest)
 
         monkeypatch.setattr(look, name, draw)
@@ -73,11 +72,9 @@ def test_surprise_is_that_of_each_character_given_the_earlier_ones(monkeypatch):
     assert most == np.log2(5)
 
 
-def test_a_run_shows_them_after_each_validation(tiny, tmp_path):
-    start(tmp_path / "gpt", *tiny)
-    assert images(tmp_path / "gpt") == {tag: [3, 6] for tag in ("attention/layer_1", "attention/layer_2", "surprise")}
-    start(tmp_path / "bigram", *[each for each in tiny if not each.startswith("model.n_")], "model=bigram")
-    assert images(tmp_path / "bigram") == {"surprise": [3, 6]}
+def test_a_bigram_has_no_attention(tiny, tmp_path):
+    start(tmp_path, *[each for each in tiny if not each.startswith("model.n_")], "model=bigram")
+    assert images(tmp_path) == {"surprise": [3, 6]}
 
 
 def test_the_prompt_and_the_beginning_of_the_validation_text_in_its_place(tiny, tmp_path, drawn, text_file):
@@ -85,20 +82,20 @@ def test_the_prompt_and_the_beginning_of_the_validation_text_in_its_place(tiny, 
     prompts = ["callbacks.attention_maps.prompt='道green'", "callbacks.surprise.prompt='道a'"]
     start(tmp_path, *tiny, *prompts, "model.n_layer=1", "callbacks.surprise.length=40")
     text = text_file.read_text(encoding="utf-8")
-    assert drawn == [("draw_attention", "gree"), ("draw_surprise", text[int(0.9 * len(text)) :][:17])] * 2
+    assert drawn == ["gree", text[int(0.9 * len(text)) :][:17]] * 2
 
 
-def test_a_context_and_a_vocabulary_of_the_smallest_size(tiny, tmp_path, drawn):
+def test_a_context_and_a_vocabulary_of_the_smallest_size_in_half_precision(tiny, tmp_path, drawn):
     """One character, of two, of which one is a control character."""
     text = tmp_path / "text.txt"
     text.write_text("$\1" * 300, encoding="utf-8")
-    start(tmp_path / "run", *tiny, f"data.path={text}", "model.block_size=1", "model.token_shift=true")
-    assert [text for _, text in drawn] == ["$", "$", "$\1"] * 2
+    smallest = ["model.block_size=1", "model.token_shift=true", "trainer.precision=bf16-true"]
+    start(tmp_path / "run", *tiny, f"data.path={text}", *smallest)
+    assert drawn == ["$", "$", "$\1"] * 2
     assert images(tmp_path / "run")["surprise"] == [3, 6]
 
 
 def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
-    """Also for an interrupted run."""
     options = [*tiny, *STEPS, "model.dropout=0.2", "callbacks.averaging.decay=0.3"]
     start(tmp_path / "none", *options, *NONE)
     with pytest.raises(Stopped):
@@ -107,12 +104,8 @@ def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
     for key in ("state_dict", "optimizer_states", "random_states"):
         assert_same(state(tmp_path / "none")[key], state(tmp_path / "looks")[key])
     assert curves(tmp_path / "none") == curves(tmp_path / "looks")
-    assert images(tmp_path / "looks")["surprise"] == [4, 8, 12]
-
-
-def test_in_half_precision(tiny, tmp_path):
-    start(tmp_path, *tiny, "trainer.precision=bf16-true")
-    assert len(images(tmp_path)) == 3
+    tags = ("attention/layer_1", "attention/layer_2", "surprise")
+    assert images(tmp_path / "looks") == {tag: [4, 8, 12] for tag in tags}
 
 
 @pytest.mark.parametrize(("heads", "text"), [(1, "a"), (5, "a$"), (16, "ab\n\0道\u200b")])
@@ -144,11 +137,6 @@ def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
 def test_one_character_is_refused(kind):
     with pytest.raises(UserError, match="length must be at least 2; got 1"):
         kind(length=1)
-
-
-def test_only_rank_0_draws(monkeypatch):
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert Look(None, 3).on_validation_end(None, None) is None
 
 
 @pytest.mark.parametrize("kind", [Surprise, partial(TextSamples, "folder")])

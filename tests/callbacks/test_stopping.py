@@ -113,12 +113,11 @@ def test_several_ranks_agree_on_logged_steps_only():
 def test_under_nohup_a_run_survives_a_closed_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     callback = StopOnSignal()
-    try:
-        callback.on_train_start(SimpleNamespace(global_step=0, is_global_zero=True), None)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        callback.on_exception(None, None, None)
-        signal.signal(signal.SIGHUP, before)
+    callback.on_train_start(SimpleNamespace(global_step=0, is_global_zero=True), None)
+    handler = signal.getsignal(signal.SIGHUP)
+    callback.on_exception(None, None, None)
+    signal.signal(signal.SIGHUP, before)
+    assert handler == signal.SIG_IGN
 
 
 def test_in_another_thread_it_trains_without_handlers(tiny, tmp_path, handlers):

@@ -79,7 +79,3 @@ def test_mistakes(overrides, message):
         read_config(composed(*overrides, "run_dir=x"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_users_callbacks_are_allowed():
-    assert read_config(composed("+callbacks.mine._target_=x", "run_dir=x")).callbacks["mine"] == {"_target_": "x"}

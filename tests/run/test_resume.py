@@ -179,17 +179,6 @@ def test_what_is_not_a_run(whole, tmp_path):
         load_state(tmp_path)
 
 
-def test_allow_begins_a_run_or_resumes_it(whole, tmp_path):
-    """One command line for the first and every later start."""
-    line = ["resume=allow", "model=gpt", f"hydra.run.dir={tmp_path}/run", "trainer.max_steps=16"]
-    assert with_resume(line) == ["resume='allow'", line[1], f"hydra.run.dir='{tmp_path}/run'", line[3]]
-    shutil.copytree(whole, tmp_path / "run")
-    resumed = with_resume(line)
-    assert {"resume=allow", f"hydra.run.dir='{tmp_path}/run'"} < set(resumed)
-    assert resumed.index("data=file") < resumed.index("trainer.max_steps=16")
-    assert not any(each.startswith("data.path") for each in resumed)
-
-
 def test_names_of_folders(whole, tmp_path):
     """As they are typed: with quotes, with characters that Hydra interprets, like numbers."""
     folder = tmp_path / "0_a=1,b='2'c"

@@ -23,7 +23,6 @@ def stopped(tiny, tmp_path_factory):
 
 @pytest.fixture
 def run(stopped, tmp_path):
-    """A copy of it."""
     return shutil.copytree(stopped, tmp_path / "run")
 
 
