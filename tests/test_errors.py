@@ -8,19 +8,7 @@ import unicodedata
 import pytest
 
 from chargpt import errors
-from chargpt.errors import EscapingFormatter, NonFiniteError, Stopped, UserError, did_you_mean, escape, one_line
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("n_layr", "; did you mean model.n_layer?"),
-        ("embd", "; did you mean model.n_embd?"),
-        ("zzz", " (there are n_embd, n_head, n_layer)"),
-    ],
-)
-def test_the_nearest_key_or_all(key, expected):
-    assert did_you_mean(key, iter(["n_layer", "n_head", "n_embd"]), "model.") == expected
+from chargpt.errors import EscapingFormatter, NonFiniteError, Stopped, UserError, escape, one_line
 
 
 def test_control_characters_are_escaped():

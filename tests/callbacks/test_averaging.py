@@ -7,7 +7,6 @@ import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
 from chargpt.callbacks import samples
-from chargpt.callbacks.averaging import Averaging
 from chargpt.callbacks.look import Surprise
 from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import build_parser, score_checkpoint
@@ -94,10 +93,7 @@ def test_it_can_begin_late_and_end_early(whole, tiny, tmp_path):
     assert not torch.equal(nets(tmp_path / "on")["net.lm_head.weight"], nets(whole)["net.lm_head.weight"])
 
 
-def test_what_is_refused(tiny, tmp_path):
-    for decay in (0, 1):
-        with pytest.raises(UserError, match=r"callbacks\.averaging\.decay must be between 0 and 1, both excluded"):
-            Averaging(decay)
+def test_in_half_precision_it_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match=r"callbacks\.averaging needs single precision; .*bf16-true"):
         start(tmp_path, *tiny, *AVERAGING, "trainer.precision=bf16-true")
 

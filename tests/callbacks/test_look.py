@@ -8,9 +8,9 @@ import torch
 from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
 
 from chargpt.callbacks import look
-from chargpt.callbacks.look import AttentionMaps, Surprise, attention_weights, draw_attention, draw_surprise
+from chargpt.callbacks.look import Surprise, attention_weights, draw_attention, draw_surprise
 from chargpt.callbacks.samples import TextSamples
-from chargpt.errors import Stopped, UserError
+from chargpt.errors import Stopped
 from chargpt.model import GPT, GPTConfig
 from chargpt.pictures import png
 
@@ -131,12 +131,6 @@ def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
     assert np.array_equal(cells[1:many], bits)
     assert [each.get_text() for each in panel.texts] == [{"\n": "↵"}.get(each, each) for each in text]
     png(figure)
-
-
-@pytest.mark.parametrize("kind", [AttentionMaps, Surprise])
-def test_one_character_is_refused(kind):
-    with pytest.raises(UserError, match="length must be at least 2; got 1"):
-        kind(length=1)
 
 
 @pytest.mark.parametrize("kind", [Surprise, partial(TextSamples, "folder")])
