@@ -100,7 +100,6 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def events(folder: Path) -> EventAccumulator:
-    """TensorBoard's reader of a run's folder."""
     reader = EventAccumulator(str(folder))
     reader.Reload()
     return reader
@@ -114,7 +113,6 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Bitwise, through all containers."""
     assert type(a) is type(b), path
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path

@@ -57,9 +57,3 @@ def test_damaged_samples_are_left_out(tmp_path):
     bad += [b'{"step": 1, "text": "\\ud800"}', b'{"step": 2, "text": "b"}', b'{"step": 3, "te']
     (tmp_path / SAMPLES).write_bytes(b"\n".join([b'{"step": 1, "text": "a"}', *bad]))
     assert read_samples(tmp_path) == [Sample(1, "a"), Sample(2, "b")]
-
-
-def test_folders_in_their_place_hold_nothing(tmp_path):
-    for name in (LOSSES, SAMPLES):
-        (tmp_path / name).mkdir()
-    assert read_losses(tmp_path) == read_samples(tmp_path) == []

@@ -6,8 +6,6 @@ from helpers import composed
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from chargpt.errors import UserError
-from chargpt.kernels.choice import Precision
-from chargpt.run import build as room
 from chargpt.run.build import build_callbacks, build_trainer, continued, device_type, settle_precision
 from chargpt.run.config import read_config
 
@@ -25,13 +23,14 @@ def test_arguments_and_switches():
     callbacks that do not count epochs."""
     switches = ["trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false", "callbacks.losses=null"]
     given = ["trainer.accumulate_grad_batches=4", "+trainer.gradient_clip_val=0.5", "trainer.logger=false"]
+    given.append("trainer.benchmark=true")  # not in conf/
     added = ("EarlyStopping, monitor: val/loss", "ModelCheckpoint, every_n_train_steps: 5", "LearningRateMonitor")
     given += [(LIGHTNING % each).replace("x", f"x{n}", 1) for n, each in enumerate(added)]
     trainer = build(*given)
     assert (trainer.max_steps, trainer.val_check_interval, trainer.check_val_every_n_epoch) == (5000, 2000, None)
     assert (trainer.num_devices, trainer.gradient_clip_val, trainer.logger) == (1, 0.5, None)
     assert {each.partition(",")[0] for each in added} < {type(each).__name__ for each in trainer.callbacks}
-    trainer = build(*given[:3], *switches)
+    trainer = build(*given[:4], *switches)
     assert not [each for each in trainer.callbacks if isinstance(each, ProgressBar | Checkpoint)]
     kinds = {type(each).__name__ for each in trainer.callbacks}
     assert "Throughput" in kinds
@@ -93,17 +92,6 @@ def test_the_device_that_a_precision_is_chosen_for(accelerator, cuda, mps, expec
     else:
         with pytest.raises(UserError, match=r"this machine has no trainer\.accelerator=cuda"):
             device_type(accelerator)
-
-
-def test_a_precision_is_chosen_for_auto_alone(monkeypatch):
-    asked = []
-    best = Precision("bf16-mixed", "this is a test")
-    monkeypatch.setattr(room, "best_precision", lambda device: asked.append(device) or best)
-    auto, given = {"accelerator": "cpu", "precision": "auto"}, {"accelerator": "cpu", "precision": "32-true"}
-    assert "this is a test" in settle_precision(auto, None)
-    assert settle_precision(given, None) == ""
-    assert (auto["precision"], given["precision"]) == ("bf16-mixed", "32-true")
-    assert set(asked) == {"cpu"}
 
 
 def test_of_several_loggers_each_tensorboard_drops_later_points():

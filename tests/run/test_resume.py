@@ -104,9 +104,9 @@ def test_the_chosen_precision_stays(tiny, tmp_path, monkeypatch, caplog):
     """Also on a machine that would choose another."""
     caplog.set_level("INFO")
     tiny = [each for each in tiny if "precision" not in each]
-    monkeypatch.setattr(build, "best_precision", lambda device: Precision("bf16-mixed", "one reason"))
+    monkeypatch.setattr(build, "best_precision", lambda device: Precision("bf16-mixed", f"for {device}"))
     start(tmp_path, *tiny, *QUIET, "trainer.max_steps=1")
-    assert "parameters, on cpu in bf16-mixed (one reason)\n" in caplog.text
+    assert "parameters, on cpu in bf16-mixed (for cpu)\n" in caplog.text
     monkeypatch.setattr(build, "best_precision", lambda device: Precision("32-true", "another"))
     resume(tmp_path, "trainer.max_steps=2")
     assert "on cpu in bf16-mixed\n" in caplog.text
