@@ -4,13 +4,11 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, curves, start, state
+from helpers import curves, start, state
 from torch.nn import functional as F
 
 from chargpt import evaluate
@@ -191,13 +189,6 @@ def test_a_text_that_is_not_in_the_cache(tiny_run, run, tmp_path, monkeypatch):
     assert re.match(
         "error: the validation text is from .*verse.txt, which is not in your cache: name it by --text", err
     )
-
-
-@pytest.mark.processes
-def test_what_needs_no_lightning_does_not_wait_for_it():
-    code = "import sys, sample, chargpt.evaluate, chargpt.share, chargpt.page.__main__\n"
-    code += "assert not {'lightning', 'hydra', 'torchmetrics', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_splits_of_separate_texts(tiny, tmp_path, run):
