@@ -125,25 +125,29 @@ def test_the_numbers_in_a_table(tiny_run, run):
     assert row[5:] == [f"{found['characters']} characters", "8", found["text"], found["checkpoint"]]
 
 
-def test_its_own_text_is_recognized_by_its_hash(tiny_run, text_file, tmp_path, run):
+def test_its_own_text_is_recognized_by_its_hash(tiny_run, text_file, tmp_path, run, monkeypatch):
     copy = shutil.copy(text_file, tmp_path / "other name.txt")
     (own,), (named,) = (json.loads(run("--ckpt", tiny_run, "--json", *more)[1]) for more in ((), ("--text", copy)))
     assert named == own | {"text": f"the validation split of {copy}"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    status, _, err = run("--ckpt", tiny_run)
+    assert status == 2
+    assert re.match("error: .* is from .*verse.txt, which is not in your cache: name it by --text", err)
 
 
 def test_another_text(tiny_run, text_file, tmp_path, run):
     text = text_file.read_text(encoding="utf-8")[:500]
-    (tmp_path / "plain.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "odd.txt").write_text(text[:100] + "文€" + text[100:], encoding="utf-8")
-    status, out, err = run("--ckpt", tiny_run, "--text", tmp_path / "odd.txt")
+    plain, odd = tmp_path / "plain.txt", tmp_path / "odd.txt"
+    plain.write_text(text, encoding="utf-8")
+    odd.write_text(text[:100] + "文€" + text[100:], encoding="utf-8")
+    status, out, err = run("--ckpt", tiny_run, "--text", odd)
     assert (status, out) == (2, "")
     assert "odd.txt has characters outside the vocabulary: '€' (U+20AC), '文' (U+6587); --unknown skip" in err
-    plain = json.loads(run("--ckpt", tiny_run, "--text", tmp_path / "plain.txt", "--json")[1])
-    _, out, err = run("--ckpt", tiny_run, "--text", tmp_path / "odd.txt", "--json", "--unknown", "skip")
-    odd = json.loads(out)
-    assert f"Unknown characters left out of {tmp_path / 'odd.txt'}: 2\n" in err
-    assert plain[0]["characters"] == 499
-    assert odd[0] == plain[0] | {"text": str(tmp_path / "odd.txt")}
+    [expected] = json.loads(run("--ckpt", tiny_run, "--text", plain, "--json")[1])
+    assert expected["characters"] == 499
+    _, out, err = run("--ckpt", tiny_run, "--text", odd, "--json", "--unknown", "skip")
+    assert f"Unknown characters left out of {odd}: 2\n" in err
+    assert json.loads(out) == [expected | {"text": str(odd)}]
 
 
 def test_several_make_a_table(tiny_run, tmp_path, run):
@@ -180,15 +184,6 @@ def test_bad_input_is_one_line(arguments, message, tiny_run, run):
     assert (status, out) == (2, "")
     assert f"error: {message}" in err
     assert err.count("\n") == 1
-
-
-def test_a_text_that_is_not_in_the_cache(tiny_run, run, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    status, _, err = run("--ckpt", tiny_run)
-    assert status == 2
-    assert re.match(
-        "error: the validation text is from .*verse.txt, which is not in your cache: name it by --text", err
-    )
 
 
 def test_the_splits_of_separate_texts(tiny, tmp_path, run):

@@ -72,12 +72,6 @@ def test_a_stopped_text_leaves_the_others_alone(run):
     assert len(cut[0]) < len(whole[0])
 
 
-def test_stride(run):
-    exact, stride = (run("--seed", "1", "--max-new-tokens", "100", "--window", w)[1] for w in ("exact", "stride"))
-    assert exact[:15] == stride[:15]  # within the window of 16 there is no difference
-    assert len(exact) == len(stride)
-
-
 def test_prompts(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("3 green")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"3 green")))

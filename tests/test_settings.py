@@ -3,7 +3,6 @@ from dataclasses import dataclass, field
 import pytest
 
 from chargpt.errors import UserError
-from chargpt.model import MODEL_CONFIGS, GPTConfig
 from chargpt.settings import read_settings
 
 
@@ -63,9 +62,3 @@ def test_wrong_options_are_named(wrong, message):
     with pytest.raises(UserError) as error:
         read_settings("model", KINDS, {"name": "one"} | wrong)
     assert str(error.value) == message
-
-
-def test_ranges_are_checked_by_the_classes():
-    assert read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 2}) == GPTConfig(n_layer=2)
-    with pytest.raises(UserError, match=r"model\.n_layer must be at least 1; got 0"):
-        read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 0})
