@@ -91,15 +91,6 @@ def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
     assert (status, err) == (2, "error: the prompt is not UTF-8 at byte offset 1\n")
 
 
-@pytest.mark.parametrize("option", ["--prompt", "--stop"])
-def test_a_typed_backslash_n(option, run):
-    status, _, err = run(option, r"\n", "--max-new-tokens", "5")
-    assert status == 2
-    assert r"outside the vocabulary: '\\' (U+005C)" in err
-    assert r"$'\n'" in err
-    assert "--prompt-file" in err
-
-
 @pytest.mark.parametrize(
     ("order", "stop", "expected"),
     [("ab\r\n\r", "\n\n", "ab"), ("ab\r\n\r", "\r\n\r\n", "ab"), ("ab\r\na", "b\n", "a"), ("ab\na", "b\n", "a")],
@@ -131,6 +122,11 @@ def test_until(stops, text, expected):
     [
         (["--stop", "Q"], r"--stop has characters outside the vocabulary: 'Q' \(U\+0051\)"),
         (["--prompt", "7 gréen€"], r"the prompt has characters outside the vocabulary: 'é' \(U\+00E9\), '€'"),
+        (["--prompt", r"\n"], r"the prompt has .*: '\\\\' \(U\+005C\); for a new line, type \$'\\n' .* --prompt-file"),
+        (
+            ["--stop", r"\n"],
+            r"--stop has characters .*: '\\\\' \(U\+005C\); for a new line, type \$'\\n' .* --prompt-file",
+        ),
         (["--top-k", "0"], "top_k must be at least 1"),
         (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["--device", "gpu9"], "cannot use the device gpu9"),
