@@ -138,27 +138,6 @@ def test_the_text_of_a_resumed_run(text_file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"split": [1.0]}, r"data\.split must be two or three shares of the text, such as \[0\.9,0\.1\]"),
-        ({"split": [0.0, 1.0]}, r"data\.split must be"),
-        ({"split": [0.9, float("nan")]}, r"data\.split must be"),
-        ({"split": [0.8, 0.1, 0.1], "test_path": "a"}, r"data\.split must be two shares with data\.val_path or"),
-        ({"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
-        ({"block_size": 0}, r"data\.block_size must be at least 1; got 0"),
-        ({"seed": -1}, r"data\.seed must be at least 0; got -1"),
-        ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
-        ({"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
-        ({"path": 1.1}, r"data\.path must be a text or a list .*; got 1\.1 .*\"data\.path='1\.10'\""),
-        ({"source": "file", "path": ["a", 5]}, r"data\.path must be a text or a list of texts; got \['a', 5\]"),
-    ],
-)
-def test_out_of_range(bad, message):
-    with pytest.raises(UserError, match=message):
-        DataConfig(**bad)
-
-
-@pytest.mark.parametrize(
     ("split", "length", "lengths"),
     [
         ([0.9, 0.1], 1_115_394, [1_003_854, 111_540]),  # the lecture's

@@ -5,9 +5,8 @@ import pytest
 import torch
 from helpers import composed
 
-from chargpt.errors import UserError
 from chargpt.model import GPT, GPTConfig
-from chargpt.optim import AdamWConfig, MuonConfig, lr_factor
+from chargpt.optim import AdamWConfig, lr_factor
 
 
 def test_decay_on_matrices_only():
@@ -61,29 +60,6 @@ def test_past_the_last_step_the_rate_stays(schedule):
     assert [lr_factor(config, step, 10) for step in (9, 10, 50)] == pytest.approx([0.05] * 3)
     assert lr_factor(config, 0, 1) == 1.0
     assert lr_factor(AdamWConfig(schedule=schedule, warmup_steps=9), 4, 5) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        (AdamWConfig, {"lr": 0.0}, r"optimizer\.lr must be above 0"),
-        (AdamWConfig, {"lr": math.inf}, r"optimizer\.lr"),
-        (AdamWConfig, {"weight_decay": -1.0}, r"optimizer\.weight_decay"),
-        (AdamWConfig, {"betas": [0.9, 1.0]}, r"optimizer\.betas"),
-        (AdamWConfig, {"decay_share": 0.0}, r"optimizer\.decay_share must be above 0 and at most 1; got 0\.0"),
-        (AdamWConfig, {"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, .*, linear; got 'cosin'"),
-        (AdamWConfig, {"warmup_steps": -1}, r"optimizer\.warmup_steps"),
-        (AdamWConfig, {"min_lr_factor": 2.0}, r"optimizer\.min_lr_factor"),
-        (MuonConfig, {"momentum": 1.0}, r"optimizer\.momentum"),
-        (MuonConfig, {"adamw_lr": 0.0}, r"optimizer\.adamw_lr"),
-        (MuonConfig, {"embedding_decay": math.inf}, r"optimizer\.embedding_decay"),
-        (MuonConfig, {"head_decay": math.nan}, r"optimizer\.head_decay"),
-        (MuonConfig, {"betas": [0.9]}, r"optimizer\.betas"),
-    ],
-)
-def test_out_of_range(kind, change, message):
-    with pytest.raises(UserError, match=message):
-        kind(**change)
 
 
 def test_default_optimizer_is_the_lectures():
