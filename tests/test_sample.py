@@ -146,13 +146,16 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, message):
     assert len(err.splitlines()) == 1
 
 
-def test_out_and_ckpt_in_the_home_folder(tiny_run, run, tmp_path, monkeypatch):
-    """As the shell leaves them in `--ckpt=~/run`."""
-    shutil.copytree(tiny_run, tmp_path / "run")
+def test_runs_and_files_by_other_names(tiny_run, run, tmp_path, monkeypatch):
+    """As the shell leaves them in `--ckpt=~/run`, and the newest run."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(ckpt=None)[2].startswith("error: no run in outputs/")
+    shutil.copytree(tiny_run, "outputs/day/run")
     arguments = ("--max-new-tokens", "5", "--seed", "1")
-    assert run(*arguments, "--out=~/text.txt", ckpt="~/run") == (0, "", "")
-    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == run(*arguments)[1]
+    assert run(*arguments, "--out=~/text.txt", ckpt="~/outputs/day/run") == (0, "", "")
+    newest = Path("outputs", "day", "run", "checkpoints", "best.ckpt")
+    assert run(*arguments, ckpt=None) == (0, Path("text.txt").read_text(encoding="utf-8"), f"Sampling {newest}\n")
 
 
 def test_an_error_before_the_first_character_leaves_the_file(run, tmp_path, monkeypatch):
@@ -202,14 +205,6 @@ def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monk
             found += part
     os.close(master)
     assert found.decode().replace("\r\n", "\n") == shown + "\n"
-
-
-def test_the_newest_run(tiny_run, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run(ckpt=None)[2].startswith("error: no run in outputs/")
-    shutil.copytree(tiny_run, tmp_path / "outputs" / "day" / "run")
-    status, _, err = run("--max-new-tokens", "5", ckpt=None)
-    assert (status, err) == (0, f"Sampling {Path('outputs', 'day', 'run', 'checkpoints', 'best.ckpt')}\n")
 
 
 @pytest.mark.processes
