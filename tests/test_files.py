@@ -9,17 +9,10 @@ from chargpt.files import find, replacing, write
 
 
 def test_find_follows_links_once_and_leaves_hidden_files_out(tmp_path):
-    root, disk = tmp_path / "root", tmp_path / "other disk"
-    for file in (
-        root / "a/x.txt",
-        root / "b/y.txt",
-        root / "b/.hidden.txt",
-        root / ".git/z.txt",
-        root / "b/y.md",
-        disk / "w.txt",
-    ):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    for name in ("root/a/x.txt", "root/b/y.txt", "root/b/.hidden.txt", "root/.git/z.txt", "root/b/y.md", "disk/w.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     for link, target in {"linked": disk, "a/back": root, "a/again": root}.items():
         (root / link).symlink_to(target)
     assert [str(file.relative_to(root)) for file in find(root, "*.txt")] == ["a/x.txt", "b/y.txt", "linked/w.txt"]
