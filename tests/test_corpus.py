@@ -45,7 +45,7 @@ def text_of(corpus):
     return corpus.tokenizer.decode(corpus.ids)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(text=TEXTS, piece=st.integers(3, 9))
 def test_any_text_survives_any_cut(text, piece, tmp_path, monkeypatch):
     """In pieces so small that their edges cut characters."""
