@@ -58,7 +58,7 @@ WORKS = [
     "optimizer.schedule=linear optimizer.warmup_steps=1", "optimizer=adamw_small", "optimizer=muon", "model.dropout=0",
     "model.block_size=1", "data.split=[0.5,0.5]", "data.batch_size=1", "~callbacks.text_samples", "trainer.max_steps=1",
     "trainer.max_time=00:01:00:00", "callbacks.text_samples.prompt=green", "hydra.run.dir=outputs/a/b/c",
-    "hydra.run.dir='outputs/%(message)s'", "hydra.run.dir=2024_05", "hydra/job_logging=disabled",
+    "hydra.run.dir='outputs/%(message)s'", "hydra.run.dir=2026_01", "hydra/job_logging=disabled",
     "trainer.logger._target_=lightning.pytorch.loggers.CSVLogger", "data=pydocs data.path=null",
     "+callbacks.rates._target_=lightning.pytorch.callbacks.LearningRateMonitor", "resume=null", "resume=allow",
 ]  # fmt: skip
