@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, start
+from hypothesis import settings
 from tensorboard.summary.writer import event_file_writer
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 def pytest_collection_modifyitems(items):

@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable
 
 
-def note(file: str, name: str, size: int) -> Callable[[], None]:
-    """A contender that notes each of its calls, and holds as many bytes."""
+def note(file: str, name: str, size: int) -> Callable[[], object]:
+    """A contender that holds some bytes, and notes its process in each of its calls."""
     held = bytearray(size)
-    with open(file, "a") as out:
-        out.write(f"made {name} in {os.getpid()}\n")
 
-    def work():
+    def work() -> object:
         with open(file, "a") as out:
-            out.write(f"{name} {len(held) > 0}\n")
+            out.write(f"{name} {os.getpid()}\n")
+        return len(held)
 
     return work

@@ -8,10 +8,11 @@ T = 16
 
 
 def test_every_path_is_the_formula():
-    """Training with dropout takes the kernel in `chargpt.kernels`; validation, and training without, PyTorch's."""
+    """Training on a CPU with dropout or in bf16 takes the kernel in `chargpt.kernels`; all else PyTorch's."""
     qkv = random_qkv(T)
-    assert "CPUAttention" in causal_attention(qkv, 0.2).grad_fn.name()
-    assert "CPUAttention" not in causal_attention(qkv).grad_fn.name()
+    for x, dropout, is_ours in ((qkv, 0.2, True), (qkv.bfloat16(), 0.0, True), (qkv, 0.0, False)):
+        assert ("CPUAttention" in causal_attention(x, dropout).grad_fn.name()) is is_ours
+    assert "CPUAttention" not in causal_attention(qkv.to("meta"), 0.2).grad_fn.name()
     torch.testing.assert_close(causal_attention(qkv), plain_attention(*qkv))
     with torch.no_grad():
         assert causal_attention(qkv, 0.2).isfinite().all()

@@ -52,10 +52,9 @@ def test_rounds_are_interleaved_in_separate_processes(tmp_path):
     file = tmp_path / "calls"
     held = {"a": 1, "b": 200_000_000}  # bytes
     measured = interleaved({name: partial(note, file, name, size) for name, size in held.items()}, repeats=2)
-    lines = file.read_text().splitlines()
-    made = [line.split()[-1] for line in lines if line.startswith("made")]
-    assert len(set(made)) == 2
-    assert "".join(line[0] for line in lines if not line.startswith("made")) == "aabb" * 2
+    names, processes = zip(*map(str.split, file.read_text().splitlines()), strict=True)
+    assert "".join(names) == "aabb" * 2
+    assert len(set(processes)) == 2
     assert [len(found.seconds) for found in measured.values()] == [2, 2]
     assert measured["b"].megabytes - measured["a"].megabytes == pytest.approx(200, abs=50)
 

@@ -1,14 +1,9 @@
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, STEPS, assert_same, curves, resume, signal_at, start, state
+from helpers import QUIET, assert_same, curves, resume, signal_at, start, state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +11,7 @@ from chargpt.batches import IGNORED, DataConfig, RandomBlocks, SequentialBlocks,
 from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
 from chargpt.errors import Stopped, UserError
-from chargpt.sources import SOURCES, Text, UnavailableError
+from chargpt.sources import SOURCES, Text
 
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
 
@@ -59,26 +54,18 @@ def test_validation_predicts_every_target_once(length, block, batch, world):
     assert targets == list(range(1, length))
 
 
-def trainer(batches=0, rank=0, world_size=1):
-    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
-    return SimpleNamespace(
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-        global_rank=rank,
-        world_size=world_size,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
-
-
-def data_of(file, **config):
-    return CharDataModule(DataConfig(source="file", path=str(file), **{"block_size": 16} | config))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_resumes_where_training_stands(text_file, workers):
-    """And draws no random number that training draws."""
-    data = data_of(text_file, batch_size=4, num_workers=workers)
+def data_of(expected=None, **config):
+    """A file's data module, set up."""
+    data = CharDataModule(DataConfig(**{"source": "file", "block_size": 16} | config), expected)
     data.setup()
-    data.trainer = trainer(batches=5, rank=1, world_size=2)
+    return data
+
+
+def test_the_loader_resumes_where_training_stands(text_file):
+    """And draws no random number that training draws."""
+    data = data_of(path=str(text_file), batch_size=4)
+    data.trainer = MagicMock(global_rank=1, world_size=2)
+    data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = 5
     before = torch.get_rng_state()
     expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed, 1, 2)
     for n, (inputs, targets) in zip(range(5), data.train_dataloader(), strict=False):
@@ -95,7 +82,7 @@ def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
     seen, real = [], RandomBlocks.__getitem__
     monkeypatch.setattr(RandomBlocks, "__getitem__", lambda self, step: seen.append(step) or real(self, step))
     epochs = ["trainer.limit_train_batches=5", f"trainer.accumulate_grad_batches={accumulate}"]
-    settings = [*tiny, *STEPS, *epochs, "model.dropout=0.1", "callbacks.text_samples=null"]
+    settings = [*tiny, *QUIET, *epochs, "model.dropout=0.1"]
     start(tmp_path / "once", *settings)
     assert seen == list(range(len(seen)))
     with pytest.raises(Stopped):
@@ -106,50 +93,10 @@ def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
     assert curves(tmp_path / "once") == curves(tmp_path / "twice")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no process groups of this kind")
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_ignore_signals_to_the_process_group(method, text_file):
-    """The main process handles them."""
-    data = data_of(text_file, batch_size=4, num_workers=2)
-    data.setup()
-    data.trainer = trainer()
-    loader = data.train_dataloader()
-    loader.multiprocessing_context = method
-    before, batches = {child.pid for child in multiprocessing.active_children()}, iter(loader)
-    next(batches), next(batches)
-    workers = {child.pid for child in multiprocessing.active_children()} - before
-    assert len(workers) == 2
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        for worker in workers:
-            os.kill(worker, getattr(signal, name))
-    expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed)
-    for step in range(2, 12):
-        assert torch.equal(next(batches)[0], expected[step][0])
-
-
-def test_workers_let_their_process_end(text_file):
-    """While they work: multiprocessing ends them by SIGTERM."""
-    code = """
-import sys
-from unittest.mock import MagicMock
-from chargpt import CharDataModule, DataConfig
-data = CharDataModule(DataConfig(source="file", path=sys.argv[1], block_size=16, num_workers=2))
-data.setup()
-data.trainer = MagicMock(global_rank=0, world_size=1)
-data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = 0
-batches = iter(data.train_dataloader())
-next(batches)
-"""
-    command = [sys.executable, "-W", "error", "-c", code, str(text_file)]
-    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_split_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("x" * 100)
-    data = data_of(tmp_path / "short.txt")
     with pytest.raises(UserError, match=r"short\.txt has 10 characters of validation text, but .*block_size=16"):
-        data.setup()
+        data_of(path=f"{tmp_path}/short.txt")
 
 
 def test_separate_texts(tmp_path):
@@ -157,89 +104,37 @@ def test_separate_texts(tmp_path):
     texts = {name: f"one of many {word} lines\n" * 9 for name, word in (("a", "zebra"), ("v", "quiver"), ("t", "5"))}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    data = data_of(tmp_path / "a", val_path=str(tmp_path / "v"), test_path=[str(tmp_path / "t")])
-    data.setup()
+    data = data_of(path=f"{tmp_path}/a", val_path=f"{tmp_path}/v", test_path=[f"{tmp_path}/t"])
     ids = (data.train_ids, data.val_ids, data.test_ids)
     assert [data.tokenizer.decode(each[:]) for each in ids] == list(texts.values())
     assert data.tokenizer.characters == "".join(sorted(set("".join(texts.values()))))
     assert set(data.identities) == {f"{part}{key}" for part in ("", "val_", "test_") for key in ("name", "sha256")}
-    resumed = CharDataModule(DataConfig(source="file", block_size=16), data.identities)
-    resumed.setup()
+    resumed = data_of(data.identities)
     assert resumed.identities == data.identities
     assert np.array_equal(resumed.test_ids[:], data.test_ids[:])
     only = {key: data.identities[key] for key in ("name", "sha256")}
     with pytest.raises(UserError, match=r"the run began without data\.val_path; start a new run for it"):
-        CharDataModule(DataConfig(source="file", val_path=str(tmp_path / "v")), only).setup()
+        data_of(only, val_path=f"{tmp_path}/v")
 
 
-# The text of a resumed run
-
-
-@pytest.fixture
-def known(text_file, tmp_path):
-    """The name and hash of a text that is in the cache only."""
-    file = tmp_path / "known.txt"
-    file.write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")
-    corpus = encode_text(Text("a known text", [file]))
-    file.unlink()
-    return {"name": "a known text", "sha256": corpus.sha256}
-
-
-@pytest.mark.parametrize("source", ["file", "shakespeare"])
-def test_a_run_resumes_with_the_text_in_the_cache(source, known, monkeypatch):
-    monkeypatch.setitem(SOURCES, source, None)  # it is not asked
-    data = CharDataModule(DataConfig(source=source, fallback="pydocs", block_size=16), known)
-    data.setup()
-    assert data.identities == known
-
-
-def test_a_run_resumes_with_the_text_that_is_given(known, text_file, tmp_path):
-    """If it is the same; one is needed if the cache has lost it."""
-    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
-        CharDataModule(DataConfig(source="file"), {"sha256": "0" * 64, "name": "a text"}).setup()
+def test_the_text_of_a_resumed_run(text_file, tmp_path, monkeypatch):
+    """It comes from the cache, or from a path or a source that gives the same one."""
+    content = text_file.read_text(encoding="utf-8") + str(tmp_path)
+    (tmp_path / "known.txt").write_text(content, encoding="utf-8")
+    known = {"name": "a known text", "sha256": encode_text(Text("a known text", [tmp_path / "known.txt"])).sha256}
+    lost = {"name": "a text", "sha256": "0" * 64}
+    (tmp_path / "known.txt").rename(tmp_path / "again.txt")
+    assert data_of(known, path=f"{tmp_path}/again.txt").corpus.name.endswith("again.txt")
     with pytest.raises(UserError, match=r"verse\.txt is not the text that the run began with, or has changed; start"):
-        CharDataModule(DataConfig(source="file", path=str(text_file), block_size=16), known).setup()
-    (tmp_path / "again.txt").write_text(text_file.read_text(encoding="utf-8") + str(tmp_path), encoding="utf-8")
-    data = CharDataModule(DataConfig(source="file", path=str(tmp_path / "again.txt"), block_size=16), known)
-    data.setup()
-    assert data.corpus.name.endswith("again.txt")
-
-
-def test_a_run_resumes_with_the_text_of_its_source(text_file, monkeypatch):
-    """If the cache lacks it; no other text is taken instead."""
+        data_of(known, path=str(text_file))
+    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
+        data_of(lost)
     monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("tiny Shakespeare", [text_file]))
-    config = DataConfig(source="shakespeare", fallback="pydocs", block_size=16)
     with pytest.raises(UserError, match=r"^tiny Shakespeare is not the text that the run began with"):
-        CharDataModule(config, {"name": "", "sha256": "0" * 64}).setup()
-
-    def gone(path):
-        raise UnavailableError("it is not here")
-
-    monkeypatch.setitem(SOURCES, "shakespeare", gone)
-    with pytest.raises(UserError, match="it is not here"):
-        CharDataModule(config, {"name": "", "sha256": "0" * 64}).setup()
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"split": [1.0]}, r"data\.split must be two or three shares of the text, such as \[0\.9,0\.1\]"),
-        ({"split": [0.0, 1.0]}, r"data\.split must be"),
-        ({"split": [0.9, float("nan")]}, r"data\.split must be"),
-        ({"split": [0.8, 0.1, 0.1], "test_path": "a"}, r"data\.split must be two shares with data\.val_path or"),
-        ({"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
-        ({"block_size": 0}, r"data\.block_size must be at least 1; got 0"),
-        ({"seed": -1}, r"data\.seed must be at least 0; got -1"),
-        ({"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
-        ({"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
-        ({"path": 1.1}, r"data\.path must be a text or a list .*; got 1\.1 .*\"data\.path='1\.10'\""),
-        ({"source": "file", "path": ["a", 5]}, r"data\.path must be a text or a list of texts; got \['a', 5\]"),
-        ({"fallback": "moby"}, r"data\.fallback must be one of shakespeare, .*; got 'moby'"),
-    ],
-)
-def test_out_of_range(bad, message):
-    with pytest.raises(UserError, match=message):
-        DataConfig(**bad)
+        data_of(lost, source="shakespeare")
+    for source in ("file", "shakespeare"):
+        monkeypatch.setitem(SOURCES, source, None)  # it is not asked
+        assert data_of(known, source=source).identities == known
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,11 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, curves, start, state
+from helpers import curves, start, state
 from torch.nn import functional as F
 
 from chargpt import evaluate
@@ -55,19 +53,6 @@ def test_against_one_character_at_a_time(length, stride, model):
     assert all(n - first_of(n) >= min(n, stride) for n in range(1, length))
     for batch_size in (1, 3):
         assert score(model, ids, EvalSettings(batch_size=batch_size), stride) == one_by_one(model, ids, first_of)
-
-
-def test_a_bigram():
-    torch.manual_seed(0)
-    model, ids = build_model(BigramConfig(block_size=4), 11).eval(), text(30)
-    assert score(model, ids, EvalSettings()) == one_by_one(model, ids, lambda n: n - 1)
-
-
-def test_the_precision_is_the_runs(model):
-    """bf16 gives other numbers than fp32, near them."""
-    exact, rough = (score(model, text(500), EvalSettings(precision=name))[0] for name in ("32-true", "bf16-mixed"))
-    assert exact != rough
-    assert exact == pytest.approx(rough, abs=0.01)
 
 
 def test_a_long_sum_is_exact():
@@ -127,25 +112,29 @@ def test_the_numbers_in_a_table(tiny_run, run):
     assert row[5:] == [f"{found['characters']} characters", "8", found["text"], found["checkpoint"]]
 
 
-def test_its_own_text_is_recognized_by_its_hash(tiny_run, text_file, tmp_path, run):
+def test_its_own_text_is_recognized_by_its_hash(tiny_run, text_file, tmp_path, run, monkeypatch):
     copy = shutil.copy(text_file, tmp_path / "other name.txt")
     (own,), (named,) = (json.loads(run("--ckpt", tiny_run, "--json", *more)[1]) for more in ((), ("--text", copy)))
     assert named == own | {"text": f"the validation split of {copy}"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    status, _, err = run("--ckpt", tiny_run)
+    assert status == 2
+    assert re.match("error: .* is from .*verse.txt, which is not in your cache: name it by --text", err)
 
 
 def test_another_text(tiny_run, text_file, tmp_path, run):
     text = text_file.read_text(encoding="utf-8")[:500]
-    (tmp_path / "plain.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "odd.txt").write_text(text[:100] + "文€" + text[100:], encoding="utf-8")
-    status, out, err = run("--ckpt", tiny_run, "--text", tmp_path / "odd.txt")
+    plain, odd = tmp_path / "plain.txt", tmp_path / "odd.txt"
+    plain.write_text(text, encoding="utf-8")
+    odd.write_text(text[:100] + "文€" + text[100:], encoding="utf-8")
+    status, out, err = run("--ckpt", tiny_run, "--text", odd)
     assert (status, out) == (2, "")
     assert "odd.txt has characters outside the vocabulary: '€' (U+20AC), '文' (U+6587); --unknown skip" in err
-    plain = json.loads(run("--ckpt", tiny_run, "--text", tmp_path / "plain.txt", "--json")[1])
-    _, out, err = run("--ckpt", tiny_run, "--text", tmp_path / "odd.txt", "--json", "--unknown", "skip")
-    odd = json.loads(out)
-    assert f"Unknown characters left out of {tmp_path / 'odd.txt'}: 2\n" in err
-    assert plain[0]["characters"] == 499
-    assert odd[0] == plain[0] | {"text": str(tmp_path / "odd.txt")}
+    [expected] = json.loads(run("--ckpt", tiny_run, "--text", plain, "--json")[1])
+    assert expected["characters"] == 499
+    _, out, err = run("--ckpt", tiny_run, "--text", odd, "--json", "--unknown", "skip")
+    assert f"Unknown characters left out of {odd}: 2\n" in err
+    assert json.loads(out) == [expected | {"text": str(odd)}]
 
 
 def test_several_make_a_table(tiny_run, tmp_path, run):
@@ -182,22 +171,6 @@ def test_bad_input_is_one_line(arguments, message, tiny_run, run):
     assert (status, out) == (2, "")
     assert f"error: {message}" in err
     assert err.count("\n") == 1
-
-
-def test_a_text_that_is_not_in_the_cache(tiny_run, run, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    status, _, err = run("--ckpt", tiny_run)
-    assert status == 2
-    assert re.match(
-        "error: the validation text is from .*verse.txt, which is not in your cache: name it by --text", err
-    )
-
-
-@pytest.mark.processes
-def test_what_needs_no_lightning_does_not_wait_for_it():
-    code = "import sys, sample, chargpt.evaluate, chargpt.share, chargpt.page.__main__\n"
-    code += "assert not {'lightning', 'hydra', 'torchmetrics', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_splits_of_separate_texts(tiny, tmp_path, run):

@@ -10,15 +10,18 @@ from helpers import ROOT
 import chargpt
 
 
-def python(code):
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
-
-
-def test_the_import_alone_loads_nothing_large():
-    python(
-        "import sys, chargpt;"
-        "found = {'torch', 'lightning', 'numpy', 'hydra', 'pooch'} & set(sys.modules); assert not found, found"
-    )
+@pytest.mark.processes
+def test_imports_load_what_they_need():
+    """The package and --help nothing large; sampling, scoring, sharing and pages nothing of training."""
+    code = """
+import contextlib, sys, chargpt, sample
+with contextlib.suppress(SystemExit):
+    sample.main(["--help"])
+assert not {"torch", "lightning", "numpy", "hydra", "pooch"} & set(sys.modules)
+import chargpt.evaluate, chargpt.share, chargpt.page.__main__
+assert not {"lightning", "hydra", "torchmetrics", "matplotlib"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_every_name_is_there():
@@ -30,12 +33,8 @@ def test_every_name_is_there():
         assert getattr(chargpt, name) is names[name]
         assert names[name].__name__ == name
         assert names[name].__module__.startswith("chargpt.")
-
-
-def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="'chargpt' has no attribute 'GTP'"):
         chargpt.GTP  # noqa: B018
-    assert not hasattr(chargpt, "__path_of_no_one__")
 
 
 def test_from_a_run_to_its_models_in_a_notebook(tiny_run):

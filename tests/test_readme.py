@@ -6,7 +6,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 
@@ -73,7 +72,8 @@ def test_train_commands(overrides, tiny, tiny_run, text_file, tmp_path, monkeypa
     typed = [re.sub("(init_from=).*", rf"\1{tiny_run}", each) for each in overrides if "max_steps" not in each]
     fixed = ["data=", "data.path="] if "data=" in str(typed) else []
     fixed += ["model."] if "init_from=" in str(typed) else ["model.n_"] if "model=bigram" in typed else []
-    train(composed(*typed, *(each for each in tiny if not each.startswith(tuple(fixed))), f"run_dir={tmp_path}"))
+    small = [*(each for each in tiny if not each.startswith(tuple(fixed))), "trainer.limit_val_batches=2"]
+    train(composed(*typed, *small, f"run_dir={tmp_path}"))
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
     assert (tmp_path / "csv" / "metrics.csv").exists() == ("CSVLogger" in str(overrides))
     assert ("run_training_batch" in caplog.text) == ("trainer.profiler=simple" in overrides)
@@ -97,7 +97,8 @@ def test_sweep_commands(overrides, tiny, tmp_path):
     small = [each for each in tiny if each.partition("=")[0] not in swept]
     kept = [each for each in overrides if "sweep.dir" not in each]
     jobs = math.prod(each.count(",") + 1 for each in overrides)
-    done = run_script("train.py", *kept, *small, f"hydra.sweep.dir={tmp_path}")
+    quiet = ("callbacks.text_samples=null", "callbacks.losses=null", "trainer.max_steps=3")
+    done = run_script("train.py", *kept, *small, *quiet, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/checkpoints/best.ckpt"))) == jobs
     assert compare.main([str(tmp_path)]) == 0
@@ -127,33 +128,32 @@ def test_completion():
     assert "model=bigram" in done.stdout, done.stderr
 
 
-@pytest.mark.processes
-def test_from_python(tmp_path):
+def test_from_python(tmp_path, monkeypatch, capsys):
+    """With fewer steps."""
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
-    code = "import torch; torch.set_num_threads(1)\n" + block
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) == 200
+    assert "max_steps=100" in block
+    exec(block.replace("max_steps=100", "max_steps=2"), {})
+    assert len(capsys.readouterr().out) == 200
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", ["callback", "optimizer", "source of text"])
-def test_extending(kind, tiny, tmp_path):
-    """In a copy of the project, with the example's files; then its command trains."""
-    [example] = re.findall(rf"^\*\*An? {kind}\*\*(.*?)(?=^\*\*|\Z)", EXAMPLES, re.DOTALL | re.MULTILINE)
-    shutil.copytree(ROOT / "chargpt", tmp_path / "chargpt")
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+def test_extending(tiny, tmp_path):
+    """In a copy of the project, with the files of all examples; then it trains with the options of all commands."""
+    for folder in ("chargpt", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "train.py", tmp_path)
-    for header, body in re.findall(r"```(?:python|yaml)\n# (.*?)\n(.*?)```", example, re.DOTALL):
+    for header, body in re.findall(r"```(?:python|yaml)\n# (.*?)\n(.*?)```", EXAMPLES, re.DOTALL):
         name, _, where = header.partition(", ")
         with (tmp_path / name).open("a" if where == "at the end" else "x") as out:
             out.write(f"\n\n{body}")
-    [command] = commands(example)
-    overrides = shlex.split(command)[2:]
-    small = [each for each in tiny if not each.startswith("data") or "data=" not in command]
-    done = run_fresh("train.py", *small, *overrides, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
+    typed = [override for command in commands(EXAMPLES) for override in shlex.split(command)[2:]]
+    small = [*(each for each in tiny if not each.startswith("data")), "trainer.limit_val_batches=2"]
+    done = run_fresh("train.py", *small, *typed, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert overrides[-1].split("=")[1] in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert "val loss" in done.stdout
+    settings = (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert all(text in settings for text in ("name: sgd", "momentum: 0.8", "source: python_code"))
 
 
 def test_the_demo_has_the_current_scripts():

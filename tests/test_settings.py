@@ -1,9 +1,13 @@
+import math
 from dataclasses import dataclass, field
 
 import pytest
 
+from chargpt.batches import DataConfig
 from chargpt.errors import UserError
-from chargpt.model import MODEL_CONFIGS, GPTConfig
+from chargpt.generation import Sampling
+from chargpt.model import GPTConfig
+from chargpt.optim import AdamWConfig, MuonConfig
 from chargpt.settings import read_settings
 
 
@@ -65,7 +69,61 @@ def test_wrong_options_are_named(wrong, message):
     assert str(error.value) == message
 
 
-def test_ranges_are_checked_by_the_classes():
-    assert read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 2}) == GPTConfig(n_layer=2)
-    with pytest.raises(UserError, match=r"model\.n_layer must be at least 1; got 0"):
-        read_settings("model", MODEL_CONFIGS, {"name": "gpt", "n_layer": 0})
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (DataConfig, {"split": [1.0]}, r"data\.split must be two or three shares of the text, such as \[0\.9,0\.1\]"),
+        (DataConfig, {"split": [0.0, 1.0]}, r"data\.split must be"),
+        (DataConfig, {"split": [0.9, float("nan")]}, r"data\.split must be"),
+        (
+            DataConfig,
+            {"split": [0.8, 0.1, 0.1], "test_path": "a"},
+            r"data\.split must be two shares with data\.val_path or",
+        ),
+        (DataConfig, {"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
+        (DataConfig, {"block_size": 0}, r"data\.block_size must be at least 1; got 0"),
+        (DataConfig, {"seed": -1}, r"data\.seed must be at least 0; got -1"),
+        (DataConfig, {"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),
+        (DataConfig, {"path": "my.txt"}, r"data\.path is for a text of your own: data=file data\.path=my\.txt"),
+        (DataConfig, {"path": 1.1}, r"data\.path must be a text or a list .*; got 1\.1 .*\"data\.path='1\.10'\""),
+        (
+            DataConfig,
+            {"source": "file", "path": ["a", 5]},
+            r"data\.path must be a text or a list of texts; got \['a', 5\]",
+        ),
+        (GPTConfig, {"n_head": 5, "n_embd": 24}, "model.n_embd must be divisible by model.n_head, 5; got 24"),
+        (GPTConfig, {"n_layer": 0}, "model.n_layer must be at least 1; got 0"),
+        (GPTConfig, {"n_head": 0}, "model.n_head must be at least 1"),
+        (GPTConfig, {"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
+        (GPTConfig, {"dropout": float("nan")}, "model.dropout"),
+        (GPTConfig, {"positions": "sine"}, "model.positions must be one of learned, rotary; got 'sine'"),
+        (
+            GPTConfig,
+            {"positions": "rotary", "n_head": 8, "n_embd": 24},
+            "divisible by twice model.n_head with .*, 16; got 24",
+        ),
+        (AdamWConfig, {"lr": 0.0}, r"optimizer\.lr must be above 0"),
+        (AdamWConfig, {"lr": math.inf}, r"optimizer\.lr"),
+        (AdamWConfig, {"weight_decay": -1.0}, r"optimizer\.weight_decay"),
+        (AdamWConfig, {"betas": [0.9, 1.0]}, r"optimizer\.betas"),
+        (AdamWConfig, {"decay_share": 0.0}, r"optimizer\.decay_share must be above 0 and at most 1; got 0\.0"),
+        (AdamWConfig, {"schedule": "cosin"}, r"optimizer\.schedule must be one of constant, .*, linear; got 'cosin'"),
+        (AdamWConfig, {"warmup_steps": -1}, r"optimizer\.warmup_steps"),
+        (AdamWConfig, {"min_lr_factor": 2.0}, r"optimizer\.min_lr_factor"),
+        (MuonConfig, {"momentum": 1.0}, r"optimizer\.momentum"),
+        (MuonConfig, {"adamw_lr": 0.0}, r"optimizer\.adamw_lr"),
+        (MuonConfig, {"embedding_decay": math.inf}, r"optimizer\.embedding_decay"),
+        (MuonConfig, {"head_decay": math.nan}, r"optimizer\.head_decay"),
+        (MuonConfig, {"betas": [0.9]}, r"optimizer\.betas"),
+        (Sampling, {"temperature": -1.0}, "temperature must be 0"),
+        (Sampling, {"temperature": float("nan")}, "temperature"),
+        (Sampling, {"top_k": 0}, "top_k must be at least 1"),
+        (Sampling, {"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        (Sampling, {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        (Sampling, {"num_samples": 0}, "num_samples must be at least 1"),
+        (Sampling, {"window": "stirde"}, "window must be one of exact, stride; got 'stirde'"),
+    ],
+)
+def test_out_of_range(kind, change, message):
+    with pytest.raises(UserError, match=message):
+        kind(**change)

@@ -19,37 +19,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarni
 needs_onednn = pytest.mark.skipif(kernels.onednn_linear is None, reason="this build of PyTorch has no oneDNN")
 AMX = frozenset({"amx_bf16", "avx512_bf16", "avx512_f"})
 BF16 = frozenset({"avx512_bf16", "avx512_f"})
-AVX512 = frozenset({"avx512_f"})
 
 
 @pytest.mark.parametrize(
-    ("cpu", "precision", "why"),
+    ("device", "facts", "precision", "why"),
     [
-        (CPU("AMD", BF16), "bf16-mixed", "AMD"),
-        (CPU("Intel", AMX), "bf16-mixed", "AMX"),
-        (CPU("Intel", BF16), "32-true", "Intel CPUs"),
-        (CPU(), "32-true", "no units"),
-        (CPU("AMD", BF16, "AVX2"), "32-true", "ONEDNN_MAX_CPU_ISA=AVX2"),
-        (CPU("AMD", BF16, "AVX512_CORE_BF16"), "bf16-mixed", "AMD"),
-    ],
-)
-def test_precision_on_a_cpu(cpu, precision, why):
-    found = best_precision("cpu", cpu)
-    assert found.name == precision
-    assert why in found.why
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "precision", "why"),
-    [
+        ("cpu", CPU("AMD", BF16), "bf16-mixed", "AMD"),
+        ("cpu", CPU("Intel", AMX), "bf16-mixed", "AMX"),
+        ("cpu", CPU("Intel", BF16), "32-true", "Intel CPUs"),
+        ("cpu", CPU(), "32-true", "no units"),
+        ("cpu", CPU("AMD", BF16, "AVX2"), "32-true", "ONEDNN_MAX_CPU_ISA=AVX2"),
+        ("cpu", CPU("AMD", BF16, "AVX512_CORE_BF16"), "bf16-mixed", "AMD"),
         ("cuda", (9, 0), "bf16-mixed", "GPU"),
         ("cuda", (7, 5), "16-mixed", "GPU"),  # it only imitates bf16
         ("cuda", (6, 1), "32-true", "GPU"),
         ("mps", None, "32-true", "on mps"),
     ],
 )
-def test_precision_on_other_devices(device, capability, precision, why):
-    found = best_precision(device, CPU("AMD", BF16), capability)
+def test_precision(device, facts, precision, why):
+    found = best_precision(device, *([facts] if device == "cpu" else [CPU("AMD", BF16), facts]))
     assert found.name == precision
     assert why in found.why
 
@@ -57,21 +45,17 @@ def test_precision_on_other_devices(device, capability, precision, why):
 @needs_onednn
 @pytest.mark.parametrize(
     ("cpu", "fp32", "bf16"),
-    [(CPU("AMD", AVX512), True, True), (CPU("AMD"), False, False), (CPU("Intel", AMX), False, True)],
+    [(CPU("AMD", BF16), True, True), (CPU("AMD"), False, False), (CPU("Intel", AMX), False, True)],
 )
 def test_which_products_onednn_takes(cpu, fp32, bf16, monkeypatch):
     assert uses_onednn(torch.float32, cpu) is fp32
     assert uses_onednn(torch.bfloat16, cpu) is bf16
     assert not uses_onednn(torch.float64, cpu)
-    for forced in (True, False):
+    for forced in (False, True):
         monkeypatch.setattr(choice, "forced_onednn", forced)
         assert uses_onednn(torch.float32, cpu) is uses_onednn(torch.bfloat16, cpu) is forced
-
-
-def test_no_onednn_in_a_build_without_it(monkeypatch):
-    monkeypatch.setattr(choice, "forced_onednn", True)
-    monkeypatch.setattr(kernels, "onednn_linear", None)
-    assert not uses_onednn(torch.float32, CPU("AMD", BF16))
+    monkeypatch.setattr(kernels, "onednn_linear", None)  # as in a build of PyTorch without it
+    assert not uses_onednn(torch.bfloat16, cpu)
 
 
 @pytest.mark.parametrize(

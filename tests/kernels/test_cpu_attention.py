@@ -6,7 +6,7 @@ from helpers import plain_attention, random_qkv
 
 from chargpt import kernels
 from chargpt.kernels import cpu_attention
-from chargpt.kernels.cpu_attention import CPUAttention, causal_attention_on_cpu, takes_over
+from chargpt.kernels.cpu_attention import CPUAttention, causal_attention_on_cpu
 from chargpt.kernels.dropout import kept_values, random_bytes
 
 T = 16
@@ -49,15 +49,3 @@ def test_low_precision_is_as_good_as_the_plain_formula_in_it(dtype, length):
     for mine, other, right in zip(found, theirs, exact, strict=True):
         assert mine.dtype == dtype
         assert (mine.double() - right).norm() <= 1.5 * (other.double() - right).norm()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "dropout", "expected"),
-    [(torch.float32, 0.2, True), (torch.float32, 0.0, False), (torch.bfloat16, 0.0, True)],
-)
-def test_when_it_takes_over(dtype, dropout, expected):
-    """In training on a CPU only."""
-    assert takes_over(random_qkv(T, dtype), dropout) is expected
-    assert not takes_over(random_qkv(T, dtype).to("meta"), dropout)
-    with torch.no_grad():
-        assert not takes_over(random_qkv(T, dtype), dropout)
