@@ -256,14 +256,14 @@ def documented(plugin):
 def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in other processes: the same runs; an interruption ends all."""
     folder, _ = whole
-    joblib = documented("joblib")
-    printed = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), status=143, by=run_fresh)
+    jobs = ["model.n_layer=1", "seed=1,2", *documented("joblib"), *signal_at(8)]
+    printed = sweep(fixed, tmp_path / "two", *jobs, status=143, by=run_fresh)
     (line,) = [each for each in printed.splitlines() if each.startswith("To resume: ")]
     printed = as_printed(line, by=run_fresh)
-    places = sorted(line.partition(":")[0] for line in printed.splitlines() if " of 4: " in line)
-    assert places == [f"{n} of 4" for n in range(1, 5)]
-    for name in NAMES:
-        assert_same_end(folder / name, tmp_path / "three" / name)
+    places = sorted(line.partition(":")[0] for line in printed.splitlines() if " of 2: " in line)
+    assert places == ["1 of 2", "2 of 2"]
+    for name, other in zip(NAMES, ("0_seed=1", "1_seed=2"), strict=False):
+        assert_same_end(folder / name, tmp_path / "two" / other)
 
 
 @pytest.mark.slow
@@ -284,9 +284,8 @@ def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
 @needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
     search = [*documented("search"), "model.n_layer=1"]
-    seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3"]
-    printed = sweep(fixed, tmp_path / "first", *search, *seeded, by=run_fresh)
+    seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=2"]
+    assert "2 of 2 jobs finished" in sweep(fixed, tmp_path, *search, *seeded, by=run_fresh)
+    assert (tmp_path / "study.db").exists()
+    printed = sweep(fixed, tmp_path, *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
     assert "3 of 3 jobs finished" in printed
-    assert (tmp_path / "first" / "study.db").exists()
-    printed = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
-    assert "4 of 4 jobs finished" in printed
