@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chargpt import compare
-from chargpt.compare import Job, Plan, draw, read_sweep, report, short_names, shown
+from chargpt.compare import Job, Plan, draw, read_sweep, report, short_names
 from chargpt.history import Point, add_losses
 
 
@@ -161,10 +161,6 @@ def test_damaged_files_are_left_out(damage, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: {folder} is not the folder of a sweep")
 
 
-def test_names_and_values():
+def test_short_names():
     assert short_names(["model.n_layer", "seed"]) == {"model.n_layer": "n_layer", "seed": "seed"}
     assert short_names(["model.block_size", "data.block_size"])["data.block_size"] == "data.block_size"
-    assert [shown(value) for value in (True, None, 3, 0.00030000001, "a", 1e-10)] == [
-        "true", "null", "3", "0.0003", "a", "1e-10",
-    ]  # fmt: skip
-    assert [len(shown(value)) for value in ("x" * 61, 10**100)] == [60, 60]

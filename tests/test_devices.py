@@ -95,17 +95,11 @@ def by_slurm(*arguments, port=None, tasks=2):
 # What they compute
 
 
+ODD = ["data.split=[0.99,0.005,0.005]", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"]
+
+
 @pytest.mark.parametrize(
-    ("number", "batch", "more"),
-    [
-        (2, 64, ["data.split=[0.8, 0.1, 0.1]"]),
-        pytest.param(
-            3,
-            12,
-            ["data.split=[0.99,0.005,0.005]", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"],
-            marks=kills,
-        ),
-    ],
+    ("number", "batch", "more"), [(2, 64, ["data.split=[0.8, 0.1, 0.1]"]), pytest.param(3, 12, ODD, marks=kills)]
 )
 def test_several_devices_do_what_one_does(number, batch, more, tiny, tmp_path):
     """Training by 2 x 32 follows 1 x 64. Validation and test text are scored once, also where a device has no share."""

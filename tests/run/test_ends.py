@@ -122,6 +122,21 @@ def test_a_stop_within_an_accumulated_step_waits_for_its_end(tiny, tmp_path):
     assert state(tmp_path)["global_step"] == 4
 
 
+def test_a_run_that_failed_before_its_first_save_begins_again(tiny, tmp_path):
+    """By the same command, with new curves; `resume=` says so."""
+    line = [*tiny, f"hydra.run.dir={tmp_path}", "callbacks.last_checkpoint.every_n_steps=1000000"]
+    harm = "+callbacks.harm={_target_: faults.Raise, step: 5, error: bug}"
+    for _ in range(2):
+        done = run_script("train.py", *line, harm)
+        assert done.returncode == 1, done.stderr
+        assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+        assert [step for step, _ in curves(tmp_path)["train/loss"]] == [2, 4]
+        for again, message in (([f"resume={tmp_path}", harm], "ended before its first save"), (line, "would be lost")):
+            done = run_script("train.py", *again)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert message in done.stderr
+
+
 # Loggers
 
 
@@ -146,14 +161,6 @@ def test_a_csv_file_continues(tiny, tmp_path):
 # Signals, kills, locks, full disks: real processes
 
 
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
-
-
 @pytest.mark.processes
 def test_ctrl_c_during_the_imports(tmp_path):
     run = launch(f"hydra.run.dir={tmp_path}/run")
@@ -165,35 +172,14 @@ def test_ctrl_c_during_the_imports(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_run_killed_before_its_first_save_begins_again(tiny, tmp_path):
-    """By the same command; `resume=` says so."""
-    line = [*tiny, f"hydra.run.dir={tmp_path}/run", "callbacks.last_checkpoint.every_n_steps=1000000"]
-    run = launch(*line, "trainer.max_steps=1000000")
-    wait_for((tmp_path / "run" / "checkpoints" / "best.ckpt").exists)
-    run.kill()
-    run.communicate()
-    done = run_script("train.py", f"resume={tmp_path}/run")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "ended before its first save" in done.stderr
-    other = run_script("train.py", *line)
-    assert other.returncode == 2
-    assert "would be lost" in other.stderr
-    run = launch(*line, "trainer.max_steps=1000000")
-    wait_for(lambda: "step 30" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8").rpartition("Model:")[2])
-    run.send_signal(signal.SIGHUP)
-    assert run.communicate()[1].count("Traceback") == 0
-    assert run.returncode == 129
-    steps = [step for step, _ in curves(tmp_path / "run")["train/loss"]]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.processes
 def test_one_process_for_a_run_and_ctrl_c(tiny, tmp_path):
     """While a process is at work in the folder, no other starts there."""
     folder = tmp_path / "outputs" / "run"
     long = [*tiny, "trainer.max_steps=1000000", "callbacks.last_checkpoint.every_n_steps=10", f"hydra.run.dir={folder}"]
     run = launch(*long, "resume=allow")
-    wait_for((folder / CHECKPOINTS[1]).exists)
+    while not (folder / CHECKPOINTS[1]).exists():
+        time.sleep(0.1)
+        assert run.poll() is None, run.communicate()[1]
     config = (folder / ".hydra" / "config.yaml").read_bytes()
     for line in ([f"resume={folder}"], ["resume=auto"], [f"hydra.run.dir={folder}"], [*long, "resume=allow"]):
         done = run_script("train.py", *line, cwd=tmp_path)
