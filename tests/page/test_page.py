@@ -52,9 +52,9 @@ def run(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def file(run, tmp_path_factory):
+def file(run):
     """The page of the run."""
-    file = tmp_path_factory.mktemp("file") / "page.html"
+    file = run.with_name("page.html")
     assert main(["--ckpt", str(run), "--out", str(file)]) == 0
     return file
 
@@ -389,12 +389,9 @@ def test_in_firefox(file, tmp_path):
     assert found.endswith("501")
 
 
-def test_what_is_not_html_is_not_replaced(run):
+def test_what_is_refused(run, bytes_run, tmp_path):
     for inside in (run / LOSSES, run / "checkpoints" / "best.ckpt"):
-        assert main(["--ckpt", str(run), "--out", str(inside)]) == 2
-
-
-def test_weights_beyond_float16_and_models_of_bytes_are_refused(run, bytes_run, tmp_path):
+        assert main(["--ckpt", str(run), "--out", str(inside)]) == 2  # no HTML file: it is not replaced
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["state_dict"]["net.lm_head.bias"][0] = 1e30
     torch.save(content, tmp_path / "a.ckpt")

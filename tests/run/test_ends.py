@@ -62,14 +62,24 @@ def training_of(folder):
     return trained, {tag: values for tag, values in curves(folder).items() if tag in tags}
 
 
-def test_extended_is_bitwise_the_longer_run(tiny, tmp_path):
+STOP = "+callbacks.mine={_target_: faults.Stop, step: %s, when: %s}"
+
+
+def test_extended_or_stopped_is_bitwise_the_longer_run(tiny, tmp_path, caplog):
     """From an end that is no multiple of the validation interval, over several epochs."""
+    caplog.set_level("INFO")
+    long, short, stopped = (tmp_path / name for name in ("long", "short", "stopped"))
     epochs = ["trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2", "trainer.precision=64-true"]
-    every = [*tiny, *QUIET, "trainer.val_check_interval=5", *epochs]
-    start(tmp_path / "short", *every, "trainer.max_steps=7")
-    resume(tmp_path / "short", "trainer.max_steps=11")
-    start(tmp_path / "long", *every, "trainer.max_steps=11")
-    assert_same(training_of(tmp_path / "long"), training_of(tmp_path / "short"))
+    every = [*tiny, *QUIET, "trainer.val_check_interval=5", *epochs, "trainer.max_steps=11"]
+    start(long, *every)
+    start(short, *every, "trainer.max_steps=7")
+    resume(short, "trainer.max_steps=11")
+    start(stopped, *every, STOP % (7, "on_train_batch_end"))
+    assert state(stopped)["global_step"] == curves(stopped)["train/loss"][-1][0] == 7
+    assert f"To resume:   python train.py resume={stopped}" in caplog.text
+    resume(stopped, "+callbacks.mine=null")
+    for folder in (short, stopped):
+        assert_same(training_of(long), training_of(folder))
 
 
 def test_a_moved_folder_keeps_its_best(tiny, tmp_path):
@@ -83,23 +93,6 @@ def test_a_moved_folder_keeps_its_best(tiny, tmp_path):
     assert resume(tmp_path / "b", "trainer.max_steps=13") == pytest.approx(best)
     assert (tmp_path / "b" / "checkpoints" / "best.ckpt").read_bytes() == kept
     assert not (tmp_path / "a").exists()
-
-
-# Time limits, early stopping, callbacks that stop
-
-
-STOP = "+callbacks.mine={_target_: faults.Stop, step: %s, when: %s}"
-
-
-def test_a_run_that_stopped_leaves_its_last_state(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
-    every = [*tiny, *QUIET, "trainer.max_steps=10", "trainer.val_check_interval=3"]
-    start(tmp_path / "run", *every, STOP % (7, "on_train_batch_end"))
-    assert state(tmp_path / "run")["global_step"] == curves(tmp_path / "run")["train/loss"][-1][0] == 7
-    assert f"To resume:   python train.py resume={tmp_path / 'run'}" in caplog.text
-    resume(tmp_path / "run", "+callbacks.mine=null")
-    start(tmp_path / "whole", *every)
-    assert_same(training_of(tmp_path / "whole"), training_of(tmp_path / "run"))
 
 
 def test_a_time_limit_counts_from_each_start(tiny, tmp_path):
