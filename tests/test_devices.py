@@ -78,16 +78,14 @@ def processes_in(folder):
 
 
 def by_slurm(*arguments, port=None, tasks=2):
-    """Start train.py as `srun` does on two nodes, one task on each, or the first of them only; the exit statuses and
-    what they print."""
+    """Start train.py as `srun` does on two nodes, with one task on each; the exit statuses and what they print."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = port or str(server.getsockname()[1])
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "chargpt", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}
     job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1"}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     options = ["trainer.num_nodes=2", "trainer.strategy=ddp", *arguments]
-    ranks = [{"SLURM_PROCID": str(n), "SLURM_NODEID": str(n)} for n in range(tasks)]
-    runs = [launch(*options, env=job | rank) for rank in ranks]
+    runs = [launch(*options, env=job | {"SLURM_PROCID": str(n), "SLURM_NODEID": str(n)}) for n in range(tasks)]
     printed = [run.communicate(timeout=120)[1] for run in runs]
     return [run.returncode for run in runs], printed
 

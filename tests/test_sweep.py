@@ -1,6 +1,5 @@
 """Sweeps: their folders, how they end, how they resume, and other launchers and sweepers."""
 
-import importlib.util
 import re
 import shlex
 
@@ -239,11 +238,6 @@ def test_a_job_that_a_time_limit_ends_has_not_finished(fixed, tmp_path):
 # Other launchers and sweepers
 
 
-def needs(plugin):
-    there = importlib.util.find_spec(f"hydra_plugins.{plugin}") if importlib.util.find_spec("hydra_plugins") else None
-    return pytest.mark.skipif(there is None, reason=f"needs {plugin}")
-
-
 def documented(plugin):
     """The overrides of Hydra's in the command of docs/sweeps.md."""
     lines = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").splitlines()
@@ -252,9 +246,9 @@ def documented(plugin):
 
 
 @pytest.mark.slow
-@needs("hydra_joblib_launcher")
 def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in other processes: the same runs; an interruption ends all."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder, _ = whole
     jobs = ["model.n_layer=1", "seed=1,2", *documented("joblib"), *signal_at(8)]
     printed = sweep(fixed, tmp_path / "two", *jobs, status=143, by=run_fresh)
@@ -267,9 +261,9 @@ def test_under_joblib(whole, fixed, tmp_path):
 
 
 @pytest.mark.slow
-@needs("hydra_submitit_launcher")
 def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
     """After the signal of a preemption, the local executor starts the job again, as SLURM does."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     folder, _ = whole
     options = ["model.n_layer=1", "seed=1", *documented("submitit_local"), "resume=allow"]
     signal = signal_at(8, signum=12, once=tmp_path / "sent")
@@ -281,8 +275,8 @@ def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
 
 
 @pytest.mark.slow
-@needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = [*documented("search"), "model.n_layer=1"]
     seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=2"]
     assert "2 of 2 jobs finished" in sweep(fixed, tmp_path, *search, *seeded, by=run_fresh)
