@@ -21,11 +21,7 @@ class Harm(Callback):
 
 
 class SignalAt(Harm):
-    """Sends this process a signal in each of several steps, as a person or a scheduler would.
-
-    Args:
-        once: a file that is made then, and keeps later processes from sending it again.
-    """
+    """Sends this process a signal in each of several steps; the file `once` keeps later processes from it."""
 
     def __init__(self, steps, signum=signal.SIGTERM, once=None, **options):
         super().__init__(None, **options)
@@ -36,6 +32,13 @@ class SignalAt(Harm):
         if self.once is not None:
             open(self.once, "w").close()
         os.kill(os.getpid(), self.signum)
+
+
+class Stop(Harm):
+    """Asks the run to stop."""
+
+    def strike(self, module):
+        module.trainer.should_stop = True
 
 
 class Poison(Harm):

@@ -128,6 +128,14 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
+def assert_same_end(one: Path, other: Path) -> None:
+    """Bitwise, in the last checkpoints of two runs: weights, averages, optimizer, random states of all ranks."""
+    a, b = state(one), state(other)
+    trained = ["state_dict", "optimizer_states", "lr_schedulers", "random_states", "global_step", "epoch"]
+    for key in [*trained, *(a.keys() & {"current_model_state", "averaging_state"})]:
+        assert_same(a[key], b[key], key)
+
+
 def random_qkv(T: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Queries, keys and values of 5 sequences and 3 heads, (3, 5, 3, T, 8), laid out as the model does."""
     generator = torch.Generator().manual_seed(0)
@@ -186,7 +194,8 @@ def run_script(
 
 
 def _process(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | options.pop("env", {})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    environment |= {"PYTHONPATH": str(ROOT / "tests")} | options.pop("env", {})  # where faulty callbacks are found
     file = options.pop("script_folder", ROOT) / script
     return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
 

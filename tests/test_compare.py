@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chargpt import compare
-from chargpt.compare import Job, Plan, draw, read_sweep, report, short_names, shown
+from chargpt.compare import Job, Plan, draw, read_sweep, report, short_names
 from chargpt.history import Point, add_losses
 
 
@@ -57,7 +57,7 @@ def test_the_report(sweep):
     ]
 
 
-def test_the_files(sweep, capsys):
+def test_the_files(sweep, capsys, caplog):
     for name in ("table.csv", "sweep.png"):  # nothing is written through a link
         (sweep.parent / name).write_text("mine", encoding="utf-8")
         (sweep / name).symlink_to(sweep.parent / name)
@@ -65,25 +65,15 @@ def test_the_files(sweep, capsys):
     assert capsys.readouterr().out == report(read_sweep(sweep)) + "\n"
     rows = list(csv.DictReader((sweep / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["state"] for row in rows] == ["finished"] * 3 + ["not finished", "failed: out of memory"]
-    assert list(rows[0].items()) == [
-        ("optimizer.lr", "0.01"),
-        ("seed", "1"),
-        ("best_val_loss", "2.0"),
-        ("best_step", "100"),
-        ("last_val_loss", "2.125"),
-        ("chars_per_second", "1500.0"),
-        ("seconds", "20.0"),
-        ("folder", "3_job"),
-        ("state", "finished"),
-    ]
+    measured = ["best_val_loss", "best_step", "last_val_loss", "chars_per_second", "seconds"]
+    assert list(rows[0]) == ["optimizer.lr", "seed", *measured, "folder", "state"]
+    assert list(rows[0].values()) == ["0.01", "1", "2.0", "100", "2.125", "1500.0", "20.0", "3_job", "finished"]
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in sweep.iterdir() if file.is_file()) == ["sweep.json", "sweep.png", "table.csv"]
     assert (sweep.parent / "table.csv").read_text() == (sweep.parent / "sweep.png").read_text() == "mine"
-
-
-def test_a_table_that_cannot_be_written_does_not_fail_the_report(sweep, caplog):
-    """As where another program has it open."""
-    (sweep / "table.csv").mkdir()
+    for name in ("table.csv", "sweep.png"):
+        (sweep / name).unlink()
+    (sweep / "table.csv").mkdir()  # as where another program has it open
     assert compare.main([str(sweep)]) == 0
     assert "cannot write table.csv" in caplog.text
     assert (sweep / "sweep.png").exists()
@@ -92,12 +82,7 @@ def test_a_table_that_cannot_be_written_does_not_fail_the_report(sweep, caplog):
 def test_the_picture(sweep):
     rates, curves = draw(read_sweep(sweep)).axes
     assert rates.get_xscale() == "log"
-    assert list(zip(*rates.lines[0].get_data(), strict=True)) == [
-        (0.01, 2.0),
-        (0.001, 2.25),
-        (0.001, 2.35),
-        (0.001, 2.5),
-    ]
+    assert [list(each) for each in rates.lines[0].get_data()] == [[0.01, 0.001, 0.001, 0.001], [2.0, 2.25, 2.35, 2.5]]
     assert [list(line.get_ydata()) for line in curves.lines] == [[2.0, 2.125], [2.5, 2.25], [2.5, 2.35], [2.5]]
     assert curves.figure.legends[0].texts[0].get_text() == "lr=0.01, seed=1"
 
@@ -176,10 +161,6 @@ def test_damaged_files_are_left_out(damage, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: {folder} is not the folder of a sweep")
 
 
-def test_names_and_values():
+def test_short_names():
     assert short_names(["model.n_layer", "seed"]) == {"model.n_layer": "n_layer", "seed": "seed"}
     assert short_names(["model.block_size", "data.block_size"])["data.block_size"] == "data.block_size"
-    assert [shown(value) for value in (True, None, 3, 0.00030000001, "a", 1e-10)] == [
-        "true", "null", "3", "0.0003", "a", "1e-10",
-    ]  # fmt: skip
-    assert [len(shown(value)) for value in ("x" * 61, 10**100)] == [60, 60]

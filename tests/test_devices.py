@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, assert_same, composed, curves, launch, run_fresh, signal_at, start, state
+from helpers import ROOT, STEPS, assert_same_end, curves, launch, run_fresh, run_script, signal_at, state
 from omegaconf import OmegaConf
 
 from chargpt.errors import UserError
@@ -26,7 +26,6 @@ from chargpt.run.resume import load_state
 pytestmark = pytest.mark.processes
 kills = pytest.mark.kills
 
-TESTS = {"PYTHONPATH": str(ROOT / "tests")}  # where the faulty callbacks are found
 TWO = ["trainer.devices=2", "model.dropout=0.2", *STEPS]
 LONG = [*TWO, "trainer.max_steps=100000"]
 
@@ -42,6 +41,13 @@ def no_process_is_left(tmp_path):
     raise AssertionError(left)
 
 
+def train(*arguments, status=0, **options):
+    """What a run in a new process prints."""
+    done = run_fresh("train.py", *arguments, **options)
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
 @pytest.fixture(scope="module")
 def port():
     """A port in use."""
@@ -53,10 +59,9 @@ def port():
 def whole(tiny, tmp_path_factory, port):
     """A run on two devices that ends well, whatever MASTER_PORT is."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run_fresh("train.py", *tiny, *TWO, f"hydra.run.dir={folder}", env={"MASTER_PORT": port})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Best validation loss") == done.stderr.count("Model: gpt") == 1
-    assert "Warning" not in done.stderr
+    printed = train(*tiny, *TWO, f"hydra.run.dir={folder}", env={"MASTER_PORT": port})
+    assert printed.count("Best validation loss") == printed.count("Model: gpt") == 1
+    assert "Warning" not in printed
     return folder
 
 
@@ -72,50 +77,34 @@ def processes_in(folder):
     return found
 
 
-def by_torchrun(*arguments, cwd):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | TESTS
-    command += [str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
-
-
 def by_slurm(*arguments, port=None, tasks=2):
-    """Start train.py as `srun` does on two nodes, one task on each, or the first of them only; the exit statuses and
-    what they print."""
+    """Start train.py as `srun` does on two nodes, with one task on each; the exit statuses and what they print."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = port or str(server.getsockname()[1])
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "chargpt", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}
     job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1"}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     options = ["trainer.num_nodes=2", "trainer.strategy=ddp", *arguments]
-    ranks = [{"SLURM_PROCID": str(n), "SLURM_NODEID": str(n)} for n in range(tasks)]
-    runs = [launch(*options, env=TESTS | job | rank) for rank in ranks]
+    runs = [launch(*options, env=job | {"SLURM_PROCID": str(n), "SLURM_NODEID": str(n)}) for n in range(tasks)]
     printed = [run.communicate(timeout=120)[1] for run in runs]
     return [run.returncode for run in runs], printed
-
-
-def assert_same_end(a, b):
-    """Bitwise, random states of all ranks included."""
-    a, b = state(a), state(b)
-    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_same(a[key], b[key], key)
 
 
 # What they compute
 
 
+ODD = ["data.split=[0.99,0.005,0.005]", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"]
+
+
 @pytest.mark.parametrize(
-    ("number", "batch", "split"),
-    [(2, 64, "[0.8, 0.1, 0.1]"), pytest.param(3, 12, "[0.99, 0.005, 0.005]", marks=kills)],
+    ("number", "batch", "more"), [(2, 64, ["data.split=[0.8, 0.1, 0.1]"]), pytest.param(3, 12, ODD, marks=kills)]
 )
-def test_several_devices_do_what_one_does(number, batch, split, tiny, tmp_path):
+def test_several_devices_do_what_one_does(number, batch, more, tiny, tmp_path):
     """Training by 2 x 32 follows 1 x 64. Validation and test text are scored once, also where a device has no share."""
-    tiny = [*tiny, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
-    tiny.append(f"data.split={split}")
+    every = [*tiny, *more, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
     options = [f"trainer.devices={number}", f"data.batch_size={batch // number}"]
-    done = run_fresh("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/several")
-    assert done.returncode == 0, done.stderr
-    start(tmp_path / "one", *tiny, f"data.batch_size={batch}")
+    assert "Warning" not in train(*every, *options, f"hydra.run.dir={tmp_path}/several")
+    run_script("train.py", *every, f"data.batch_size={batch}", f"hydra.run.dir={tmp_path}/one")
     one, several = curves(tmp_path / "one"), curves(tmp_path / "several")
     assert one.keys() == several.keys()
     for tag in ["train/loss", "train/grad_norm", "lr", "val/loss", "val/accuracy", "val/best_loss", "test/loss"]:
@@ -124,20 +113,6 @@ def test_several_devices_do_what_one_does(number, batch, split, tiny, tmp_path):
     a, b = state(tmp_path / "one")["state_dict"], state(tmp_path / "several")["state_dict"]
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_each_device_draws_its_own_dropout(whole):
-    first, second = state(whole)["random_states"]
-    assert not torch.equal(first["cpu"], second["cpu"])
-
-
-@kills
-def test_variants_train_on_two(tiny, tmp_path):
-    options = ["optimizer=muon", "trainer.accumulate_grad_batches=2", "data.num_workers=2", "trainer.devices='2'"]
-    options += ["callbacks.averaging.decay=0.9", "trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"]
-    done = run_fresh("train.py", *tiny, *options, f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr.replace("UserWarning: This DataLoader will create 2 worker", "")  # few cores
 
 
 # Who starts them
@@ -159,7 +134,10 @@ def test_number_of_devices(accelerator, asked, number, monkeypatch):
 
 def test_torchrun(whole, tiny, tmp_path):
     """One folder, one log, one process that prints; and the very run that `trainer.devices=2` makes."""
-    done = by_torchrun(*tiny, *TWO, cwd=tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(ROOT / "train.py"), *tiny, *TWO]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Best validation loss") == done.stderr.count("Model: gpt") == 1
     [run] = tmp_path.glob("outputs/*/*")
@@ -184,18 +162,6 @@ def test_slurm(whole, tiny, tmp_path, port):
     statuses, printed = by_slurm(*tiny, *options, f"hydra.run.dir={tmp_path}/other", port=port, tasks=1)
     assert statuses == [2]
     assert re.fullmatch(rf"error: .*port: {port}.*", printed[0].splitlines()[-1])
-
-
-def test_who_is_first(monkeypatch):
-    for name in devices.RANKS:
-        monkeypatch.delenv(name, raising=False)
-    assert devices.is_first()
-    assert devices.arguments_of_rank(["seed=1"]) == ["seed=1"]
-    monkeypatch.setenv("RANK", "2")
-    assert not devices.is_first()
-    log = f"++hydra.job_logging.handlers.file.filename={os.devnull}"
-    assert devices.arguments_of_rank(["resume=null", "a=1"]) == ["resume=null", "a=1", "hydra.run.dir=.", log]
-    assert devices.arguments_of_rank(["hydra.run.dir=a"]) == ["hydra.run.dir=a"]  # errors go to the log there
 
 
 @pytest.mark.parametrize(
@@ -229,16 +195,17 @@ def test_commands_of_the_page(whole, tiny, tmp_path):
     assert torchrun[:3] == ["torchrun", "--standalone", "--nproc-per-node=2"]
     assert here[2:] == torchrun[4:] == ["trainer.devices=2", "data.batch_size=32"]
     sbatch = dict(re.findall(r"#SBATCH --([\w-]+)=(.*)", page))
-    cfg = composed(*(each for each in srun[4:] if not each.startswith(("resume=", "hydra."))))
+    options = dict(each.split("=") for each in srun[4:])
     assert srun[:4] == ["srun", "--kill-on-bad-exit=1", "python", "train.py"]
-    assert (str(cfg.trainer.num_nodes), str(cfg.trainer.devices)) == (sbatch["nodes"], sbatch["ntasks-per-node"])
-    run = tmp_path / "outputs/2026-01-31/12-00-00"
-    shutil.copytree(whole, run)
-    for n, command in enumerate((same, other)):
-        done = run_fresh("train.py", *command[2:], f"trainer.max_steps={14 + n}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert ("This run had 2 devices" in done.stderr) == (command == other)
-        assert len(state(run)["random_states"]) == (1 if command == other else 2)
+    assert (options["trainer.num_nodes"], options["trainer.devices"]) == (sbatch["nodes"], sbatch["ntasks-per-node"])
+    assert same == other[:-1] == ["python", "train.py", "resume=outputs/2026-01-31/12-00-00"]
+    run = shutil.copytree(whole, tmp_path / "outputs/2026-01-31/12-00-00")
+    done = run_script("train.py", *other[2:], "trainer.max_steps=14", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "This run had 2 devices" in done.stderr
+    before, after = state(whole)["random_states"], state(run)["random_states"]
+    assert len(after) == 1
+    assert not torch.equal(before[0]["cpu"], before[1]["cpu"])  # each device draws its own dropout
 
 
 # How a run ends
@@ -256,18 +223,6 @@ def test_ctrl_c_while_they_start(seconds, tiny, tmp_path):
     assert run.returncode == 130, printed
     assert "Traceback" not in printed
     assert "error" not in printed
-
-
-def test_one_process_is_interrupted(whole, tiny, tmp_path):
-    """Both stop; when resumed, the run ends bit for bit as one that was not interrupted, dropout included."""
-    done = run_fresh("train.py", *tiny, *TWO, *signal_at(3, rank=1), f"hydra.run.dir={tmp_path}/run", env=TESTS)
-    assert done.returncode == 143, done.stderr
-    assert done.stderr.count("Stopped after step 4. To resume: python train.py resume=") == 1
-    assert state(tmp_path / "run")["global_step"] == 4
-    done = run_fresh("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
-    assert done.returncode == 0, done.stderr
-    assert_same_end(whole, tmp_path / "run")
-    assert curves(whole) == curves(tmp_path / "run")
 
 
 def running(tmp_path, tiny, *more):
@@ -331,37 +286,40 @@ def test_the_process_that_started_them_is_killed(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rank", "when", "workers"),
+    ("rank", "step", "when"),
     [
-        (1, ("on_train_batch_start", 7), 0),
-        pytest.param(0, ("on_save_checkpoint", 9), 0, marks=kills),
-        pytest.param(1, ("on_validation_batch_start", 8), 2, marks=kills),
+        (1, 7, "on_train_batch_start"),
+        pytest.param(0, 9, "on_save_checkpoint", marks=kills),
+        pytest.param(1, 8, "on_validation_batch_start", marks=kills),
     ],
 )
-def test_a_process_is_killed(rank, when, workers, whole, tiny, tmp_path):
-    """The others end within seconds, one line shows which one it was, and the run resumes bit for bit."""
-    place = f"hydra.run.dir={tmp_path}/run"
-    harm = signal_at(when[1], when=when[0], rank=rank, signum=int(signal.SIGKILL), once=f"{tmp_path}/struck")
-    done = run_fresh("train.py", *tiny, *TWO, *harm, f"data.num_workers={workers}", place, env=TESTS)
+def test_one_process_is_interrupted_and_one_killed(rank, step, when, whole, tiny, tmp_path):
+    """After a signal, both stop. After a kill, the other ends within seconds, and one line shows which one it was. The
+    run ends bit for bit as one that was not interrupted, dropout included."""
+    folder = tmp_path / "run"
+    printed = train(*tiny, *TWO, *signal_at(3, rank=1), f"hydra.run.dir={folder}", status=143)
+    assert printed.count("Stopped after step 4. To resume: python train.py resume=") == 1
+    assert state(folder)["global_step"] == 4
+    harm = signal_at(step, when=when, rank=rank, signum=int(signal.SIGKILL), once=f"{tmp_path}/struck")
+    printed = train(f"resume={folder}", *harm, status=1)
     assert time.time() - os.path.getmtime(tmp_path / "struck") < 30  # on a busy machine
-    assert done.returncode == 1, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if "error" in line]
+    [line] = [line for line in printed.splitlines() if "error" in line]
     killed = rf"error: process {rank} of the 2 of this run was killed \(SIGKILL\); to resume: python train.py resume=.*"
     assert re.fullmatch(killed, line)
-    assert "Traceback" not in done.stderr
-    assert load_state(tmp_path / "run").step == 6
-    done = run_fresh("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
-    assert done.returncode == 0, done.stderr
-    assert_same_end(whole, tmp_path / "run")
+    assert "Traceback" not in printed
+    assert load_state(folder).step == 6
+    train(f"resume={folder}", "+callbacks.stop=null")
+    assert_same_end(whole, folder)
+    assert curves(whole) == curves(folder)
 
 
 @kills
 def test_a_process_ends_before_it_has_begun(tiny, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import os\nif os.environ.get('LOCAL_RANK') == '1': os._exit(9)\n")
-    done = run_fresh("train.py", *tiny, *TWO, f"hydra.run.dir={tmp_path}/run", env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 1
+    place = f"hydra.run.dir={tmp_path}/run"
+    printed = train(*tiny, *TWO, place, status=1, env={"PYTHONPATH": str(tmp_path)})
     expected = "error: process 1 of the 2 of this run ended with status 9; nothing was saved"
-    assert done.stderr.splitlines()[-1] == expected
+    assert printed.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize(
@@ -371,16 +329,14 @@ def test_a_process_ends_before_it_has_begun(tiny, tmp_path):
 def test_an_error_of_one_process(rank, error, status, tiny, tmp_path):
     """All end, and it is shown once, in the log too."""
     harm = [f"+callbacks.harm={{_target_: faults.Raise, step: 7, error: {error}, rank: {rank}}}"]
-    done = run_fresh("train.py", *tiny, *TWO, *harm, f"hydra.run.dir={tmp_path}/run", env=TESTS)
-    assert done.returncode == status, done.stderr
+    printed = train(*tiny, *TWO, *harm, f"hydra.run.dir={tmp_path}/run", status=status)
     message = {"memory": "out of memory", "disk": "No space left", "bug": "unexpected KeyError: 'a bug'"}[error]
-    for written in (done.stderr, (tmp_path / "run" / "train.log").read_text(encoding="utf-8")):
+    for written in (printed, (tmp_path / "run" / "train.log").read_text(encoding="utf-8")):
         assert written.count(message) == written.count("error:") == 1
         assert written.count("Traceback") == (error == "bug")
     assert state(tmp_path / "run")["global_step"] == 6
 
 
 def test_an_error_of_all_processes(tiny, tmp_path):
-    done = run_fresh("train.py", *tiny, *TWO, "trainer.precision=bogus", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: trainer: .*bogus.*\n", done.stderr)
+    printed = train(*tiny, *TWO, "trainer.precision=bogus", f"hydra.run.dir={tmp_path}/run", status=2)
+    assert re.fullmatch(r"error: trainer: .*bogus.*\n", printed)

@@ -1,19 +1,17 @@
 """Sweeps: their folders, how they end, how they resume, and other launchers and sweepers."""
 
-import importlib.util
 import re
 import shlex
 
 import pytest
 from filelock import FileLock
-from helpers import ROOT, STEPS, assert_same, events, run_fresh, run_script, signal_at, state
+from helpers import ROOT, STEPS, assert_same_end, events, run_fresh, run_script, signal_at, state
 from omegaconf import ListConfig
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from chargpt.compare import Job, Plan, read_sweep
 from chargpt.sweep import job_folder
 
-HARM = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]
 NAMES = ["0_n_layer=1,seed=1", "1_n_layer=1,seed=2", "2_n_layer=2,seed=1", "3_n_layer=2,seed=2"]
 
@@ -25,8 +23,19 @@ def fixed(tiny):
     return [*(each for each in tiny if "n_layer" not in each and "callbacks" not in each), *without, *STEPS]
 
 
-def sweep(fixed, folder, *more, by=run_script, **options):
-    return by("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}", **options)
+def sweep(fixed, folder, *more, status=0, by=run_script):
+    """What a sweep prints."""
+    done = by("train.py", "-m", *fixed, *more, f"hydra.sweep.dir={folder}")
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def as_printed(line, by=run_script):
+    """Resume a sweep as its last line says; what it prints."""
+    words = [each for each in shlex.split(line)[4:] if "callbacks.stop" not in each]
+    done = by("train.py", *words, "+callbacks.stop=null")
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def contents(folder):
@@ -64,9 +73,9 @@ def test_folders_of_others_are_left_alone(fixed, tmp_path):
     before = contents(tmp_path)
     with FileLock(tmp_path / ".lock" / ".lock"):  # as another sweep holds it
         for folder in tmp_path.iterdir():
-            done = sweep(fixed, folder, "seed=1,2", "resume=allow")
-            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert re.search("has files but no sweep:|a link that leads out|another process is at work", done.stderr)
+            printed = sweep(fixed, folder, "seed=1,2", "resume=allow", status=2)
+            refused = "error: .*(has files but no sweep:|a link that leads out|another process is at work).*\n"
+            assert re.fullmatch(refused, printed)
     assert contents(tmp_path) == before
 
 
@@ -84,17 +93,14 @@ def test_folders_of_others_are_left_alone(fixed, tmp_path):
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_refused_in_one_line(overrides, message, fixed, tmp_path):
-    done = sweep(fixed, tmp_path / "sweep", *overrides)
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if "jobs in" not in line] == [done.stderr.splitlines()[-1]]
-    assert message in done.stderr
+    lines = sweep(fixed, tmp_path / "sweep", *overrides, status=2).splitlines()
+    assert [line for line in lines if "jobs in" not in line] == lines[-1:]
+    assert message in lines[-1]
     assert not list(tmp_path.glob("sweep/*/"))
 
 
 def test_a_job_on_several_devices_ends_the_sweep(fixed, tmp_path):
-    done = sweep(fixed, tmp_path, "trainer.devices=2", "seed=1,2")
-    assert done.returncode == 2
-    [_, line] = done.stderr.splitlines()
+    [_, line] = sweep(fixed, tmp_path, "trainer.devices=2", "seed=1,2", status=2).splitlines()
     assert line.startswith("error: each job of a sweep takes one device (trainer.devices=1)")
 
 
@@ -109,9 +115,7 @@ def test_runs_that_start_in_one_second_have_a_folder_each():
 @pytest.fixture(scope="module")
 def whole(fixed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "whole"
-    done = sweep(fixed, folder, *SWEPT)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stderr
+    return folder, sweep(fixed, folder, *SWEPT)
 
 
 @pytest.mark.processes
@@ -142,15 +146,10 @@ def test_what_a_sweep_prints_and_leaves(whole):
 def test_started_again_all_is_kept(whole, fixed, tmp_path):
     folder, _ = whole
     before = contents(folder)
-    done = sweep(fixed, folder, *SWEPT)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: {folder} holds a sweep already: add resume=allow to resume it\n",
-    )
+    printed = sweep(fixed, folder, *SWEPT, status=2)
+    assert printed == f"error: {folder} holds a sweep already: add resume=allow to resume it\n"
     assert contents(folder) == before
-    done = sweep(fixed, folder, *SWEPT, "resume=allow")
-    assert done.returncode == 0, done.stderr
-    assert "4 of 4 jobs finished" in done.stderr
+    assert "4 of 4 jobs finished" in sweep(fixed, folder, *SWEPT, "resume=allow")
     kept = {file: content for file, content in before.items() if file.suffix in (".ckpt", ".csv")}
     assert {file: file.read_bytes() for file in kept} == kept
     # A run after a sweep, in the same process, has no report of it.
@@ -166,16 +165,14 @@ def test_values_that_are_added(tiny_run, fixed, tmp_path):
     early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=9", "trainer.val_check_interval=2"]
     fixed = [*(each for each in fixed if "model" not in each), *early, "resume=allow", "seed=3,4", "seed=5"]
     same = f"{tiny_run.parent}/./{tiny_run.name}"
-    done = sweep(fixed, tmp_path, f"init_from={tiny_run},{same}")
-    assert done.returncode == 0, done.stderr
+    sweep(fixed, tmp_path, f"init_from={tiny_run},{same}")
     kept = {file: content for file, content in contents(tmp_path).items() if file.suffix == ".ckpt"}
     names = [job.folder for job in read_sweep(tmp_path).jobs]
     assert len(names) == 2
     assert "Weights to start from" in (names[0] / "train.log").read_text(encoding="utf-8")
     assert state(names[0])["global_step"] == 4  # of 12
-    done = sweep(fixed, tmp_path, f"init_from={tiny_run}/checkpoints,{same},{tiny_run}")
-    assert done.returncode == 0, done.stderr
-    assert "3 of 3 jobs finished" in done.stderr
+    printed = sweep(fixed, tmp_path, f"init_from={tiny_run}/checkpoints,{same},{tiny_run}")
+    assert "3 of 3 jobs finished" in printed
     assert {file: file.read_bytes() for file in kept} == kept
 
 
@@ -183,13 +180,11 @@ def test_values_that_are_added(tiny_run, fixed, tmp_path):
 def test_a_job_is_the_same_only_if_its_values_are(fixed, tmp_path):
     """Also in a folder that is not named by them; 2**63 is a value like others."""
     by_number = [*fixed, "model.n_layer=1", "hydra.sweep.subdir=${hydra.job.num}", "resume=allow"]
-    done = sweep(by_number, tmp_path, "data.seed=1,9223372036854775808")
-    assert done.returncode == 0
+    sweep(by_number, tmp_path, "data.seed=1,9223372036854775808")
     assert {job.values["data.seed"] for job in read_sweep(tmp_path).jobs} == {1, 2**63}
     record = (tmp_path / "0" / "job.json").read_bytes()
-    done = sweep(by_number, tmp_path, "data.seed=2,1")
-    assert done.returncode == 2
-    assert f"error: {tmp_path}/0 holds the job seed=1: hydra.sweep.subdir has to depend" in done.stderr
+    printed = sweep(by_number, tmp_path, "data.seed=2,1", status=2)
+    assert f"error: {tmp_path}/0 holds the job seed=1: hydra.sweep.subdir has to depend" in printed
     assert (tmp_path / "0" / "job.json").read_bytes() == record
 
 
@@ -197,23 +192,17 @@ def test_a_job_is_the_same_only_if_its_values_are(fixed, tmp_path):
 def test_cut_off_and_resumed(whole, fixed, tmp_path):
     """Finished jobs are kept, the interrupted one ends bit for bit as if it had not been, the rest begin."""
     folder, _ = whole
-    done = sweep(fixed, tmp_path / "a sweep", *SWEPT, *signal_at(8), **HARM)
-    assert done.returncode == 143, done.stderr
-    assert "0 of 4 jobs finished" in done.stderr
-    assert "  not finished\n" in done.stderr
-    line = done.stderr.rstrip().splitlines()[-1]
+    printed = sweep(fixed, tmp_path / "a sweep", *SWEPT, *signal_at(8), status=143)
+    assert "0 of 4 jobs finished" in printed
+    assert "  not finished\n" in printed
+    assert "Traceback" not in printed
+    line = printed.rstrip().splitlines()[-1]
     assert line.startswith("To resume: python train.py -m resume=allow 'hydra.sweep.dir=")
-    assert "Traceback" not in done.stderr
     assert '"\'"' not in line  # quotes within quotes
     assert state(tmp_path / "a sweep" / NAMES[0])["global_step"] == 9
-    words = [each for each in shlex.split(line)[4:] if "callbacks.stop" not in each]
-    done = run_script("train.py", *words, "+callbacks.stop=null")
-    assert done.returncode == 0, done.stderr
-    assert "4 of 4 jobs finished" in done.stderr
+    assert "4 of 4 jobs finished" in as_printed(line)
     for name in NAMES:
-        one, other = state(folder / name), state(tmp_path / "a sweep" / name)
-        for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
-            assert_same(one[key], other[key], key)
+        assert_same_end(folder / name, tmp_path / "a sweep" / name)
 
 
 @pytest.mark.processes
@@ -221,41 +210,32 @@ def test_a_job_that_fails(fixed, tmp_path):
     """Its reason is in its log, on the terminal and in the table; the others train; the status is 1."""
     mine = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
     interpolated = "+callbacks.mine.dirpath=${run_dir}/a,${run_dir}/b"
-    done = sweep(fixed, tmp_path, "model.n_layer=1", "model.n_head=3,2", interpolated, mine)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    printed = sweep(fixed, tmp_path, "model.n_layer=1", "model.n_head=3,2", interpolated, mine, status=1)
+    assert "Traceback" not in printed
     reason = "model.n_embd must be divisible by model.n_head, 3; got 16"
     names = sorted(each.name for each in tmp_path.iterdir() if each.is_dir())
     assert names[0] == "0_n_head=3,dirpath=__run_dir__a"
-    assert f"1 of 4: n_head=3, dirpath=${{run_dir}}/a: failed: {reason}\n" in done.stderr
-    assert f"{names[0]}  failed: {reason}\n" in done.stderr
-    assert done.stderr.rstrip().splitlines()[-1] == "error: 2 of 4 jobs did not finish"
+    assert f"1 of 4: n_head=3, dirpath=${{run_dir}}/a: failed: {reason}\n" in printed
+    assert f"{names[0]}  failed: {reason}\n" in printed
+    assert printed.rstrip().splitlines()[-1] == "error: 2 of 4 jobs did not finish"
     assert f"error: {reason}" in (tmp_path / names[0] / "train.log").read_text(encoding="utf-8")
     assert list((tmp_path / names[3] / "b").glob("*.ckpt"))
-    done = sweep(fixed, tmp_path / "odd", "optimizer.lr=${oc.env:NOT_SET}", "seed=1,2")
-    assert done.returncode == 1
-    assert done.stderr.count("failed: KeyError raised while resolving interpolation") == 4
+    printed = sweep(fixed, tmp_path / "odd", "optimizer.lr=${oc.env:NOT_SET}", "seed=1,2", status=1)
+    assert printed.count("failed: KeyError raised while resolving interpolation") == 4
 
 
 @pytest.mark.processes
 def test_a_job_that_a_time_limit_ends_has_not_finished(fixed, tmp_path):
     fixed = [*fixed, "model.n_layer=1", "seed=1", "resume=allow", "callbacks.last_checkpoint.every_n_steps=1"]
-    done = sweep(fixed, tmp_path, "trainer.max_time=00:00:00:01", "trainer.max_steps=9999999")
-    assert done.returncode == 1
-    assert " s, not finished\n" in done.stderr
+    printed = sweep(fixed, tmp_path, "trainer.max_time=00:00:00:01", "trainer.max_steps=9999999", status=1)
+    assert " s, not finished\n" in printed
     steps = state(tmp_path / "0_defaults")["global_step"]
-    done = sweep(fixed, tmp_path, "trainer.max_time=00:01:00:00", f"trainer.max_steps={steps + 1}")
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 jobs finished" in done.stderr
+    printed = sweep(fixed, tmp_path, "trainer.max_time=00:01:00:00", f"trainer.max_steps={steps + 1}")
+    assert "1 of 1 jobs finished" in printed
     assert state(tmp_path / "0_defaults")["global_step"] == steps + 1
 
 
 # Other launchers and sweepers
-
-
-def needs(plugin):
-    there = importlib.util.find_spec(f"hydra_plugins.{plugin}") if importlib.util.find_spec("hydra_plugins") else None
-    return pytest.mark.skipif(there is None, reason=f"needs {plugin}")
 
 
 def documented(plugin):
@@ -266,47 +246,40 @@ def documented(plugin):
 
 
 @pytest.mark.slow
-@needs("hydra_joblib_launcher")
 def test_under_joblib(whole, fixed, tmp_path):
     """Jobs in other processes: the same runs; an interruption ends all."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder, _ = whole
-    joblib = documented("joblib")
-    done = sweep(fixed, tmp_path / "three", *SWEPT, *joblib, *signal_at(8), by=run_fresh, **HARM)
-    assert done.returncode == 143, done.stderr
-    (line,) = [each for each in done.stderr.splitlines() if each.startswith("To resume: ")]
-    words = [each for each in shlex.split(line)[4:] if "callbacks.stop" not in each]
-    done = run_fresh("train.py", *words, "+callbacks.stop=null", timeout=300)
-    assert done.returncode == 0, done.stderr
-    places = sorted(line.partition(":")[0] for line in done.stderr.splitlines() if " of 4: " in line)
-    assert places == [f"{n} of 4" for n in range(1, 5)]
-    for name in NAMES:
-        assert_same(state(folder / name)["state_dict"], state(tmp_path / "three" / name)["state_dict"])
+    jobs = ["model.n_layer=1", "seed=1,2", *documented("joblib"), *signal_at(8)]
+    printed = sweep(fixed, tmp_path / "two", *jobs, status=143, by=run_fresh)
+    (line,) = [each for each in printed.splitlines() if each.startswith("To resume: ")]
+    printed = as_printed(line, by=run_fresh)
+    places = sorted(line.partition(":")[0] for line in printed.splitlines() if " of 2: " in line)
+    assert places == ["1 of 2", "2 of 2"]
+    for name, other in zip(NAMES, ("0_seed=1", "1_seed=2"), strict=False):
+        assert_same_end(folder / name, tmp_path / "two" / other)
 
 
 @pytest.mark.slow
-@needs("hydra_submitit_launcher")
 def test_under_submitit_a_requeued_job_resumes(whole, fixed, tmp_path):
     """After the signal of a preemption, the local executor starts the job again, as SLURM does."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     folder, _ = whole
-    launcher = [*documented("submitit_local"), "resume=allow"]
+    options = ["model.n_layer=1", "seed=1", *documented("submitit_local"), "resume=allow"]
     signal = signal_at(8, signum=12, once=tmp_path / "sent")
-    done = sweep(fixed, tmp_path / "sweep", "model.n_layer=1", "seed=1", *signal, *launcher, by=run_fresh, **HARM)
-    assert done.returncode == 0, done.stderr
+    sweep(fixed, tmp_path / "sweep", *options, *signal, by=run_fresh)
     assert (tmp_path / "sent").exists()
     name = next(tmp_path.glob("sweep/0_*"))
     assert "from step 9" in (name / "train.log").read_text(encoding="utf-8")
-    assert_same(state(folder / NAMES[0])["state_dict"], state(name)["state_dict"])
+    assert_same_end(folder / NAMES[0], name)
 
 
 @pytest.mark.slow
-@needs("hydra_optuna_sweeper")
 def test_an_optuna_study_goes_on(fixed, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = [*documented("search"), "model.n_layer=1"]
-    seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=3"]
-    done = sweep(fixed, tmp_path / "first", *search, *seeded, by=run_fresh)
-    assert done.returncode == 0, done.stderr
-    assert "3 of 3 jobs finished" in done.stderr
-    assert (tmp_path / "first" / "study.db").exists()
-    done = sweep(fixed, tmp_path / "first", *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
-    assert done.returncode == 0, done.stderr
-    assert "4 of 4 jobs finished" in done.stderr
+    seeded = ["hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=2"]
+    assert "2 of 2 jobs finished" in sweep(fixed, tmp_path, *search, *seeded, by=run_fresh)
+    assert (tmp_path / "study.db").exists()
+    printed = sweep(fixed, tmp_path, *search, "resume=allow", "hydra.sweeper.n_trials=1", by=run_fresh)
+    assert "3 of 3 jobs finished" in printed

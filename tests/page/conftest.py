@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from page.firefox import Firefox
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -12,7 +11,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def pytest_collection_modifyitems(items):
     """Tests with a browser take long, as those with processes do."""
     for item in items:
-        if {"chromium", "firefox"} & set(getattr(item, "fixturenames", ())):
+        if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker("processes")
 
 
@@ -30,16 +29,6 @@ def chromium():
             pytest.skip(f"{found} does not start: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
-
-
-@pytest.fixture
-def firefox(tmp_path):
-    found = shutil.which("firefox-esr") or shutil.which("firefox")
-    if found is None:
-        pytest.skip("there is no Firefox here")
-    browser = Firefox(found, tmp_path / "profile")
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

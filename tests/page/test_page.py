@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, start
+from page.firefox import run_in_firefox
 
 from chargpt.checkpoint import read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
@@ -50,6 +51,14 @@ def run(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def file(run):
+    """The page of the run."""
+    file = run.with_name("page.html")
+    assert main(["--ckpt", str(run), "--out", str(file)]) == 0
+    return file
+
+
 def test_what_the_page_holds(run, monkeypatch):
     """Also by a relative name, from the folder of the checkpoint."""
     monkeypatch.chdir(run / "checkpoints")
@@ -65,9 +74,9 @@ def test_what_the_page_holds(run, monkeypatch):
     assert 2 * numbers <= len(base64.b64decode(page.scripts["weights"])) <= 2 * numbers + 200
 
 
-def test_only_its_own_scripts_run(run):
+def test_only_its_own_scripts_run(file):
     """What the policy lets run is what is there, by its hash; nothing is loaded from elsewhere."""
-    page = Reader(build_page(run / "checkpoints" / "best.ckpt"))
+    page = Reader(file.read_text(encoding="utf-8"))
     policy = next(each["content"] for tag, each in page.tags if each.get("http-equiv"))
     for tag, rule in (("script", "script-src"), ("style", "style-src")):
         digest = base64.b64encode(hashlib.sha256(page.scripts[tag].encode()).digest()).decode()
@@ -79,38 +88,54 @@ def test_only_its_own_scripts_run(run):
     assert [each["href"] for _, each in page.tags if "href" in each] == ["#prompt"]
 
 
-def hostile_copy(run, folder):
-    """The same run by somebody who means ill with all text in it."""
-    shutil.copytree(run, folder)
-    file = folder / "checkpoints" / "best.ckpt"
-    content = torch.load(file, weights_only=True)
+def opened(tab, file):
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("#go:not([disabled])")
+    return tab
+
+
+def written(page, how="Done"):
+    from playwright.sync_api import expect
+
+    expect(page.locator("#status")).to_have_text(re.compile(how), timeout=30_000)
+
+
+def write(page, how="Done", **fields):
+    """Fill the fields, press the button and wait until the text has ended; returns it."""
+    for name, value in fields.items():
+        page.fill(f"#{name.replace('_', '-')}", value)
+    page.click("#go")
+    written(page, how)
+    return text_of(page)
+
+
+def text_of(page):
+    return page.evaluate("() => [...document.querySelectorAll('#text span')].map((each) => each.textContent).join('')")
+
+
+def test_hostile_text_is_text(run, file, tmp_path, tab):
+    """A run by somebody who means ill with all text in it."""
+    folder = shutil.copytree(run, tmp_path / "hostile")
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
     settings = content["hyper_parameters"]
     size = len(settings["characters"])
     settings["characters"] = "".join(sorted(set("<>&\"'/\u2028\u202e{}script")))
     settings["characters"] += "".join(map(chr, range(0x4E00, 0x4E00 + size - len(settings["characters"]))))
-    settings["corpus"]["name"] = HOSTILE
-    settings["optimizer"]["name"] = HOSTILE
-    torch.save(content, file)
+    settings["corpus"]["name"] = settings["optimizer"]["name"] = HOSTILE
+    torch.save(content, checkpoint)
     (folder / SAMPLES).write_text(json.dumps({"step": 1, "text": HOSTILE}) + "\nno json\n[]\n{}\n", encoding="utf-8")
     (folder / LOSSES).write_text("step,seconds\n1,1,nan,2.5,9\n2,2,inf,1e999,1\n<b>,1,1,1,1\n", encoding="utf-8")
-    return file
-
-
-def test_hostile_text_is_text(run, tmp_path, tab):
-    page = build_page(hostile_copy(run, tmp_path / "hostile"))
-    read, safe = Reader(page), Reader(build_page(run / "checkpoints" / "best.ckpt"))
+    page = build_page(checkpoint)
+    read, safe = Reader(page), Reader(file.read_text(encoding="utf-8"))
     assert read.tags == safe.tags  # the same elements, and the same scripts by their hashes
     facts = json.loads(read.scripts["data"])
     assert (facts["name"], facts["samples"], facts["curve"]) == (Path(HOSTILE).name, [[1, HOSTILE]], [[1, None, 2.5]])
-    file = tmp_path / "page.html"
-    file.write_text(page, encoding="utf-8")
-    tab.goto(file.as_uri())
-    tab.wait_for_selector("#go:not([disabled])")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    opened(tab, tmp_path / "page.html")
     assert tab.inner_text("h1") == "A model of script><img src=x onerror=alert(2)>&lt;\\u2028\\u202e{{script}}"
     assert tab.inner_text("#sample") == HOSTILE.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e")
-    tab.fill("#prompt", "<script>")
-    tab.click("#go")
-    written(tab)
+    write(tab, prompt="<script>")
     assert tab.inner_text("#text").startswith("<script>")
     assert tab.locator("img").count() == 0
 
@@ -132,39 +157,19 @@ def test_the_page_knows_every_option(config):
         assert field.name in {"dropout", "zero_init"} or len(re.findall(rf"\b{field.name}\b", source)) > 1, field.name
 
 
-def written(tab, how="Done"):
-    from playwright.sync_api import expect
-
-    expect(tab.locator("#status")).to_have_text(re.compile(how), timeout=30_000)
-
-
 @pytest.fixture
-def page(run, tmp_path, tab):
+def page(file, tab):
     """The page of the run, open and ready."""
-    file = tmp_path / "page.html"
-    assert main(["--ckpt", str(run), "--out", str(file)]) == 0
-    tab.goto(file.as_uri())
-    tab.wait_for_selector("#go:not([disabled])")
-    return tab
-
-
-def text_of(page):
-    return page.evaluate("() => [...document.querySelectorAll('#text span')].map((each) => each.textContent).join('')")
+    return opened(tab, file)
 
 
 def test_it_writes(page):
     assert "computes what PyTorch computed" in page.inner_text("#proof")
-    page.fill("#prompt", "1 green")
-    page.fill("#length", "80")
-    page.click("#go")
-    written(page)
-    first = text_of(page)
+    first = write(page, prompt="1 green", length="80")
     assert first.startswith("1 green")
     assert len(first) == 87
     assert page.locator("#text .prompt").count() == 7
-    page.click("#go")
-    written(page)
-    assert text_of(page) == first
+    assert write(page) == first
     page.click("#again")
     written(page)
     assert text_of(page) != first
@@ -192,19 +197,12 @@ def test_a_write_while_another_is_at_work(page):
     for _ in range(2):
         page.wait_for_selector("#text span:nth-child(50)")
         page.click("#again")
-    page.fill("#seed", "1")
-    page.click("#go")
-    written(page)
-    assert text_of(page) == expected
+    assert write(page, seed="1") == expected
 
 
 def test_heads_are_switched_while_it_writes(page):
     """The length and the selection stay; without all heads, and with them again."""
-    page.fill("#prompt", "1 green")
-    page.fill("#length", "300")
-    page.click("#go")
-    written(page)
-    before = text_of(page)
+    before = write(page, prompt="1 green", length="300")
     page.click("#text span:nth-child(100)")
     for n in (3, 0):
         page.click(f"#heads button >> nth={n}")
@@ -220,12 +218,8 @@ def test_heads_are_switched_while_it_writes(page):
 
 
 def test_going_on_past_a_text_to_stop_at(page):
-    page.fill("#length", "300")
     page.click("summary >> nth=0")
-    page.fill("#stop-at", "↵")
-    page.click("#go")
-    written(page, "Found")
-    first = text_of(page)
+    first = write(page, "Found", length="300", stop_at="↵")
     assert first.count("\n") == 1  # it begins with one
     page.click("#more")
     written(page, "Found|Done")
@@ -234,10 +228,7 @@ def test_going_on_past_a_text_to_stop_at(page):
 
 def test_a_prompt_longer_than_the_window_on_a_phone(page):
     page.set_viewport_size({"width": 320, "height": 700})
-    page.fill("#prompt", "1 green bottles hanging on the wall, and 7 fell.")
-    page.fill("#length", "5")
-    page.click("#go")
-    written(page)
+    write(page, prompt="1 green bottles hanging on the wall, and 7 fell.", length="5")
     page.wait_for_selector("#text span:nth-child(16):is(.s0, .s1, .s2, .s3, .s4, .s5, .s6)")
     page.click("#text span:nth-child(3)")
     page.wait_for_selector("#heads button")
@@ -257,10 +248,7 @@ def test_wrong_fields_and_values_between_steps(page):
         assert page.is_visible("#error")
         assert text_of(page) == ""
         page.fill(f"#{field}", value)
-    for field, value in (("top-p", "0.955"), ("top-k", "3")):
-        page.fill(f"#{field}", value)
-    page.click("#go")
-    written(page)
+    write(page, top_p="0.955", top_k="3")
     assert not page.is_visible("#error")
 
 
@@ -280,11 +268,7 @@ def test_stop_and_the_samples_along_the_curve(page):
 
 
 def test_a_character_is_explained_and_changed(page):
-    page.fill("#prompt", "1 green")
-    page.fill("#length", "60")
-    page.click("#go")
-    written(page)
-    before = text_of(page)
+    before = write(page, prompt="1 green", length="60")
     page.hover("#text span:nth-child(20)")
     assert "bits" in page.inner_text("#tip")
     page.click("#text span:nth-child(20)")
@@ -325,54 +309,37 @@ def test_by_keyboard(page):
     assert page.text_content("#spoken").strip()
 
 
-@pytest.fixture
-def open_bigram(tmp_path, tab):
+def open_bigram(tab, folder, order, *options):
     """Open the page of a bigram in which each character is followed by the next one in `order`."""
-
-    def open_bigram(order, *options):
-        characters = "".join(sorted(set(order)))
-        model = Bigram(BigramConfig(block_size=8), len(characters))
-        for character, following in itertools.pairwise(order):
-            model.token_embedding_table.weight.data[characters.index(character), characters.index(following)] = 50
-        weights = {f"net.{name}": value for name, value in model.state_dict().items()}
-        settings = {"model": vars(model.config), "characters": characters}
-        torch.save({"state_dict": weights, "hyper_parameters": settings}, tmp_path / "a.ckpt")
-        assert main(["--ckpt", str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "page.html"), *options]) == 0
-        tab.goto((tmp_path / "page.html").as_uri())
-        tab.wait_for_selector("#go:not([disabled])")
-        return tab
-
-    return open_bigram
+    characters = "".join(sorted(set(order)))
+    model = Bigram(BigramConfig(block_size=8), len(characters))
+    for character, following in itertools.pairwise(order):
+        model.token_embedding_table.weight.data[characters.index(character), characters.index(following)] = 50
+    weights = {f"net.{name}": value for name, value in model.state_dict().items()}
+    settings = {"model": vars(model.config), "characters": characters}
+    torch.save({"state_dict": weights, "hyper_parameters": settings}, folder / "a.ckpt")
+    assert main(["--ckpt", str(folder / "a.ckpt"), "--out", str(folder / "page.html"), *options]) == 0
+    return opened(tab, folder / "page.html")
 
 
-def test_cr_lf_is_one_line_break(open_bigram):
+def test_cr_lf_is_one_line_break(tab, tmp_path):
     """It is seen as one, and found as one; a carriage return alone is seen."""
-    page = open_bigram("ab\r\na")
-    page.fill("#prompt", "a")
-    page.fill("#length", "5")
-    page.click("#go")
-    written(page)
+    page = open_bigram(tab, tmp_path, "ab\r\na")
+    write(page, prompt="a", length="5")
     assert page.inner_text("#text") == "ab\nab"
     shown = "(span) => getComputedStyle(span, '::before').content"
     assert page.locator("#text .return >> nth=0").evaluate(shown) == "none"
     page.click("summary >> nth=0")
-    page.fill("#stop-at", "b↵")
-    page.click("#go")
-    written(page, "Found")
-    assert text_of(page) == "a"
-    page = open_bigram("ab\ra")
-    page.fill("#prompt", "a")
-    page.click("#go")
-    written(page)
+    assert write(page, "Found", stop_at="b↵") == "a"
+    page = open_bigram(tab, tmp_path, "ab\ra")
+    write(page, prompt="a")
     assert page.locator("#text .return >> nth=0").evaluate(shown) == r'"\\u000d"'
 
 
-def test_the_tooltip_of_letters_from_right_to_left(open_bigram):
+def test_the_tooltip_of_letters_from_right_to_left(tab, tmp_path):
     """Each letter stands before its own probability."""
-    page = open_bigram("אבגדהא")
-    page.fill("#prompt", "א")
-    page.click("#go")
-    written(page)
+    page = open_bigram(tab, tmp_path, "אבגדהא")
+    write(page, prompt="א")
     page.hover("#text span:nth-child(3)")
     places = page.evaluate("""() => {
         const text = document.querySelector("#tip").firstChild;
@@ -388,60 +355,53 @@ def test_the_tooltip_of_letters_from_right_to_left(open_bigram):
     assert places == sorted(places)
 
 
-def test_damaged_weights_are_noticed(run, tmp_path, tab):
-    page = build_page(run / "checkpoints" / "best.ckpt")
+def test_damaged_weights_are_noticed(file, tmp_path, tab):
+    page = file.read_text(encoding="utf-8")
     weights = Reader(page).scripts["weights"]
     half = len(weights) // 8 * 4
-    file = tmp_path / "page.html"
-    file.write_text(page.replace(weights[:half], "MMMM" * (half // 4)), encoding="utf-8")
-    tab.goto(file.as_uri())
-    tab.wait_for_selector("#go:not([disabled])")
-    assert "does not compute what PyTorch computed" in tab.inner_text("#proof")
+    (tmp_path / "page.html").write_text(page.replace(weights[:half], "MMMM" * (half // 4)), encoding="utf-8")
+    assert "does not compute what PyTorch computed" in opened(tab, tmp_path / "page.html").inner_text("#proof")
 
 
-def test_a_bigram_in_int8(open_bigram):
-    page = open_bigram("abca", "--weights", "int8")
+def test_a_bigram_in_int8(tab, tmp_path):
+    page = open_bigram(tab, tmp_path, "abca", "--weights", "int8")
     assert "computes what PyTorch computed" in page.inner_text("#proof")
-    page.fill("#prompt", "a")
-    page.click("#go")
-    written(page)
-    assert text_of(page).startswith("abcabc")
+    assert write(page, prompt="a").startswith("abcabc")
     page.click("#text span:nth-child(9)")
     page.wait_for_selector("#about-attention:has-text('A bigram has no attention')")
 
 
-def test_in_firefox(run, tmp_path, firefox):
+@pytest.mark.processes
+def test_in_firefox(file, tmp_path):
     """Where the numbers, the worker and the policy are another program's."""
-    assert main(["--ckpt", str(run), "--out", str(tmp_path / "page.html")]) == 0
-    firefox.goto((tmp_path / "page.html").as_uri())
-    firefox.wait_for("!document.querySelector('#go').disabled")
-    assert "computes what PyTorch computed" in firefox.evaluate("document.querySelector('#proof').textContent")
-    firefox.evaluate("document.querySelector('#go').click()")
-    firefox.wait_for("document.querySelector('#status').textContent.startsWith('Done')")
-    assert firefox.evaluate("document.querySelectorAll('#text span').length") == 501
-    firefox.evaluate("document.querySelector('#text span:nth-child(9)').click()")
-    firefox.wait_for("document.querySelectorAll('#heads button').length == 4")
+    script = """(async () => {
+        const at = (selector) => document.querySelector(selector);
+        const until = async (holds) => { while (!holds()) await new Promise((wait) => setTimeout(wait, 50)); };
+        await until(() => !at("#go").disabled);
+        at("#go").click();
+        await until(() => at("#status").textContent.startsWith("Done"));
+        at("#text span:nth-child(9)").click();
+        await until(() => document.querySelectorAll("#heads button").length === 4);
+        return at("#proof").textContent + at("#text").childElementCount;
+    })()"""
+    found = run_in_firefox(tmp_path / "profile", file.as_uri(), script)
+    assert "computes what PyTorch computed" in found
+    assert found.endswith("501")
 
 
-def test_what_is_not_html_is_not_replaced(run):
+def test_what_is_refused(run, bytes_run, tmp_path):
     for inside in (run / LOSSES, run / "checkpoints" / "best.ckpt"):
-        assert main(["--ckpt", str(run), "--out", str(inside)]) == 2
-
-
-def test_weights_beyond_float16_are_refused(run, tmp_path):
+        assert main(["--ckpt", str(run), "--out", str(inside)]) == 2  # no HTML file: it is not replaced
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["state_dict"]["net.lm_head.bias"][0] = 1e30
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(NonFiniteError):
         build_page(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="is a model of bytes, and the page shows models of characters"):
+        build_page(bytes_run / "checkpoints" / "best.ckpt")
 
 
 @pytest.mark.parametrize(("kind", "megabytes"), [("fp16", 22), ("int8", 11)])
 def test_the_size_of_the_lectures_model(kind, megabytes):
     packed = pack(GPT(GPTConfig(), 65).state_dict(), kind)
     assert 0.9 * megabytes < len(packed.content) / 1e6 < megabytes
-
-
-def test_a_model_of_bytes_is_refused(bytes_run):
-    with pytest.raises(UserError, match="is a model of bytes, and the page shows models of characters"):
-        build_page(bytes_run / "checkpoints" / "best.ckpt")

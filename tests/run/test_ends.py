@@ -3,49 +3,26 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
 import torch
-from helpers import QUIET, ROOT, assert_same, curves, launch, resume, run_fresh, run_script, signal_at, start, state
-from lightning.pytorch import Callback
+from helpers import QUIET, assert_same, assert_same_end, curves, launch, resume, run_script, signal_at, start, state
 
 from chargpt.errors import Stopped
 from chargpt.run import build
 from chargpt.run.folder import CHECKPOINTS
 from chargpt.run.resume import load_state
 
-TRAINED = ("state_dict", "optimizer_states", "lr_schedulers", "random_states", "global_step", "epoch")
-
-
-def stops(folder, at, *overrides):
-    """Start a run and resume it after each signal; returns the number of starts."""
-    with pytest.raises(Stopped):
-        start(folder, *overrides, *signal_at(*at))
-    starts = 2
-    while left := [step for step in at if step >= load_state(folder).step]:
-        with pytest.raises(Stopped):
-            resume(folder, *signal_at(*left))
-        starts += 1
-    resume(folder, "+callbacks.stop=null")
-    return starts
-
-
-def assert_same_end(one, other):
-    a, b = state(one), state(other)
-    for key in [*TRAINED, *(a.keys() & {"current_model_state", "averaging_state"})]:
-        assert_same(a[key], b[key], key)
-    assert curves(one) == curves(other)
-    best = [torch.load(f / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for f in (one, other)]
-    assert_same(*best)
-
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        "trainer.accumulate_grad_batches=3 data.num_workers=1 optimizer.schedule=cosine optimizer.warmup_steps=3",
+        "trainer.accumulate_grad_batches=3 optimizer.schedule=cosine optimizer.warmup_steps=3",
         "optimizer=muon callbacks.averaging.decay=0.3 trainer.gradient_clip_val=0.5 trainer.precision=bf16-mixed",
     ],
 )
@@ -53,7 +30,8 @@ def test_interrupted_is_bitwise_the_same(overrides, tiny, tmp_path, monkeypatch)
     """Interrupted in the first step, the one before a validation and the one after, with text samples and another order
     of the callbacks at every start."""
     every = [*tiny, *QUIET, "trainer.max_steps=8", "model.dropout=0.2", *overrides.split()]
-    start(tmp_path / "once", *every)
+    once, often = tmp_path / "once", tmp_path / "often"
+    start(once, *every)
     chance, real, orders = random.Random(1), build.build_callbacks, []
 
     def in_another_order(configs):
@@ -62,8 +40,17 @@ def test_interrupted_is_bitwise_the_same(overrides, tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(build, "build_callbacks", in_another_order)
     every.remove("callbacks.text_samples=null")
-    assert stops(tmp_path / "often", [0, 3, 4], *every) == len(set(map(tuple, orders))) == 4
-    assert_same_end(tmp_path / "once", tmp_path / "often")
+    with pytest.raises(Stopped):
+        start(often, *every, *signal_at(0, 3, 4))
+    for left in ([3, 4], [4]):
+        with pytest.raises(Stopped):
+            resume(often, *signal_at(*left))
+    resume(often, "+callbacks.stop=null")
+    assert len(set(map(tuple, orders))) == 4
+    assert_same_end(once, often)
+    assert curves(once) == curves(often)
+    best = [torch.load(f / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for f in (once, often)]
+    assert_same(*best)
 
 
 def training_of(folder):
@@ -71,19 +58,28 @@ def training_of(folder):
     kept = state(folder)
     kept["state_dict"].pop("best_val_loss.min_value")
     tags = ("train/loss", "train/grad_norm", "lr")
-    return [kept[key] for key in TRAINED if key != "epoch"], {
-        tag: values for tag, values in curves(folder).items() if tag in tags
-    }
+    trained = [kept[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "random_states", "global_step")]
+    return trained, {tag: values for tag, values in curves(folder).items() if tag in tags}
 
 
-def test_extended_is_bitwise_the_longer_run(tiny, tmp_path):
+STOP = "+callbacks.mine={_target_: faults.Stop, step: %s, when: %s}"
+
+
+def test_extended_or_stopped_is_bitwise_the_longer_run(tiny, tmp_path, caplog):
     """From an end that is no multiple of the validation interval, over several epochs."""
+    caplog.set_level("INFO")
+    long, short, stopped = (tmp_path / name for name in ("long", "short", "stopped"))
     epochs = ["trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2", "trainer.precision=64-true"]
-    every = [*tiny, *QUIET, "trainer.val_check_interval=5", *epochs]
-    start(tmp_path / "short", *every, "trainer.max_steps=7")
-    resume(tmp_path / "short", "trainer.max_steps=11")
-    start(tmp_path / "long", *every, "trainer.max_steps=11")
-    assert_same(training_of(tmp_path / "long"), training_of(tmp_path / "short"))
+    every = [*tiny, *QUIET, "trainer.val_check_interval=5", *epochs, "trainer.max_steps=11"]
+    start(long, *every)
+    start(short, *every, "trainer.max_steps=7")
+    resume(short, "trainer.max_steps=11")
+    start(stopped, *every, STOP % (7, "on_train_batch_end"))
+    assert state(stopped)["global_step"] == curves(stopped)["train/loss"][-1][0] == 7
+    assert f"To resume:   python train.py resume={stopped}" in caplog.text
+    resume(stopped, "+callbacks.mine=null")
+    for folder in (short, stopped):
+        assert_same(training_of(long), training_of(folder))
 
 
 def test_a_moved_folder_keeps_its_best(tiny, tmp_path):
@@ -99,36 +95,6 @@ def test_a_moved_folder_keeps_its_best(tiny, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-# Time limits, early stopping, callbacks that stop
-
-
-class Stop(Callback):
-    """Asks the run to stop after a batch, or after the validation that follows it."""
-
-    def __init__(self, batch, when="on_train_batch_end"):
-        self.batch = batch
-        setattr(self, when, self.stop)
-
-    def stop(self, trainer, *_):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
-            trainer.should_stop = True
-
-
-STOP = "+callbacks.mine={_target_: test_ends.Stop, batch: %s}"
-
-
-def test_a_run_that_stopped_leaves_its_last_state(tiny, tmp_path, caplog, monkeypatch):
-    caplog.set_level("INFO")
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    every = [*tiny, *QUIET, "trainer.max_steps=10", "trainer.val_check_interval=3"]
-    start(tmp_path / "run", *every, STOP % 7)
-    assert state(tmp_path / "run")["global_step"] == curves(tmp_path / "run")["train/loss"][-1][0] == 7
-    assert f"To resume:   python train.py resume={tmp_path / 'run'}" in caplog.text
-    resume(tmp_path / "run", "+callbacks.mine=null")
-    start(tmp_path / "whole", *every)
-    assert_same(training_of(tmp_path / "whole"), training_of(tmp_path / "run"))
-
-
 def test_a_time_limit_counts_from_each_start(tiny, tmp_path):
     limit = "trainer.max_time={hours: 1}"
     start(tmp_path, *tiny, *QUIET, limit, "trainer.max_steps=3")
@@ -140,13 +106,28 @@ def test_a_time_limit_counts_from_each_start(tiny, tmp_path):
     assert state(tmp_path)["global_step"] == 6
 
 
-def test_a_stop_within_an_accumulated_step_waits_for_its_end(tiny, tmp_path, monkeypatch):
+def test_a_stop_within_an_accumulated_step_waits_for_its_end(tiny, tmp_path):
     """An epoch of 5 batches has 3 steps, so that batch 6, which is validated, is the first half of step 4."""
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    stop = f"{STOP % 6}".replace("}", ", when: on_validation_end}")
     epochs = ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=5", "trainer.val_check_interval=3"]
-    start(tmp_path, *tiny, *QUIET, *epochs, stop, "callbacks.last_checkpoint.every_n_steps=100")
+    start(
+        tmp_path, *tiny, *QUIET, *epochs, STOP % (3, "on_validation_end"), "callbacks.last_checkpoint.every_n_steps=100"
+    )
     assert state(tmp_path)["global_step"] == 4
+
+
+def test_a_run_that_failed_before_its_first_save_begins_again(tiny, tmp_path):
+    """By the same command, with new curves; `resume=` says so."""
+    line = [*tiny, f"hydra.run.dir={tmp_path}", "callbacks.last_checkpoint.every_n_steps=1000000"]
+    harm = "+callbacks.harm={_target_: faults.Raise, step: 5, error: bug}"
+    for _ in range(2):
+        done = run_script("train.py", *line, harm)
+        assert done.returncode == 1, done.stderr
+        assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+        assert [step for step, _ in curves(tmp_path)["train/loss"]] == [2, 4]
+        for again, message in (([f"resume={tmp_path}", harm], "ended before its first save"), (line, "would be lost")):
+            done = run_script("train.py", *again)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert message in done.stderr
 
 
 # Loggers
@@ -170,32 +151,7 @@ def test_a_csv_file_continues(tiny, tmp_path):
     assert rows(tmp_path / "often") == rows(tmp_path / "whole")
 
 
-# Signals, kills, locks: real processes
-
-
-@pytest.fixture
-def long(tiny, tmp_path):
-    """A command line that trains for long in a fixed folder."""
-    steps = ["trainer.max_steps=1000000", "callbacks.last_checkpoint.every_n_steps=10"]
-    return [*tiny, *steps, f"hydra.run.dir={tmp_path}/outputs/run"]
-
-
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
-
-
-@pytest.mark.processes
-def test_a_killed_run_has_its_curves_up_to_the_saved_step(tiny, tmp_path):
-    """The event file is flushed with each save."""
-    kill = signal_at(11, signum=int(signal.SIGKILL))
-    harm = {"env": {"PYTHONPATH": str(ROOT / "tests")}}
-    done = run_fresh("train.py", *tiny, *QUIET, *kill, f"hydra.run.dir={tmp_path}/run", **harm)
-    assert done.returncode == -signal.SIGKILL
-    assert [step for step, _ in curves(tmp_path / "run")["train/loss"]][:9] == list(range(1, 10))
+# Signals, kills, locks, full disks: real processes
 
 
 @pytest.mark.processes
@@ -209,47 +165,14 @@ def test_ctrl_c_during_the_imports(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_signal_to_the_whole_group(long, tmp_path):
-    """As `timeout`, SLURM and a closed terminal send it: data loader workers get it, too."""
-    run = launch(*long, "data.num_workers=2", start_new_session=True)
-    wait_for((tmp_path / "outputs" / "run" / CHECKPOINTS[1]).exists)
-    os.killpg(run.pid, signal.SIGHUP)
-    printed = run.communicate(timeout=60)[1]
-    assert run.returncode == 129, printed
-    assert f"To resume: python train.py resume={tmp_path}/outputs/run" in printed
-    assert "Traceback" not in printed
-    assert "error" not in printed
-
-
-@pytest.mark.processes
-def test_a_run_killed_before_its_first_save_begins_again(tiny, tmp_path):
-    """By the same command; `resume=` says so."""
-    line = [*tiny, f"hydra.run.dir={tmp_path}/run", "callbacks.last_checkpoint.every_n_steps=1000000"]
-    run = launch(*line, "trainer.max_steps=1000000")
-    wait_for((tmp_path / "run" / "checkpoints" / "best.ckpt").exists)
-    run.kill()
-    run.communicate()
-    done = run_script("train.py", f"resume={tmp_path}/run")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "ended before its first save" in done.stderr
-    other = run_script("train.py", *line)
-    assert other.returncode == 2
-    assert "would be lost" in other.stderr
-    run = launch(*line, "trainer.max_steps=1000000")
-    wait_for(lambda: "step 30" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8").rpartition("Model:")[2])
-    run.terminate()
-    assert run.communicate()[1].count("Traceback") == 0
-    assert run.returncode == 143
-    steps = [step for step, _ in curves(tmp_path / "run")["train/loss"]]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.processes
-def test_one_process_for_a_run_and_one_command_for_every_start(long, tmp_path):
-    """While a process is at work in the folder, no other starts there; afterwards `resume=allow` resumes."""
+def test_one_process_for_a_run_and_ctrl_c(tiny, tmp_path):
+    """While a process is at work in the folder, no other starts there."""
     folder = tmp_path / "outputs" / "run"
+    long = [*tiny, "trainer.max_steps=1000000", "callbacks.last_checkpoint.every_n_steps=10", f"hydra.run.dir={folder}"]
     run = launch(*long, "resume=allow")
-    wait_for((folder / CHECKPOINTS[1]).exists)
+    while not (folder / CHECKPOINTS[1]).exists():
+        time.sleep(0.1)
+        assert run.poll() is None, run.communicate()[1]
     config = (folder / ".hydra" / "config.yaml").read_bytes()
     for line in ([f"resume={folder}"], ["resume=auto"], [f"hydra.run.dir={folder}"], [*long, "resume=allow"]):
         done = run_script("train.py", *line, cwd=tmp_path)
@@ -257,11 +180,68 @@ def test_one_process_for_a_run_and_one_command_for_every_start(long, tmp_path):
         assert "error: another process is at work in " in done.stderr
         assert run.poll() is None
     assert (folder / ".hydra" / "config.yaml").read_bytes() == config
-    run.terminate()
-    run.communicate()
-    stopped = state(folder)["global_step"]
-    run = launch(*long, "resume=allow")
-    wait_for(lambda: state(folder)["global_step"] > stopped)
-    run.terminate()
-    assert "Traceback" not in run.communicate()[1]
-    assert run.returncode == 143
+    run.send_signal(signal.SIGINT)
+    printed = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, printed
+    assert f"To resume: python train.py resume={folder}" in printed
+    assert "Traceback" not in printed
+    assert load_state(folder).step == int(re.search(r"Stopped after step (\d+)", printed)[1])
+
+
+@pytest.mark.processes
+def test_of_two_runs_that_start_in_one_folder_one_is_refused(tiny, tmp_path):
+    runs = [launch(*tiny, f"hydra.run.dir={tmp_path}/run") for _ in range(2)]
+    messages = [run.communicate(timeout=120)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], messages
+    [refused] = [each for run, each in zip(runs, messages, strict=True) if run.returncode == 2]
+    assert re.search("error: (another process is at work in|.* holds a run already)", refused)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints(small_disk, tiny):
+    """Checkpoints grow until none fits: earlier ones stay whole, and one line says why the run ended."""
+    size = ["model.n_embd=32", "model.n_layer=1", "trainer.max_steps=1000", "callbacks.last_checkpoint.every_n_steps=1"]
+    done = run_script("train.py", *tiny, *size, f"hydra.run.dir={small_disk}/run")
+    assert done.returncode == 2, done.stderr
+    assert "error: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = list((small_disk / "run" / "checkpoints").iterdir())
+    assert {file.suffix for file in kept} == {".ckpt"}
+    for file in kept:
+        torch.load(file, weights_only=True)
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize(("devices", "wanted"), [(1, 40), (2, 15)])
+def test_kills(devices, wanted, tiny, tmp_path):
+    """SIGKILL at random moments, in start-up, steps, saves and validations, and one command line for every start: the
+    end is bitwise that of a quiet run, and no start has to wait for another."""
+    line = [*tiny, "model.n_embd=64", "trainer.max_steps=1500", "trainer.val_check_interval=100", "model.dropout=0.2"]
+    line += ["callbacks.last_checkpoint.every_n_steps=7", "trainer.log_every_n_steps=5", "resume=allow"]
+    line += [f"trainer.devices={devices}"]
+    with launch(*line, f"hydra.run.dir={tmp_path}/quiet") as quiet:
+        assert quiet.wait(600) == 0, quiet.stderr.read()
+    chance, kills, runs = random.Random(0), 0, 0
+    while kills < wanted:
+        runs += 1
+        folder, is_whole = tmp_path / f"run{runs}", False
+        while not is_whole:
+            with launch(*line, f"hydra.run.dir={folder}", start_new_session=True) as run:
+                try:
+                    is_whole = run.wait(chance.uniform(3, 11)) == 0
+                    assert is_whole, run.stderr.read()
+                except subprocess.TimeoutExpired:
+                    kills += 1
+                    os.killpg(run.pid, signal.SIGKILL)
+        assert_same_end(tmp_path / "quiet", folder)
+        print(f"run {runs}: bitwise the same after {kills} kills in all")
