@@ -9,37 +9,19 @@ from operator import itemgetter
 from pathlib import Path
 
 from chargpt.checkpoint import find_checkpoint, load_checkpoint
-from chargpt.command_line import Parser, file_name, open_output, pick_device, utf8_text
-from chargpt.errors import UserError, escape, tell
+from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device, utf8_text
+from chargpt.errors import UserError, escape
 from chargpt.tokenizer import Tokenizer, UnknownCharacterError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return build_parser().run(sample, argv)
-
-
-def build_parser() -> Parser:
     parser = Parser(prog="python sample.py", description="Write text with a trained model.")
-    parser.add_argument(
-        "--ckpt",
-        type=file_name,
-        metavar="RUN_OR_FILE",
-        help="a run's folder, a shared one, or a checkpoint (default: newest run)",
-    )
+    parser.add_argument("--ckpt", **CKPT)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--prompt", type=utf8_text, default="", metavar="TEXT", help="how the text begins (default: a new line)"
-    )
-    prompt.add_argument(
-        "--prompt-file", type=file_name, metavar="FILE", help="a UTF-8 file with the prompt; - is standard input"
-    )
-    parser.add_argument(
-        "--unknown",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with prompt characters that the model does not know",
-    )
+    prompt.add_argument("--prompt", type=utf8_text, default="", metavar="TEXT", help="how it begins (a new line)")
+    prompt.add_argument("--prompt-file", type=file_name, metavar="FILE", help="the prompt; - is standard input")
+    parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of a prompt")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="characters to write (500)")
     parser.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest (1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest characters only")
@@ -47,21 +29,15 @@ def build_parser() -> Parser:
     parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
-    parser.add_argument(
-        "--stop", type=utf8_text, default="", metavar="TEXT", help="end before the first TEXT that is written"
-    )
-    parser.add_argument(
-        "--out", type=file_name, metavar="FILE", help="write there, replacing what it holds, not to the terminal"
-    )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
-    return parser
+    parser.add_argument("--stop", type=utf8_text, default="", metavar="TEXT", help="end before the first such TEXT")
+    parser.add_argument("--out", type=file_name, metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument("--device", **DEVICE)
+    return parser.run(sample, argv)
 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Write the samples."""
     path = find_checkpoint(arguments.ckpt)
-    if arguments.ckpt is None:
-        tell(f"Sampling {path}")
     if (file := arguments.prompt_file) is None:
         prompt = arguments.prompt.encode()
     else:

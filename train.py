@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from chargpt import errors, sweep
-from chargpt.command_line import in_sweep
 from chargpt.errors import Stopped, UserError, first_line
 from chargpt.run import config, devices, resume
 from chargpt.run.folder import has_state, held
 
 if TYPE_CHECKING:
     from chargpt.run.build import Run
+    from chargpt.run.report import Outcome
 
 log = logging.getLogger("train")
 config.register()
 
 
-def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float:
-    """Build a run, fit it and report; returns the best validation loss, in nats per id."""
+def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> "Outcome":
+    """Build a run, fit it and report."""
     # Imported here, so that --help and completion do not wait for Lightning.
     from chargpt.run import report
     from chargpt.run.build import build
@@ -41,8 +42,8 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> float
     report.quieten()
     cfg, initial = begin_from(cfg, resumption)
     run = build(config.read_config(cfg), resumption, initial)
-    if resumption is not None and report.is_finished(run, resumption):
-        return resumption.best_loss
+    if resumption is not None and (outcome := report.finished_before(run, resumption)):
+        return outcome
     report.begin(run, cfg, resumption, initial)
     fit(run, resumption)
     return report.end(run, time.perf_counter() - started, resumption)
@@ -52,10 +53,10 @@ def fit(run: "Run", resumption: resume.Resumption | None) -> None:
     """Train, and log how to resume if a signal ends it."""
     try:
         run.trainer.fit(run.module, run.data, ckpt_path=resumption.path if resumption else None, weights_only=True)
-    except Stopped as stop:
+    except Stopped:
         if run.trainer.is_global_zero:  # the others may have no folder
-            command = f"To resume: {resume.command_to_resume(Path(run.settings.run_dir))}"
-            log.warning(f"Stopped after step {stop.step}. {command if stop.saved else 'Nothing was saved'}")
+            how = devices.how_to_resume(Path(run.settings.run_dir))
+            log.warning(f"Stopped after step {run.trainer.global_step}; {how}")
         raise
     except SystemExit as end:  # Lightning makes one of Ctrl-C before the first step and after the last
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -68,7 +69,7 @@ def fit(run: "Run", resumption: resume.Resumption | None) -> None:
         raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
 
 
-def run_in_folder(cfg: DictConfig) -> float:
+def run_in_folder(cfg: DictConfig) -> "Outcome":
     """Train in Hydra's output folder, in which no other process works."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder != Path(cfg.run_dir) or cfg.resume not in (None, "allow", str(folder)):
@@ -83,12 +84,12 @@ def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep."""
     try:
         with config.hydra_errors():
-            if in_sweep():
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # a job of a sweep
                 return sweep.run_job(cfg, run_in_folder)
             if (number := devices.to_start(cfg)) > 1:
                 devices.launch(number, Path(HydraConfig.get().runtime.output_dir))
                 return None
-            return run_in_folder(cfg)
+            return run_in_folder(cfg).best_loss
     except Exception as error:
         sys.exit(devices.report(error))  # through Hydra, it would get a second line
 

@@ -11,20 +11,17 @@ from typing import Any
 if "ipykernel" not in sys.modules:  # matplotlib fails with a backend inherited from a notebook
     os.environ.pop("MPLBACKEND", None)
 
-_MODULES = {
-    "AdamWConfig": "optim",
-    "Bigram": "model",
-    "BigramConfig": "model",
-    "CharDataModule": "data",
-    "CharLM": "module",
-    "CharTokenizer": "tokenizer",
-    "DataConfig": "batches",
-    "GPT": "model",
-    "GPTConfig": "model",
-    "Sampling": "generation",
-    "generate": "generation",
-    "load_checkpoint": "checkpoint",
+_NAMES = {
+    "batches": ["DataConfig"],
+    "checkpoint": ["load_checkpoint"],
+    "data": ["CharDataModule"],
+    "generation": ["Sampling", "generate"],
+    "model": ["Bigram", "BigramConfig", "GPT", "GPTConfig"],
+    "module": ["CharLM"],
+    "optim": ["AdamWConfig"],
+    "tokenizer": ["CharTokenizer"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = list(_MODULES)
 
 

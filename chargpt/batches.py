@@ -30,48 +30,42 @@ class DataConfig:
     """Which text a run is trained on, and in which blocks.
 
     Attributes:
-        source, path, fallback: see `chargpt.sources.find_text`.
+        source: one of `chargpt.sources.SOURCES`.
+        path: of the source `file`, see `chargpt.sources.find_files`.
         val_path, test_path: separate texts to validate on, or to test on; like `path`.
         split: the training, validation and, if there are three, test shares of the text. With `val_path` all of the
             text trains.
         tokenizer: one of `chargpt.tokenizer.KINDS`.
-        verify: read and encode texts even if the cache has them.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
-        num_workers: processes that prepare training batches. 0 prepares them in the training process, which is faster
-            than moving them between processes unless the disk is slow.
         seed: of the random blocks.
     """
 
     source: str = "shakespeare"
     path: Any = None  # str | list[str] | None, which Hydra's schemas cannot express
-    fallback: str | None = None
     val_path: Any = None
     test_path: Any = None
     split: list[float] = field(default_factory=lambda: [0.9, 0.1])
     tokenizer: str = "characters"
-    verify: bool = False
     block_size: int = 256
     batch_size: int = 64
-    num_workers: int = 0
     seed: int = 1337
 
     def __post_init__(self) -> None:
         for name in ("path", "val_path", "test_path"):
             value = getattr(self, name)
             if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value or ""])):
-                quoted = f"a name that looks like a number needs quotes: \"data.{name}='1.10'\""
-                raise UserError(f"data.{name} must be a text or a list of texts; got {value!r} ({quoted})")
-        for name, source in (("source", self.source), ("fallback", self.fallback or "file")):
-            require(source in SOURCES, f"data.{name}", f"one of {', '.join(SOURCES)}", source)
-        if self.path is not None and "file" not in (self.source, self.fallback):
+                rule = "a text or a list of texts, in quotes if it looks like a number"
+                raise UserError(f"data.{name} must be {rule}; got {value!r}")
+        require(self.source in SOURCES, "data.source", f"one of {', '.join(SOURCES)}", self.source)
+        if self.path is not None and self.source != "file":
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
         require(self.tokenizer in KINDS, "data.tokenizer", f"one of {', '.join(KINDS)}", self.tokenizer)
         require_split("data", self.split)
         if self.val_path is not None or self.test_path is not None:
             require(len(self.split) == 2, "data.split", "two shares with data.val_path or data.test_path", self.split)
         require_at_least(1, self, "data", "block_size", "batch_size")
-        require_at_least(0, self, "data", "num_workers", "seed")
+        require_at_least(0, self, "data", "seed")
 
 
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
@@ -83,9 +77,9 @@ def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
 class RandomBlocks(Dataset[Batch]):
     """Training batches: item `step` holds `batch_size` blocks that start at random places of `ids`.
 
-    An item is a pure function of (seed, step), so that a resumed run sees the batches of an uninterrupted one, with any
-    number of loader workers. Each rank takes its slice of one draw: two ranks with 32 blocks each see the batches of
-    one rank with 64. It has no length: every step is an item.
+    An item is a pure function of (seed, step): a resumed run sees the batches of an uninterrupted one. Each rank takes
+    its slice of one draw: two ranks with 32 blocks each see the batches of one rank with 64. It has no length, as every
+    step is an item.
     """
 
     def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -101,22 +95,29 @@ class RandomBlocks(Dataset[Batch]):
 
 
 class SequentialBlocks(Dataset[Batch]):
-    """Validation batches: all of `ids` in order, every character but the first a target exactly once.
+    """All of `ids` in order, every id but the first a target exactly once: for validation, and to score a text.
 
-    The text is cut into blocks of `block_size`, `batch_size` of them per item. Of several ranks each takes every
-    `world_size`-th item. The end is padded, with `IGNORED` as targets, so that all items have one shape and all ranks
-    equally many items.
+    An item holds `batch_size` windows of `block_size`, each `step` after the one before. Targets are the last `step` of
+    a window, and all of the first one. Of several ranks each takes every `world_size`-th item. The end is padded, with
+    `IGNORED` as targets, so that all items have one shape and all ranks equally many items.
     """
 
-    def __init__(self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.ids, self.block_size, self.span = ids, block_size, block_size * batch_size
+    def __init__(
+        self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1, step: int | None = None
+    ):
+        self.ids, self.block_size, self.step = ids, block_size, step or block_size
         self.rank, self.world_size = rank, world_size
+        self.windows = 1 + math.ceil(max(0, len(ids) - 1 - block_size) / self.step)
+        self.batch_size = min(batch_size, self.windows)
 
     def __len__(self) -> int:
-        return math.ceil((len(self.ids) - 1) / (self.span * self.world_size))
+        return math.ceil(self.windows / (self.batch_size * self.world_size))
 
     def __getitem__(self, item: int) -> Batch:
-        start = (item * self.world_size + self.rank) * self.span
-        text = torch.from_numpy(self.ids[start : start + self.span + 1].astype(np.int64))
-        text = F.pad(text, (0, self.span + 1 - len(text)), value=IGNORED)
-        return text[:-1].clamp(min=0).view(-1, self.block_size), text[1:].view(-1, self.block_size)
+        first = (item * self.world_size + self.rank) * self.batch_size * self.step
+        length = (self.batch_size - 1) * self.step + self.block_size + 1
+        text = torch.from_numpy(self.ids[first : first + length].astype(np.int64))
+        windows = F.pad(text, (0, length - len(text)), value=IGNORED).unfold(0, self.block_size + 1, self.step)
+        targets = windows[:, 1:].clone()  # (B, T)
+        targets[int(first == 0) :, : self.block_size - self.step] = IGNORED
+        return windows[:, :-1].clamp(min=0), targets

@@ -12,8 +12,7 @@ A checkpoint is a mapping that Lightning writes:
 and in full ones (last.ckpt), to resume:
 
     optimizer_states, loops, callbacks           Lightning's own
-    fixed                                        settings that a resumed run must keep (run/resuming.py)
-    random_states                                of each rank (callbacks/random_numbers.py)
+    fixed, random_states                         settings to keep; of each rank (run/resuming.py)
     current_model_state, averaging_state         weights in training, with averaging (callbacks/averaging.py)
     stopped_early                                true after early stopping (callbacks/saving.py)
 """
@@ -29,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chargpt.errors import UserError, explain
+from chargpt.errors import UserError, explain, tell
 from chargpt.files import find
 from chargpt.settings import make, read_settings, require_at_least, require_split
 from chargpt.tokenizer import Tokenizer, tokenizer_of
@@ -38,11 +37,8 @@ if TYPE_CHECKING:
     import torch
 
     from chargpt.model import Model
-else:
-    Model = Any  # importing it would load torch
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a shared folder
-FORMAT = 1  # of its config.json
 
 
 @dataclass
@@ -70,7 +66,7 @@ class Checkpoint:
         optimizer: its settings, for display.
     """
 
-    model: Model
+    model: Any  # a chargpt.model.Model
     tokenizer: Tokenizer
     text: dict[str, str]
     scoring: EvalSettings
@@ -93,18 +89,19 @@ def find_checkpoint(
         found = [*find(outputs, "checkpoints/best.ckpt"), *find(outputs, "checkpoints/last.ckpt")]
         if not found:
             raise UserError(f"no run in {outputs}/: train one with python train.py, or name it: --ckpt")
-        return find_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
+        path = find_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
+        tell(f"The newest run: {path}")
+        return path
     path = Path(run_or_file)
     names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS)
     for file in (path, *(path / name for name in names)):
         if file.is_file():
             return file
-    raise UserError(
-        f"{path} is no checkpoint and no folder of one run" if path.exists() else f"no such checkpoint or run: {path}"
-    )
+    wrong = f"{path} is no checkpoint and no folder of one run"
+    raise UserError(wrong if path.exists() else f"no such checkpoint or run: {path}")
 
 
-def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" = "cpu") -> tuple[Model, Tokenizer]:
+def load_checkpoint(path: str | os.PathLike[str], device: "str | torch.device" = "cpu") -> "tuple[Model, Tokenizer]":
     """The model in eval mode, and its tokenizer, from anything that `find_checkpoint` takes."""
     checkpoint = read_checkpoint(find_checkpoint(path))
     return checkpoint.model.to(device).eval(), checkpoint.tokenizer
@@ -118,9 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     from safetensors.torch import load as load_weights
 
     with _reading(path.parent):
-        facts = json.loads(path.with_name(CONFIG).read_bytes())
-        if facts.pop("format_version") != FORMAT:
-            raise ValueError("another version, or another program's")
+        facts = dict(json.loads(path.with_name(CONFIG).read_bytes()))
         weights = load_weights(path.read_bytes())
     return _fit(facts, weights, path)
 

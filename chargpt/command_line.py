@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from chargpt import errors
 from chargpt.errors import UserError, escape, first_line
@@ -49,6 +49,14 @@ def file_name(argument: str) -> str:
     return os.path.expanduser(argument)
 
 
+CKPT: dict[str, Any] = {  # options of --ckpt and --device in every command
+    "type": file_name,
+    "metavar": "RUN_OR_FILE",
+    "help": "a run's folder, a shared one, or a checkpoint (default: the newest run)",
+}
+DEVICE: dict[str, Any] = {"default": "auto", "help": "cpu, cuda, cuda:1, mps (default: the fastest there is)"}
+
+
 @contextlib.contextmanager
 def open_output(file: str | None) -> Iterator[TextIO]:
     """Where text goes: a file, or standard output."""
@@ -72,14 +80,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [[escape(cell).replace("\n", "\\n") for cell in row] for row in (head, *rows)]
     *widths, _ = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines)
-
-
-def in_sweep() -> bool:
-    """Whether this process runs a job of a Hydra sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def launched_here() -> bool:

@@ -19,7 +19,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,37 +45,31 @@ class Corpus:
         sha256: of the text's bytes.
         tokenizer: its vocabulary is the text's sorted distinct characters, or bytes.
         ids: memory-mapped, read-only.
-        files: the number of files; 1 if the text was found by its hash.
     """
 
     name: str
     sha256: str
     tokenizer: Tokenizer
     ids: np.memmap
-    files: int = 1
 
 
-def encode_text(
-    text: Text, expected: str | None = None, kind: str = CharTokenizer.kind, *, verify: bool = False
-) -> Corpus:
+def encode_text(text: Text, expected: str | None = None, kind: str = CharTokenizer.kind) -> Corpus:
     """Encode a text, or open it if the cache has it.
 
     Args:
         expected: the SHA-256 that the text must have.
         kind: one of `chargpt.tokenizer.KINDS`.
-        verify: read and encode the text even if the cache has it.
     """
     folder, stamp = _folder(), _stamp(text.files, kind)
-    corpus = None if verify else find_encoded(_index().get(stamp, ""), text.name, kind)
+    corpus = find_encoded(_index().get(stamp, ""), text.name, kind)
     sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind)
     if expected not in (None, sha256):
         raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
     if corpus is None:
         with locked(folder):  # another process may have encoded the text in the meantime
-            corpus = None if verify else find_encoded(sha256, text.name, kind)
-            corpus = corpus or _encode(text, sha256, tokenizer)
+            corpus = find_encoded(sha256, text.name, kind) or _encode(text, sha256, tokenizer)
             write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
-    return replace(corpus, files=len(text.files))
+    return corpus
 
 
 def find_encoded(sha256: str, name: str, kind: str = CharTokenizer.kind) -> Corpus | None:
@@ -98,7 +92,7 @@ def ids_in(tokenizer: Tokenizer, own: Tokenizer, ids: Ids, *, skip_unknown: bool
     """
     if own.characters is None or tokenizer.characters is None or own.characters == tokenizer.characters:
         return ids
-    known = np.array([character in tokenizer for character in own.characters])
+    known = np.isin([*own.characters], [*tokenizer.characters])
     table = np.zeros(len(known), _dtype(tokenizer))
     table[known] = tokenizer.encode(own.characters, skip_unknown=skip_unknown)
     return table[ids if known.all() else ids[known[ids]]]
@@ -158,7 +152,7 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     dtype, file, digest = _dtype(tokenizer), _ids_file(sha256, tokenizer), hashlib.sha256()
     id_of = np.zeros(UNICODE, dtype)
     id_of[_code_points(tokenizer.characters or "".join(map(chr, range(256))))] = np.arange(tokenizer.vocab_size)
-    with replacing(file) as out:
+    with replacing(file) as half, half.open("wb") as out:
         for raw, code_points in _pieces(text.files, tokenizer.kind):
             digest.update(raw)
             out.write(id_of[code_points])

@@ -25,17 +25,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Stopped(SystemExit):
-    """A signal ended the run between two steps.
-
-    Attributes:
-        code: the exit status of the process.
-        step: optimizer steps taken.
-        saved: whether the run can resume from there.
-    """
-
-    def __init__(self, code: int, step: int = 0, *, saved: bool = False):  # unpickling passes the code alone
-        super().__init__(code)
-        self.step, self.saved = step, saved
+    """A signal ended the run between two steps; `code` is the exit status of the process."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -97,11 +87,8 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(key: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown key: the nearest known one, or all of them.
-
-    Args:
-        prefix: what precedes a key when it is typed, such as `trainer.`.
-    """
+    """The end of a message about an unknown key: the nearest known one, or all of them. `prefix` precedes a key when it
+    is typed, such as `trainer.`."""
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else f" (there are {', '.join(sorted(names))})"

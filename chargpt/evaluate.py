@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from chargpt.batches import CALLED, IGNORED, Batch, parts_of
+from chargpt.batches import CALLED, IGNORED, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
-from chargpt.command_line import Parser, file_name, open_output, pick_device, table
+from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device, table
 from chargpt.corpus import PIECE, Ids, encode_text, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError, escape, tell
 from chargpt.model import Model
@@ -28,44 +27,18 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # other pr
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return build_parser().run(evaluate, argv)
-
-
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m chargpt.evaluate", description="Score text: every character of it is predicted once."
-    )
-    parser.add_argument(
-        "--ckpt",
-        type=file_name,
-        nargs="+",
-        metavar="RUN_OR_FILE",
-        help="runs' or shared folders, checkpoints, or a sweep's folder: all its runs (default: the newest run)",
-    )
-    parser.add_argument(
-        "--text",
-        type=file_name,
-        metavar="FILE",
-        help="a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text, also if FILE is the"
-        " text that it was cut from)",
-    )
-    parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (default: val)")
-    parser.add_argument(
-        "--stride",
-        type=int,
-        default=1,
-        metavar="N",
-        help="predict each character from at least N before it, in overlapping windows (default: 1, in blocks)",
-    )
-    parser.add_argument(
-        "--unknown",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with characters of the text that the model does not know",
-    )
+    parser = Parser(prog="python -m chargpt.evaluate", description="Score text: each character is predicted once.")
+    several = "runs' or shared folders, checkpoints, or a sweep's folder: all its runs (default: the newest run)"
+    parser.add_argument("--ckpt", nargs="+", **CKPT | {"help": several})
+    text = "a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text)"
+    parser.add_argument("--text", type=file_name, metavar="FILE", help=text)
+    parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (val)")
+    stride = "predict each character from at least N before it, in overlapping windows (1: in blocks)"
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help=stride)
+    parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of the text")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one for each checkpoint")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
-    return parser
+    parser.add_argument("--device", **DEVICE)
+    return parser.run(evaluate, argv)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -100,21 +73,21 @@ def checkpoints_of(run_or_file: str | None) -> list[Path]:
 
 def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | None = None) -> dict[str, Any]:
     """Score a checkpoint on a text, by default on the one that it was validated on; returns the object for --json."""
-    checkpoint = read_checkpoint(path)
+    checkpoint, stride = read_checkpoint(path), arguments.stride
     ids, name = ids_to_score(checkpoint, text, arguments.split, skip_unknown=arguments.unknown == "skip")
     device, tokenizer = pick_device(arguments.device), checkpoint.tokenizer
-    loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, arguments.stride)
+    loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, stride)
     bits = loss / math.log(2)
     return {
         "checkpoint": os.fspath(path),
         "text": name,
         "precision": f"{checkpoint.scoring.precision} on {device}",
         f"{tokenizer.unit}s": len(ids) - 1,
-        "stride": arguments.stride,
+        "stride": stride,
         "loss": loss,
         f"bits_per_{tokenizer.unit}": bits,
         "bits_per_byte": bits * (len(ids) - 1) / bytes_of(tokenizer, ids),  # compares characters with bytes
-        "perplexity": math.exp(loss) if loss < 700 else None,
+        "perplexity": math.exp(min(loss, 700)),
         "accuracy": accuracy,
     }
 
@@ -175,7 +148,8 @@ def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tu
     autocast = AUTOCAST.get(settings.precision)
     loss, hits = 0.0, 0  # sums in float64
     with torch.autocast(device.type, autocast) if autocast else nullcontext():
-        for inputs, targets in windows(ids, block_size, settings.batch_size, block_size - stride + 1):
+        blocks = SequentialBlocks(ids, block_size, settings.batch_size, step=block_size - stride + 1)
+        for inputs, targets in map(blocks.__getitem__, range(len(blocks))):
             logits = model(inputs.to(device)).flatten(0, 1).float()  # (B * T, vocab_size)
             targets = targets.flatten().to(device)
             losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
@@ -186,21 +160,6 @@ def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tu
     return loss / (len(ids) - 1), hits / (len(ids) - 1)
 
 
-def windows(ids: Ids, block_size: int, batch_size: int, step: int) -> Iterator[Batch]:
-    """Windows of `block_size` ids, each `step` after the one before. Targets are the last `step` of each, and all of
-    the first one. Behind the text's end is padding."""
-    T = min(block_size, len(ids) - 1)
-    count = 1 + math.ceil((len(ids) - 1 - T) / step)
-    B = min(batch_size, count)
-    size = (B - 1) * step + T + 1  # ids in a batch
-    for first in range(0, count, B):
-        text = torch.from_numpy(ids[first * step : first * step + size].astype(np.int64))
-        blocks = F.pad(text, (0, size - len(text)), value=IGNORED).unfold(0, T + 1, step)  # (B, T + 1)
-        targets = blocks[:, 1:].clone()
-        targets[int(first == 0) :, : T - step] = IGNORED
-        yield blocks[:, :-1].clamp(min=0), targets
-
-
 def as_table(rows: list[dict[str, Any]]) -> str:
     """A line for each checkpoint."""
     head = ("loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "stride", "text", "checkpoint")
@@ -208,9 +167,8 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         unit = "character" if "characters" in row else "byte"
         losses = [row[key] for key in ("loss", f"bits_per_{unit}", "bits_per_byte", "perplexity")]
-        numbers = [f"{math.inf if loss is None else loss:.4f}" for loss in losses]
         counts = (f"{row['accuracy']:.2%}", f"{row[f'{unit}s']:,} {unit}s", str(row["stride"]))
-        lines.append((*numbers, *counts, row["text"], row["checkpoint"]))
+        lines.append((*(f"{loss:.4f}" for loss in losses), *counts, row["text"], row["checkpoint"]))
     return table(head, lines)
 
 

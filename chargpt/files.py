@@ -4,12 +4,16 @@ import errno
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +35,17 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Write `.NAME.tmp`, and rename it to `target` once it is complete and on disk; after an error the old file is
-    unchanged. One process at a time may write a target."""
+def replacing(target: Path, keep: Path | None = None) -> Iterator[Path]:
+    """The path of a file to write: it takes the place of `target`, which may be renamed to `keep`, once it is complete
+    and on disk; after an error the old file is unchanged. One process at a time may write a target."""
     half = target.with_name(f".{target.name}.tmp")
     half.unlink(missing_ok=True)  # left by a process that was killed; a link is not written through
     try:
-        with half.open("xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
+        yield half
+        with half.open("rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and target.exists():
+            replace(target, keep)
         replace(half, target)
     except BaseException:
         half.unlink(missing_ok=True)
@@ -49,8 +54,14 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
 
 def write(target: Path, content: bytes) -> None:
     """Write a whole file atomically."""
-    with replacing(target) as out:
-        out.write(content)
+    with replacing(target) as half:
+        half.write_bytes(content)
+
+
+def write_figure(target: Path, figure: "Figure") -> None:
+    """Write a figure as a PNG file. Figures are made without `pyplot`, which would keep them and look for a screen."""
+    with replacing(target) as half, warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
+        figure.savefig(half, format="png", dpi=120)
 
 
 def replace(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import NonFiniteError
-from chargpt.kernels.linear import fixed_weights
+from chargpt.kernels.layers import fixed_weights
 from chargpt.model import Model
 from chargpt.settings import require
 

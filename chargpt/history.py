@@ -1,17 +1,20 @@
-"""The files that record a run: its losses in `losses.csv`, its text samples in `samples.jsonl` and, for a job of a
-sweep, its swept values and how it ended in `job.json`.
+"""The files that record a run: its losses in `losses.csv`, its text samples in `samples.jsonl`, and those of a sweep:
+how it was started in `sweep.json` and, in each job's folder, its swept values and how it ended in `job.json`.
 
 Lightning is not imported here, so that a comparison or a page starts quickly.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from chargpt.files import write
+from chargpt.settings import make
 
 Item = TypeVar("Item")
 LOSSES, PICTURE, SAMPLES = "losses.csv", "loss.png", "samples.jsonl"
@@ -61,15 +64,87 @@ def read_samples(run: Path) -> list[Sample]:
     return samples
 
 
-def read_job(run: Path) -> dict[str, Any]:
-    """The record of a sweep's job: `number`, swept `values`, `finished` and `error`; empty for other runs, and if the
-    file is damaged."""
-    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        found = json.loads((run / JOB).read_bytes())
-        values = {key: value for key, value in found["values"].items() if isinstance(value, int | float | str | None)}
-        error = None if found["error"] is None else str(found["error"])
-        return {"number": int(found["number"]), "values": values, "finished": bool(found["finished"]), "error": error}
-    return {}
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep was last started: the swept keys, how many jobs run, and the arguments of train.py."""
+
+    swept: list[str] = field(default_factory=list)
+    jobs: int = 0
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        number: its place, from 0.
+        values: of the swept keys.
+        finished: it reached its length or stopped early; a time limit or a signal did not cut it off.
+        error: why it failed.
+    """
+
+    number: int
+    values: dict[str, bool | int | float | str | None]
+    finished: bool = False
+    error: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The swept values as text: 1, 1.0 and true differ, as they do for Lightning."""
+        return json.dumps(self.values, sort_keys=True)
+
+    @property
+    def title(self) -> str:
+        """Its swept values, for people."""
+        names = short_names(self.values)
+        return ", ".join(f"{names[key]}={shown(value)}" for key, value in self.values.items()) or "defaults"
+
+    @property
+    def state(self) -> str:
+        """How it ended."""
+        return f"failed: {self.error}" if self.error else "finished" if self.finished else "not finished"
+
+
+def read_plan(sweep: Path) -> Plan:
+    """The plan in a sweep's folder; empty if the file is missing or damaged."""
+    return _read(sweep / SWEEP, Plan) or Plan()
+
+
+def read_job(run: Path) -> Job | None:
+    """The job in a run's folder; None for other runs, and if the file is damaged."""
+    return _read(run / JOB, Job)
+
+
+def _read(file: Path, kind: type[Item]) -> Item | None:
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        return make(file.name, kind, json.loads(file.read_bytes()))
+    return None
+
+
+def write_record(folder: Path, record: Plan | Job) -> None:
+    """Write a sweep's plan or a job into its folder."""
+    file = folder / (SWEEP if isinstance(record, Plan) else JOB)
+    write(file, json.dumps(asdict(record), indent=1).encode())
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each key without its group, unless another one ends alike."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    often = Counter(last.values())
+    return {key: name if often[name] == 1 else key for key, name in last.items()}
+
+
+def shown(value: Any) -> str:
+    """A value in a name or a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return (value if isinstance(value, str) else json.dumps(value))[:60]
+
+
+def best_of(points: Sequence[Point]) -> Point | None:
+    """The validation of the lowest loss; None if there was none."""
+    return min(points, key=lambda point: point.val_loss, default=None)
 
 
 def add_losses(run: Path, point: Point) -> None:
@@ -84,24 +159,13 @@ def add_sample(run: Path, sample: Sample) -> None:
         file.write(_line(sample))
 
 
-def drop_losses_after(run: Path, step: int) -> None:
-    """Drop the validations after the step from which a run resumes."""
+def drop_after(run: Path, step: int) -> None:
+    """Drop the losses and samples after the step from which a run resumes."""
     if (run / LOSSES).exists():
         rows = [_row(point) for point in read_losses(run) if point.step <= step]
         write(run / LOSSES, "".join([_HEADER, *rows]).encode())
-
-
-def drop_samples_after(run: Path, step: int) -> None:
-    """Drop the text samples after the step from which a run resumes."""
     if (run / SAMPLES).exists():
         write(run / SAMPLES, b"".join(_line(sample) for sample in read_samples(run) if sample.step <= step))
-
-
-def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """At most so many of the items, evenly spaced, with the first and the last."""
-    if len(items) <= most:
-        return items
-    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
 def _row(point: Point) -> str:

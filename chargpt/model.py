@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from chargpt.attention import KVCache, causal_attention, rotary_turns, rotate
 from chargpt.errors import UserError
-from chargpt.kernels.dropout import Dropout
-from chargpt.kernels.linear import Linear
+from chargpt.kernels.layers import Dropout, Linear
 from chargpt.settings import require, require_at_least
 
 POSITIONS = ("learned", "rotary")

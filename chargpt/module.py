@@ -23,7 +23,8 @@ CPU_PART = 4096  # characters
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
-    """Whether Lightning writes the metrics of an optimizer step, counted from 1, to the logger."""
+    """Whether Lightning writes the metrics of an optimizer step, counted from 1, to the logger. On other steps, logging
+    would only take time."""
     return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer has it, undeclared
 
 
@@ -95,21 +96,16 @@ class CharLM(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)
-        if self.should_log:
+        if is_logged(self.trainer, self.global_step + 1):
             metrics: dict[str, Tensor | float] = {"train/loss": loss.detach(), "step": float(self.global_step + 1)}
             self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.should_log:
+        if is_logged(self.trainer, self.global_step + 1):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", nn.utils.get_total_norm(gradients))  # before clipping
             self.log("lr", optimizer.param_groups[0]["lr"])
-
-    @property
-    def should_log(self) -> bool:
-        """Whether Lightning writes the present step to the logger. On other steps, the calls would only take time."""
-        return is_logged(self.trainer, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
@@ -119,35 +115,23 @@ class CharLM(LightningModule):
         self.accuracy.update(logits.flatten(0, 1), targets.flatten())
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self._scores("val")
-        if not self.trainer.sanity_checking:
-            self.best_val_loss.update(metrics["val/loss"])
-            metrics["val/best_loss"] = self.best_val_loss.compute()
-        self.log_dict(metrics, sync_dist=True)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self._scores("test"), sync_dist=True)
-
-    def _scores(self, part: str) -> dict[str, Tensor | float]:
-        """The metrics of all batches and devices, which are then reset."""
         loss = self.mean_loss.compute()
-        scores: dict[str, Tensor | float] = {
-            f"{part}/loss": loss,  # nats per character, or per byte
-            f"{part}/perplexity": loss.exp(),
-            f"{part}/bp{self.tokenizer.unit[0]}": loss / math.log(2),  # bits per character (bpc), or per byte (bpb)
-            f"{part}/accuracy": self.accuracy.compute(),
+        metrics: dict[str, Tensor | float] = {
+            "val/loss": loss,  # nats per character, or per byte
+            "val/perplexity": loss.exp(),
+            f"val/bp{self.tokenizer.unit[0]}": loss / math.log(2),  # bits per character (bpc), or per byte (bpb)
+            "val/accuracy": self.accuracy.compute(),
             "step": float(self.global_step),
         }
         self.mean_loss.reset()
         self.accuracy.reset()
-        return scores
+        if not self.trainer.sanity_checking:
+            self.best_val_loss.update(loss)
+            metrics["val/best_loss"] = self.best_val_loss.compute()
+        self.log_dict(metrics, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_config.build(self.net)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(self.optimizer_config, step, self.trainer.max_steps)
-        )
+        config, steps = self.optimizer_config, self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -75,18 +75,12 @@ class AdamWConfig(OptimizerConfig):
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
         embeddings = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they decay
+        groups: dict[float, list[nn.Parameter]] = {self.weight_decay: [], 0.0: []}
         for parameter in net.parameters():
-            groups[parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": groups[True], "weight_decay": self.weight_decay},
-                {"params": groups[False], "weight_decay": 0.0},
-            ],
-            lr=self.lr,
-            betas=(self.betas[0], self.betas[1]),
-            fused=True,
-        )
+            decays = parameter.dim() >= 2 and id(parameter) not in embeddings
+            groups[self.weight_decay if decays else 0.0].append(parameter)
+        params = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+        optimizer = torch.optim.AdamW(params, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)
         unscale_before_step(optimizer)
         return optimizer
 

@@ -20,11 +20,8 @@ def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, def
 
 
 def make(group: str, kind: type[Config], options: Any) -> Config:
-    """A dataclass from a mapping; missing fields have their defaults. Types are checked here, ranges by the class.
-
-    Args:
-        group: for messages: `model` for `model.n_layer`.
-    """
+    """A dataclass from a mapping; missing fields have their defaults. Types are checked here, ranges by the class. The
+    `group` is for messages: `model` for `model.n_layer`."""
     if not isinstance(options, dict):
         raise UserError(f"{group} must be a mapping of options; got {options!r:.100}")
     types_of = typing.get_type_hints(kind)

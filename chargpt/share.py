@@ -14,50 +14,23 @@ import torch
 from safetensors.torch import load, save
 
 from chargpt import card
-from chargpt.checkpoint import CONFIG, FORMAT, WEIGHTS, Checkpoint, find_checkpoint, public_name, read_checkpoint
-from chargpt.command_line import Parser, file_name, quoted
+from chargpt.checkpoint import CONFIG, WEIGHTS, Checkpoint, find_checkpoint, public_name, read_checkpoint
+from chargpt.command_line import CKPT, Parser, file_name, quoted
 from chargpt.errors import UserError, tell
 from chargpt.files import write
-
-README = """# A language model of {unit}s
-
-It gives the probabilities of the next {unit} of a text.
-
-{facts}
-
-`best_loss` is the lowest validation loss of the run: nats per {unit}, over the second share of `split` of the text,
-or over a separate text.
-
-`model.safetensors` holds the weights, `config.json` the settings and the characters in order of id (null if the ids are
-bytes). They need PyTorch and safetensors only. In this folder, this program writes a text of 200 {unit}s:
-
-```python
-{code}```
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return build_parser().run(share, argv)
-
-
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m chargpt.share",
-        description="Write a trained model into a folder that people can use without this project.",
-    )
-    parser.add_argument(
-        "--ckpt", type=file_name, metavar="RUN_OR_FILE", help="a run's folder or a checkpoint (default: newest run)"
-    )
+    parser = Parser(prog="python -m chargpt.share", description="Write a trained model for use without this project.")
+    parser.add_argument("--ckpt", **CKPT)
     parser.add_argument("folder", type=file_name, metavar="DIR", help="a new or empty folder")
-    return parser
+    return parser.run(share, argv)
 
 
 def share(arguments: argparse.Namespace) -> None:
     """Write the folder."""
     path, folder = find_checkpoint(arguments.ckpt), Path(arguments.folder)
-    if arguments.ckpt is None:
-        tell(f"Sharing {path}")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: name a new folder")
     files = contents(read_checkpoint(path))
@@ -70,7 +43,6 @@ def share(arguments: argparse.Namespace) -> None:
 def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of a folder, by name: the weights first, so that a full disk shows before anything else is written."""
     config: dict[str, Any] = {
-        "format_version": FORMAT,
         "model": asdict(checkpoint.model.config),
         "characters": checkpoint.tokenizer.characters,
         "text": {key: public_name(each) if key.endswith("name") else each for key, each in checkpoint.text.items()},
@@ -81,10 +53,11 @@ def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     weights = save(checkpoint.model.state_dict(), {"format": "pt"})
     check_card(checkpoint, config["model"], weights)
     # As JSON, which escapes a stranger's text, in an indented block, where nothing is markup
-    facts = {key: value for key, value in config.items() if key not in ("format_version", "characters")}
+    facts = {key: value for key, value in config.items() if key != "characters"}
     facts["parameters"] = sum(weight.numel() for weight in checkpoint.model.parameters())
     shown = textwrap.indent(json.dumps(facts, indent=2), "    ")
-    readme = README.format(unit=checkpoint.tokenizer.unit, facts=shown, code=inspect.getsource(card))
+    template = Path(__file__).with_name("share.md").read_text(encoding="utf-8")
+    readme = template.format(unit=checkpoint.tokenizer.unit, facts=shown, code=inspect.getsource(card))
     return {WEIGHTS: weights, CONFIG: json.dumps(config, indent=2).encode(), "README.md": readme.encode()}
 
 

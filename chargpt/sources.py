@@ -26,29 +26,11 @@ class Text(NamedTuple):
     files: list[Path]
 
 
-class UnavailableError(UserError):
-    """The text is not on this machine and cannot be downloaded now; another source may do instead."""
-
-
 def cache_folder() -> Path:
     """Where this project caches: on Linux `~/.cache/chargpt`, or below `XDG_CACHE_HOME`."""
     import pooch  # takes a while to import, and only training needs it
 
     return Path(pooch.os_cache("chargpt"))
-
-
-def find_text(source: str, path: str | list[str] | None = None, fallback: str | None = None) -> Text:
-    """The text of a source, or with a warning that of `fallback` if it is unavailable; for `path` see `find_files`."""
-    try:
-        return SOURCES[source](path)
-    except UnavailableError as error:
-        if fallback in (None, source):
-            raise
-        text = SOURCES[fallback](path)
-        log.warning(
-            f"NOT TRAINING ON {source.upper()}, but on {text.name}: {error}; data.fallback=null: an error instead"
-        )
-        return text
 
 
 def shakespeare(path: object) -> Text:
@@ -64,17 +46,14 @@ def shakespeare(path: object) -> Text:
             http = pooch.HTTPDownloader(progressbar=True, timeout=(3, 10))
             pooch.retrieve(SHAKESPEARE_URL, f"sha256:{SHAKESPEARE_SHA256}", SHAKESPEARE_FILE, folder, downloader=http)
         except Exception as error:  # of name resolution, a connection, a proxy, a folder, a hash
-            raise UnavailableError(
-                f"Tiny Shakespeare is not at {file}, and the download failed ({type(error).__name__}:"
-                f" {first_line(error)}). Connect to the network, or set CHARGPT_DATA_DIR to a folder that holds"
-                f" {SHAKESPEARE_FILE} ({SHAKESPEARE_URL}), or train on another text: data=file data.path=my.txt"
+            raise UserError(
+                f"cannot download tiny Shakespeare ({type(error).__name__}: {first_line(error)}). Connect to the"
+                f" network, put {SHAKESPEARE_URL} at {file}, or train on Python's documentation: data=pydocs"
             ) from error
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHAKESPEARE_SHA256:
-        raise UserError(
-            f"{file} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256};"
-            f" remove it, or train on it as it is with data=file data.path={file}"
-        )
+        wrong = f"{file} is not tiny Shakespeare: its SHA-256 is {digest}, not {SHAKESPEARE_SHA256}"
+        raise UserError(f"{wrong}; remove it, or train on it as it is with data=file data.path={file}")
     return Text("tiny Shakespeare", [file])
 
 
@@ -107,13 +86,12 @@ def find_files(path: str | list[str] | None, option: str = "data.path=") -> Text
         forms = (each, unicodedata.normalize("NFC", each), unicodedata.normalize("NFD", each))
         found = next(filter(None, map(_files_at, forms)), [])
         if not found:
-            raise UserError(
-                f"no text at {option}{each}: no such file, no .txt or .txt.gz file in such a folder, no match of a glob"
-                f" such as {option}'folder/**/*.md'"
-            )
+            wanted = "a file, a folder with .txt or .txt.gz files, or a glob such as 'folder/**/*.md'"
+            raise UserError(f"no text at {option}{each}: it takes {wanted}")
         for file in found:
             files.setdefault(os.path.realpath(file), file)
-    return Text(", ".join(paths), list(files.values()))
+    count = f" ({len(files):,} files)" if len(files) > 1 else ""
+    return Text(", ".join(each.rstrip("/") for each in paths) + count, list(files.values()))
 
 
 def _files_at(path: str) -> list[Path]:

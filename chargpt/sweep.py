@@ -19,13 +19,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chargpt import errors
-from chargpt.compare import Job, Plan, read_plan, read_sweep, report, save
+from chargpt.compare import read_sweep, report, save
 from chargpt.errors import UserError, tell
-from chargpt.history import read_job
+from chargpt.history import Job, Plan, best_of, read_job, read_losses, read_plan, write_record
 from chargpt.run import devices
 from chargpt.run.config import hydra_errors, with_quoted_paths
-from chargpt.run.folder import check_contents, has_state, held
-from chargpt.run.resume import load_state
+from chargpt.run.folder import check_contents, held
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
 
@@ -56,22 +55,22 @@ def sweeping(config: DictConfig) -> Iterator[None]:
     check_contents(folder)
     with held(folder):
         sweep = read_sweep(folder)
-        if sweep.jobs and config.resume != "allow":
+        if sweep.results and config.resume != "allow":
             raise UserError(f"{folder} holds a sweep already: add resume=allow to resume it")
         if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
         words = [_as_typed(each) for each in sys.argv[1:] if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
         plan = Plan(list(swept), n_trials or _number_of_jobs(swept), words)
-        plan.write(folder)
+        write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
         try:
             yield
         finally:
             sweep = read_sweep(folder)
-            if sweep.jobs:  # else something is wrong with all
+            if sweep.results:  # else something is wrong with all
                 tell(f"\n{report(sweep)}")
                 save(sweep)
-    if missing := len(sweep.jobs) - sweep.finished:
+    if missing := len(sweep.results) - sweep.finished:
         sys.exit(f"error: {missing} of {sweep.size} jobs did not finish")
 
 
@@ -99,52 +98,42 @@ def _as_typed(argument: str) -> str:
     return bare if with_quoted_paths([bare]) == [argument] else argument
 
 
-def run_job(cfg: DictConfig, run: Callable[[DictConfig], float]) -> float:
+def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) -> float:
     """A job of a sweep: its lines go to its log, and one line on the terminal shows how it went. If it fails, the sweep
     goes on, and its loss is infinite, since a search needs a number."""
     hydra = HydraConfig.get()
     folder, plan = Path(hydra.runtime.output_dir), read_plan(Path(hydra.runtime.cwd, hydra.sweep.dir))
-    job = Job(folder, hydra.job.num, _swept_values(plan, hydra.overrides.task))
-    before = read_job(folder)
-    if before and Job(folder, **before).identity != job.identity:
-        title = Job(folder, **before).title
-        raise UserError(f"{folder} holds the job {title}: hydra.sweep.subdir has to depend on each value")
+    job = Job(hydra.job.num, _swept_values(plan, hydra.overrides.task))
+    if (before := read_job(folder)) and before.identity != job.identity:
+        raise UserError(f"{folder} holds the job {before.title}: hydra.sweep.subdir has to depend on each value")
     if devices.number_of_devices(cfg.trainer) > 1:
         raise UserError(ONE_DEVICE)
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
-    job.write()
+    write_record(folder, job)
+    loss = math.inf
     try:
         with hydra_errors():
-            run(cfg)
-        job = replace(job, finished=_has_finished(folder, cfg.trainer))
+            loss, finished = run(cfg)
+        job = replace(job, finished=finished)
     except Exception as raised:
         errors.report(raised)
         job = replace(job, error=errors.in_words(raised))
-    job.write()
+    write_record(folder, job)
     went = job.state
-    if job.curve and not job.error:
-        loss, step, *_, seconds = job.measured
-        went = f"val loss {loss:.4f} at step {step:,}, {seconds:,.0f} s, {went}"
+    if (best := best_of(curve := read_losses(folder))) and not job.error:
+        went = f"val loss {best.val_loss:.4f} at step {best.step:,}, {curve[-1].seconds:,.0f} s, {went}"
     tell(f"{job.number + 1} of {plan.jobs}: {job.title}: {went}")
-    return math.inf if job.error else job.loss
-
-
-def _has_finished(folder: Path, trainer: DictConfig) -> bool:
-    """Whether a run that ended without an error is complete: not so if it reached a time limit before its length."""
-    if not trainer.get("max_time"):
-        return True
-    state = load_state(folder) if has_state(folder) else None
-    return state is not None and (state.stopped_early or state.step >= trainer.max_steps)
+    return loss
 
 
 def job_folder(sweep: str, number: int, overrides: ListConfig) -> str:
     """The name of a job's folder: its number and its swept values. A job of an earlier start with the same values keeps
     its folder, even if its number was another."""
     found = read_sweep(Path(sweep))
-    job = Job(Path(), number, _swept_values(found.plan, overrides))
-    before = {each.identity: each.folder.name for each in found.jobs}
+    job = Job(number, _swept_values(found.plan, overrides))
+    before = {each.job.identity: each.folder.name for each in found.results}
     plain = re.sub(r"[^\w.,=+-]", "_", f"{number}_{job.title.replace(', ', ',')}").encode()
     name = plain[:190].decode(errors="ignore")  # file systems take 255
     if name in before.values():  # another job's values look the same in a name
@@ -157,10 +146,10 @@ OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for c
 
 def _swept_values(plan: Plan, overrides: Iterable[str]) -> dict[str, Any]:
     """The values of the swept keys among a job's overrides: numbers, booleans, null, or text."""
-    parsed = [
-        each for each in OverridesParser.create().parse_overrides(list(overrides)) if each.key_or_group in plan.swept
-    ]
-    values = {each.key_or_group: (each.value(), each.get_value_element_as_str()) for each in parsed}
-    return {
-        key: value if isinstance(value, int | float | str | None) else text for key, (value, text) in values.items()
-    }
+    values: dict[str, Any] = {}
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        if each.key_or_group in plan.swept:
+            value = each.value()
+            is_plain = isinstance(value, int | float | str | None)
+            values[each.key_or_group] = value if is_plain else each.get_value_element_as_str()
+    return values

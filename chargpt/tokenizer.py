@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from chargpt.errors import UserError
 
+BLANKS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+
 
 class UnknownCharacterError(UserError):
     """A text has characters that the vocabulary lacks; `characters` holds them, each once, in order of appearance."""
@@ -43,9 +45,6 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.characters)
 
-    def __contains__(self, character: str) -> bool:
-        return character in self._ids
-
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
         """The ids of a text, one per character; raises UnknownCharacterError unless `skip_unknown`."""
         unknown = "".join(char for char in dict.fromkeys(text) if char not in self._ids)
@@ -78,9 +77,6 @@ class ByteTokenizer:
     characters = None
     vocab_size = 256
 
-    def __contains__(self, character: str) -> bool:
-        return True
-
     def encode(self, text: str, *, skip_unknown: bool = False) -> list[int]:
         """The bytes of a text, including those of a command line that are not UTF-8."""
         return list(text.encode(errors="surrogateescape"))
@@ -104,3 +100,10 @@ KINDS = (CharTokenizer.kind, ByteTokenizer.kind)
 def tokenizer_of(characters: str | None) -> Tokenizer:
     """The tokenizer of a vocabulary; None stands for bytes."""
     return ByteTokenizer() if characters is None else CharTokenizer(characters)
+
+
+def visible(character: str) -> str:
+    """How pictures show a character: a symbol for a blank, an escape for others that cannot be printed."""
+    if character in BLANKS:
+        return BLANKS[character]
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -78,13 +78,13 @@ def start(folder: Path, *overrides: str) -> float:
     """Train in this process, with the overrides stored as train.py does."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
-    return train(composed(*overrides, f"run_dir={folder}"))
+    return train(composed(*overrides, f"run_dir={folder}")).best_loss
 
 
 def resume(folder: Path, *overrides: str) -> float:
     """Resume a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
     stored = [*replayed(folder, overrides), *overrides]
-    best = train(resumed(folder, *overrides), load_state(folder))
+    best = train(resumed(folder, *overrides), load_state(folder)).best_loss
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
     return best
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from chargpt import compare
-from chargpt.compare import Job, Plan, draw, read_sweep, report, short_names
-from chargpt.history import Point, add_losses
+from chargpt.compare import draw, read_sweep, report
+from chargpt.history import Job, Plan, Point, add_losses, short_names, write_record
 
 
 def job(sweep, number, losses=(), finished=True, error=None, speed=1000.0, **values):
     folder = sweep / f"{number}_job"
     folder.mkdir(parents=True)
-    made = Job(folder, number, {key.replace("__", "."): value for key, value in values.items()}, finished, error)
-    made.write()
+    made = Job(number, {key.replace("__", "."): value for key, value in values.items()}, finished, error)
+    write_record(folder, made)
     for n, loss in enumerate(losses, start=1):
         add_losses(folder, Point(100 * n, 10.0 * n, loss + 0.1, loss, speed * n))
     return made
@@ -31,7 +31,7 @@ def sweep(tmp_path):
     job(folder, 2, [2.5], finished=False, optimizer__lr=0.001, seed=3)
     job(folder, 3, [2.0, 2.125], optimizer__lr=0.01, seed=1)
     job(folder, 4, [], finished=False, error="out of memory", optimizer__lr=0.01, seed=2)
-    Plan(["optimizer.lr", "seed"], 6, ["--config-dir", "a b", "x=1,2"]).write(folder)
+    write_record(folder, Plan(["optimizer.lr", "seed"], 6, ["--config-dir", "a b", "x=1,2"]))
     return folder
 
 
@@ -111,7 +111,7 @@ def test_the_newest_is_the_default(sweep, tmp_path, monkeypatch, capsys):
     os.renames(sweep, "outputs/sweeps/old")
     os.utime("outputs/sweeps/old/sweep.json", (1, 1))
     job(Path("outputs/sweeps/a new"), 0, [1.0], seed=1)
-    Plan(["seed"], 3, []).write(Path("outputs/sweeps/a new"))
+    write_record(Path("outputs/sweeps/a new"), Plan(["seed"], 3, []))
     assert compare.main([]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("outputs/sweeps/a new: 1 of 3 jobs finished")
@@ -131,16 +131,17 @@ def test_records_are_read_as_they_were_written(tmp_path):
         job(tmp_path, 10),
     ]
     plan = Plan(["seed"], 5, ["seed=1,2,3"])
-    plan.write(tmp_path)
+    write_record(tmp_path, plan)
     sweep = read_sweep(tmp_path)
-    assert (sweep.jobs, sweep.plan, sweep.finished, sweep.size) == (jobs, plan, 2, 5)
+    found = [each.job for each in sweep.results]
+    assert (found, sweep.plan, sweep.finished, sweep.size) == (jobs, plan, 2, 5)
     assert sweep.keys == ["seed", *(key for key in values if key != "seed")]
     assert [each.state for each in jobs] == ["finished", "not finished", "failed: \x1b[2J ü", "finished"]
 
 
 def test_values_that_lightning_takes_differently_are_other_jobs(tmp_path):
-    assert len({Job(tmp_path, 0, {"a": value}).identity for value in (1, 1.0, True, "1", None)}) == 5
-    assert Job(tmp_path, 0, {"a": 1, "b": 2}).identity == Job(tmp_path, 1, {"b": 2, "a": 1}, error="no").identity
+    assert len({Job(0, {"a": value}).identity for value in (1, 1.0, True, "1", None)}) == 5
+    assert Job(0, {"a": 1, "b": 2}).identity == Job(1, {"b": 2, "a": 1}, error="no").identity
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def test_values_that_lightning_takes_differently_are_other_jobs(tmp_path):
     ids=["empty", "half", "list", "binary", "types"],
 )
 def test_damaged_files_are_left_out(damage, tmp_path, capsys):
-    made = job(tmp_path, 0, a=[], b=1)
-    for file in (job(tmp_path, 1).folder / "job.json", tmp_path / "sweep.json"):
+    job(tmp_path, 0, b=1)
+    for file in (tmp_path / f"{job(tmp_path, 1).number}_job" / "job.json", tmp_path / "sweep.json"):
         file.write_bytes(damage)
     sweep = read_sweep(tmp_path)
-    assert [job.values for job in sweep.jobs] == [{"b": 1}]
+    assert [each.job.values for each in sweep.results] == [{"b": 1}]
     assert (sweep.plan, sweep.size) == (Plan(), 1)
-    (made.folder / "job.json").unlink()
+    (tmp_path / "0_job" / "job.json").unlink()
     for folder in (tmp_path, tmp_path / "none"):
         assert compare.main([str(folder)]) == 2
         assert capsys.readouterr().err.startswith(f"error: {folder} is not the folder of a sweep")

@@ -51,6 +51,6 @@ def test_errors_in_one_line(error, status, message, caplog):
 
 def test_a_stop_ends_the_process_with_its_code():
     """No handler of errors catches it; a sweep's job in another process sends it to the first one."""
-    for stopped in (Stopped(143, 7, saved=True), pickle.loads(pickle.dumps(Stopped(143, 7, saved=True)))):
-        assert (stopped.code, stopped.step, stopped.saved) == (143, 7, True)
-        assert not isinstance(stopped, Exception)
+    stopped = pickle.loads(pickle.dumps(Stopped(143)))
+    assert stopped.code == 143
+    assert not isinstance(stopped, Exception)

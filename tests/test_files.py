@@ -3,9 +3,10 @@
 import os
 
 import pytest
+from matplotlib.figure import Figure
 
 from chargpt import files
-from chargpt.files import find, replacing, write
+from chargpt.files import find, replacing, write, write_figure
 
 
 def test_find_follows_links_once_and_leaves_hidden_files_out(tmp_path):
@@ -21,7 +22,7 @@ def test_find_follows_links_once_and_leaves_hidden_files_out(tmp_path):
 def test_an_error_leaves_what_was_there(tmp_path):
     write(tmp_path / "a.txt", b"before")
     with pytest.raises(TypeError), replacing(tmp_path / "a.txt") as out:
-        out.write("half")
+        out.write_bytes("half")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_bytes() == b"before"
 
@@ -50,3 +51,11 @@ def test_a_file_that_is_busy_for_a_moment(tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         write(tmp_path / "b.txt", b"whole")
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_figure_becomes_a_file_also_if_its_font_lacks_a_character(tmp_path, recwarn):
+    figure = Figure()
+    figure.text(0.5, 0.5, "道")
+    write_figure(tmp_path / "a.png", figure)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert not recwarn.list

@@ -7,28 +7,25 @@ from chargpt.history import (
     Sample,
     add_losses,
     add_sample,
-    drop_losses_after,
-    drop_samples_after,
+    drop_after,
     read_losses,
     read_samples,
 )
 
 POINTS = [Point(4, 0.5, 3.25, 3.5, 1000.0), Point(8, 1.0, 3.0, 3.125, 2000.0), Point(12, 1.5, 2.75, 3.0, 1500.0)]
-TEXTS = [Sample(step, text) for step, text in enumerate(["line\nline", "\u2028 道 \x1b[2J", ""])]
+TEXTS = [Sample(4 * step, text) for step, text in enumerate(["line\nline", "\u2028 道 \x1b[2J", ""], 1)]
 
 
 def test_what_is_added_is_read_back_and_dropped_after_a_step(tmp_path):
     assert read_losses(tmp_path) == read_samples(tmp_path) == []
-    drop_losses_after(tmp_path, 9)
-    drop_samples_after(tmp_path, 1)
+    drop_after(tmp_path, 9)
     assert not list(tmp_path.iterdir())
     for point, text in zip(POINTS, TEXTS, strict=True):
         add_losses(tmp_path, point)
         add_sample(tmp_path, text)
     assert (tmp_path / LOSSES).read_text(encoding="utf-8").startswith("step,seconds,train_loss,val_loss")
     assert (read_losses(tmp_path), read_samples(tmp_path)) == (POINTS, TEXTS)
-    drop_losses_after(tmp_path, 9)
-    drop_samples_after(tmp_path, 1)
+    drop_after(tmp_path, 9)
     assert (read_losses(tmp_path), read_samples(tmp_path)) == (POINTS[:2], TEXTS[:2])
     add_losses(tmp_path, POINTS[2])
     assert read_losses(tmp_path) == POINTS
@@ -37,7 +34,7 @@ def test_what_is_added_is_read_back_and_dropped_after_a_step(tmp_path):
 def test_a_number_that_was_not_measured_is_blank(tmp_path):
     """Before the first logged step."""
     add_losses(tmp_path, Point(4, 0.5, math.nan, 3.5, math.nan))
-    drop_losses_after(tmp_path, 9)
+    drop_after(tmp_path, 9)
     assert (tmp_path / LOSSES).read_text(encoding="utf-8").splitlines()[1] == "4,0.5,,3.5,"
     [point] = read_losses(tmp_path)
     assert (point.step, point.val_loss) == (4, 3.5)

@@ -94,7 +94,7 @@ def test_zero_init_begins_with_blocks_that_change_nothing(idx):
 def test_dropout_sits_in_three_places(gpt, idx, monkeypatch):
     """Dropping all that can be dropped leaves nothing of either half of a block: only the embeddings get through."""
     nothing = lambda *shape: torch.full(shape, 255, dtype=torch.uint8)  # noqa: E731
-    monkeypatch.setattr("chargpt.kernels.dropout.random_bytes", nothing)
+    monkeypatch.setattr("chargpt.kernels.layers.random_bytes", nothing)
     gpt.train()
     plain = gpt.lm_head(gpt.ln_f(gpt.token_embedding_table(idx) + gpt.position_embedding_table.weight))
     torch.testing.assert_close(gpt(idx), plain)

@@ -155,7 +155,11 @@ def test_runs_and_files_by_other_names(tiny_run, run, tmp_path, monkeypatch):
     arguments = ("--max-new-tokens", "5", "--seed", "1")
     assert run(*arguments, "--out=~/text.txt", ckpt="~/outputs/day/run") == (0, "", "")
     newest = Path("outputs", "day", "run", "checkpoints", "best.ckpt")
-    assert run(*arguments, ckpt=None) == (0, Path("text.txt").read_text(encoding="utf-8"), f"Sampling {newest}\n")
+    assert run(*arguments, ckpt=None) == (
+        0,
+        Path("text.txt").read_text(encoding="utf-8"),
+        f"The newest run: {newest}\n",
+    )
 
 
 def test_an_error_before_the_first_character_leaves_the_file(run, tmp_path, monkeypatch):

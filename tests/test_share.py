@@ -167,7 +167,7 @@ def test_a_foreign_or_edited_config(shared):
     config = json.loads((shared / "config.json").read_bytes())
     changes = ({"model": {"name": "gpt", "activation": "gelu"}}, {"step": "7"}, {"text": 5})
     edited = (json.dumps(config | change).encode() for change in changes)
-    for content in (b"{", b"[" * 100_000, b"[1]", b'{"model_type": "gpt2"}', b'{"format_version": 2}', *edited):
+    for content in (b"{", b"[" * 100_000, b"[1]", b'{"model_type": "gpt2"}', *edited):
         (shared / "config.json").write_bytes(content)
         refused(shared)
 

@@ -12,7 +12,7 @@ import pytest
 from chargpt import sources as room
 from chargpt.corpus import encode_text
 from chargpt.errors import UserError
-from chargpt.sources import find_files, find_text
+from chargpt.sources import find_files, pydocs, shakespeare
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_folder(tmp_path):
     make(tmp_path, "a.txt.gz", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "__MACOSX/._a.txt")
     expected = ["a.txt", "b.txt", "sub.txt/[d] é.txt", "sub.txt/c.txt", "sub.txt/deep/e.txt.gz"]
     assert found(tmp_path) == found(f"{tmp_path}/") == expected
-    assert find_files(str(tmp_path)).name == str(tmp_path)
+    assert find_files(str(tmp_path)).name == f"{tmp_path} (5 files)"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_list(tmp_path):
     """Files, folders and globs in this order, each file once."""
     make(tmp_path, "b.txt", "a.txt", "x/c.txt", "x/d.txt")
     assert found(tmp_path / "b.txt", tmp_path / "x", tmp_path / "*.txt") == ["b.txt", "x/c.txt", "x/d.txt", "a.txt"]
-    assert find_text("file", [f"{tmp_path}/b.txt", f"{tmp_path}/x"]).name == f"{tmp_path}/b.txt, {tmp_path}/x"
+    assert find_files([f"{tmp_path}/b.txt", f"{tmp_path}/x"]).name == f"{tmp_path}/b.txt, {tmp_path}/x (3 files)"
     (tmp_path / "x" / "link.txt").symlink_to("c.txt")
     (tmp_path / "x" / "itself").symlink_to(".")
     assert found(tmp_path / "x") == found(tmp_path / "x/**/*.txt") == ["x/c.txt", "x/d.txt"]
@@ -92,7 +92,7 @@ def test_an_accent_in_the_other_form(typed, stored, tmp_path):
     [
         *((path, r"a text is missing: data\.path=my\.txt") for path in (None, "", [])),
         (["notes.md", "none.txt"], r"no text at data\.path=none\.txt"),
-        (".", r"no \.txt or \.txt\.gz file in such a folder, .* a glob such as data\.path='folder/\*\*/\*\.md'"),
+        (".", r"a folder with \.txt or \.txt\.gz files, or a glob such as 'folder/\*\*/\*\.md'"),
         *((path, "no text at data") for path in ("a\0b", "x" * 5000, "notes.md/a.txt")),
     ],
 )
@@ -100,18 +100,18 @@ def test_no_such_text(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "notes.md")
     with pytest.raises(UserError, match=message):
-        find_text("file", path)
+        find_files(path)
 
 
 def test_pydocs(cache):
-    (file,) = find_text("pydocs").files
+    (file,) = pydocs(None).files
     content, written = file.read_bytes(), file.stat()
     assert len(content) > 300_000
     assert b"assert_stmt" in content
-    find_text("pydocs")
+    pydocs(None)
     assert file.stat().st_ino == written.st_ino  # it is not written again
     file.write_text("of another Python")
-    find_text("pydocs")
+    pydocs(None)
     assert file.read_bytes() == content
 
 
@@ -120,7 +120,7 @@ def test_wrong_shakespeare_is_refused_and_left_alone(tmp_path, monkeypatch):
     file.write_text("To be")
     monkeypatch.setenv("CHARGPT_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match="is not tiny Shakespeare: its SHA-256 is"):
-        find_text("shakespeare")
+        shakespeare(None)
     assert file.read_text() == "To be"
 
 
@@ -133,22 +133,22 @@ def test_a_download_is_checked(tmp_path, cache, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(room, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
-        with pytest.raises(UserError, match=r"download failed .*hash.* CHARGPT_DATA_DIR"):
-            find_text("shakespeare")
+        with pytest.raises(UserError, match=r"cannot download .*hash.* at .*tinyshakespeare\.txt, or .* data=pydocs"):
+            shakespeare(None)
         assert not [file for file in cache.rglob("*") if file.is_file()]
         monkeypatch.setattr(room, "SHAKESPEARE_SHA256", hashlib.sha256(page).hexdigest())
-        (file,) = find_text("shakespeare").files
+        (file,) = shakespeare(None).files
         assert (file.read_bytes(), cache in file.parents) == (page, True)
         server.shutdown()
     file.unlink()
-    with pytest.raises(UserError, match=r"download failed .*Connection"):  # nobody answers any more
-        find_text("shakespeare")
+    with pytest.raises(UserError, match=r"cannot download .*Connection"):  # nobody answers any more
+        shakespeare(None)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("CHARGPT_DATA_DIR" not in os.environ, reason="needs the real text, in CHARGPT_DATA_DIR")
 def test_the_lectures_text():
-    corpus = encode_text(find_text("shakespeare"))
+    corpus = encode_text(shakespeare(None))
     assert (len(corpus.ids), corpus.tokenizer.vocab_size) == (1_115_394, 65)
     assert corpus.tokenizer.characters == "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     assert corpus.tokenizer.decode(corpus.ids[:14]) == "First Citizen:"

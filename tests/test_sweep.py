@@ -9,7 +9,8 @@ from helpers import ROOT, STEPS, assert_same_end, events, run_fresh, run_script,
 from omegaconf import ListConfig
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from chargpt.compare import Job, Plan, read_sweep
+from chargpt.compare import read_sweep
+from chargpt.history import Job, Plan, write_record
 from chargpt.sweep import job_folder
 
 SWEPT = ["model.n_layer=1,2", "seed=1,2"]
@@ -51,16 +52,16 @@ def test_the_folder_of_a_job(tmp_path):
     def folder(number, *overrides):
         return job_folder(str(tmp_path), number, ListConfig(list(overrides)))
 
-    Plan(["optimizer.lr", "data.path"], 2, []).write(tmp_path)
+    write_record(tmp_path, Plan(["optimizer.lr", "data.path"], 2, []))
     assert folder(0, "seed=1", "optimizer.lr=1e-3") == "0_lr=0.001"
     (tmp_path / "0_lr=0.001").mkdir()
-    Job(tmp_path / "0_lr=0.001", 0, {"optimizer.lr": 0.001}).write()
+    write_record(tmp_path / "0_lr=0.001", Job(0, {"optimizer.lr": 0.001}))
     assert folder(5, "seed=2", "optimizer.lr=0.0010") == "0_lr=0.001"
     assert folder(1, "seed=1", "optimizer.lr=0.01") == "1_lr=0.01"
     assert folder(0, "seed=1", "optimizer.lr=0.00100001").startswith("0_lr=0.001-")  # looks alike
     assert folder(3, "seed=1") == "3_defaults"
     assert folder(4, "data.path='../a b\\n:道'", "optimizer.lr=1") == "4_path=.._a_b_n_道,lr=1"
-    Plan([f"k{n}" for n in range(9)], 1, []).write(tmp_path)
+    write_record(tmp_path, Plan([f"k{n}" for n in range(9)], 1, []))
     assert len(folder(0, *(f"+k{n}='{'道' * 50}'" for n in range(9))).encode()) <= 190
 
 
@@ -131,7 +132,7 @@ def test_what_a_sweep_prints_and_leaves(whole):
     assert "4 of 4 jobs finished" in printed
     assert "Over seeds:" in printed
     assert "\nSample the best: python sample.py --ckpt " in printed
-    for job in read_sweep(folder).jobs:
+    for job in read_sweep(folder).results:
         assert f"Best validation loss {job.loss:.4f}" in (job.folder / "train.log").read_text(encoding="utf-8")
         assert (job.folder / "loss.png").exists()
     assert (folder / "table.csv").exists()
@@ -167,7 +168,7 @@ def test_values_that_are_added(tiny_run, fixed, tmp_path):
     same = f"{tiny_run.parent}/./{tiny_run.name}"
     sweep(fixed, tmp_path, f"init_from={tiny_run},{same}")
     kept = {file: content for file, content in contents(tmp_path).items() if file.suffix == ".ckpt"}
-    names = [job.folder for job in read_sweep(tmp_path).jobs]
+    names = [each.folder for each in read_sweep(tmp_path).results]
     assert len(names) == 2
     assert "Weights to start from" in (names[0] / "train.log").read_text(encoding="utf-8")
     assert state(names[0])["global_step"] == 4  # of 12
@@ -181,7 +182,7 @@ def test_a_job_is_the_same_only_if_its_values_are(fixed, tmp_path):
     """Also in a folder that is not named by them; 2**63 is a value like others."""
     by_number = [*fixed, "model.n_layer=1", "hydra.sweep.subdir=${hydra.job.num}", "resume=allow"]
     sweep(by_number, tmp_path, "data.seed=1,9223372036854775808")
-    assert {job.values["data.seed"] for job in read_sweep(tmp_path).jobs} == {1, 2**63}
+    assert {each.job.values["data.seed"] for each in read_sweep(tmp_path).results} == {1, 2**63}
     record = (tmp_path / "0" / "job.json").read_bytes()
     printed = sweep(by_number, tmp_path, "data.seed=2,1", status=2)
     assert f"error: {tmp_path}/0 holds the job seed=1: hydra.sweep.subdir has to depend" in printed

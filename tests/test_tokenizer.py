@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import UserError
-from chargpt.tokenizer import ByteTokenizer, CharTokenizer, UnknownCharacterError
+from chargpt.tokenizer import ByteTokenizer, CharTokenizer, UnknownCharacterError, visible
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1))
@@ -55,3 +55,14 @@ def test_bytes_that_come_in_parts(size):
 
 def test_bytes_that_a_command_line_had():
     assert ByteTokenizer().encode("a\udcff") == [97, 255]
+
+
+@pytest.mark.parametrize(
+    ("character", "shown"),
+    [
+        ("a", "a"), ("$", "$"), ("道", "道"), (" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("\0", r"\x00"), ("\r", r"\r"),
+        ("\u200b", r"\u200b"), ("\xa0", r"\xa0"), ("\U000e0001", r"\U000e0001"),
+    ],
+)  # fmt: skip
+def test_every_character_is_visible_in_a_picture(character, shown):
+    assert visible(character) == shown

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from chargpt.errors import UserError
-from chargpt.module import CharLM
 
 
 class Averaging(Callback):
@@ -32,12 +31,11 @@ class Averaging(Callback):
         self._average: AveragedModel | None = None
         self._restored: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         if self.decay is None:
             return
         if trainer.precision in ("bf16-true", "16-true"):  # most of the average's small changes would be rounded away
             raise UserError(f"callbacks.averaging needs single precision; got trainer.precision={trainer.precision}")
-        assert isinstance(module, CharLM)
         self._average = AveragedModel(module.net)
         if self._restored:
             self._average.load_state_dict(self._restored)
@@ -45,10 +43,9 @@ class Averaging(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
         if self.decay is not None and trainer.global_step > self._step:
             assert self._average is not None
-            assert isinstance(module, CharLM)
             steps = self._average.n_averaged.item()
             self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
             self._average.update_parameters(module.net)
@@ -61,9 +58,8 @@ class Averaging(Callback):
         self.swap(module)
 
     @torch.no_grad()
-    def swap(self, module: LightningModule) -> None:
-        """Exchange the weights in training and their average."""
-        assert isinstance(module, CharLM)
+    def swap(self, module: Any) -> None:
+        """Exchange the weights in training of a CharLM and their average."""
         if self._average is not None:
             for average, weight in zip(self._average.module.parameters(), module.net.parameters(), strict=True):
                 kept = weight.clone()

@@ -1,17 +1,15 @@
 """The speed of training, and the progress of a run on the terminal."""
 
 import logging
-import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.command_line import in_sweep
 from chargpt.module import is_logged
 
 log = logging.getLogger(__name__)
@@ -48,72 +46,41 @@ class Throughput(Callback):
             self._since += time.perf_counter() - self._paused
             self._paused = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *batch: Any) -> None:
         steps = trainer.global_step - self._step
         if steps and is_logged(trainer, trainer.global_step):
-            characters = steps * trainer.accumulate_grad_batches * batch[0].numel() * trainer.world_size
+            characters = steps * trainer.accumulate_grad_batches * batch[0][0].numel() * trainer.world_size
             now = time.perf_counter()
             module.log("chars_per_second", characters / (now - self._since))
             self._step, self._since = trainer.global_step, now
 
 
 class Progress(ProgressBar):
-    """A bar in optimizer steps on a terminal; elsewhere a line after each validation, and at most every ten seconds.
+    """Logs a line after each validation, and at most every ten seconds: on a terminal, in a notebook and in a file.
 
-    Lightning's TQDMProgressBar counts batches, and waits for the GPU at each refresh; this one reads the loss on logged
-    steps only.
+    Lightning's bars count batches, and wait for the GPU at each refresh.
     """
 
-    _enabled = True
-    _bar: tqdm | None = None
-
-    def disable(self) -> None:  # Lightning calls this on all ranks but the first
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
+    def disable(self) -> None:
+        """Lightning calls this on all ranks but the first."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._first_step, self._started = trainer.global_step, time.perf_counter()
-        self._printed = self._started
-        if self._enabled and sys.stderr.isatty() and not in_sweep():
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
-            self._redirect = logging_redirect_tqdm()  # log lines go above the bar, not through it
-            self._redirect.__enter__()
+        self._logged = self._started
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._enabled and is_logged(trainer, trainer.global_step):
-            if self._bar is not None:
-                self._bar.set_postfix_str(", ".join(_values(trainer)), refresh=False)
-                self._bar.update(trainer.global_step - self._bar.n)
-            elif time.perf_counter() - self._printed >= SECONDS:
-                self._print_line(trainer)
+        if is_logged(trainer, trainer.global_step) and time.perf_counter() - self._logged >= SECONDS:
+            self._log(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._enabled and not trainer.sanity_checking:
-            if self._bar is not None:
-                self._bar.update(trainer.global_step - self._bar.n)
-            self._print_line(trainer)
+        if not trainer.sanity_checking:
+            self._log(trainer)
 
-    def on_train_end(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-            self._redirect.__exit__(None, None, None)
-
-    def on_exception(self, *_: Any) -> None:
-        self.on_train_end()
-
-    def _print_line(self, trainer: Trainer) -> None:
-        self._printed = time.perf_counter()
-        pace = (self._printed - self._started) / max(1, trainer.global_step - self._first_step)
-        left = tqdm.format_interval(pace * max(0, trainer.max_steps - trainer.global_step))
-        log.info(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *_values(trainer), f"{left} left"]))
-
-
-def _values(trainer: Trainer) -> list[str]:
-    """The losses and the speed."""
-    metrics = trainer.callback_metrics
-    return [text.format(metrics[name].item()) for name, text in FORMATS.items() if name in metrics]
+    @rank_zero_only
+    def _log(self, trainer: Trainer) -> None:
+        self._logged = time.perf_counter()
+        pace = (self._logged - self._started) / max(1, trainer.global_step - self._first_step)
+        left = timedelta(seconds=round(pace * max(0, trainer.max_steps - trainer.global_step)))
+        metrics = trainer.callback_metrics
+        values = [text.format(metrics[name].item()) for name, text in FORMATS.items() if name in metrics]
+        log.info(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *values, f"{left} left"]))

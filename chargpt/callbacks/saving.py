@@ -1,7 +1,7 @@
 """What a run saves: the weights of the lowest validation loss, and from time to time the whole state of training."""
 
 import io
-import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
-from chargpt.files import replace
+from chargpt.files import replacing
 
 LARGE = ("state_dict", "current_model_state", "optimizer_states", "callbacks")  # parts of a checkpoint
 
@@ -19,6 +19,13 @@ LARGE = ("state_dict", "current_model_state", "optimizer_states", "callbacks")  
 def stops(trainer: Trainer) -> bool:
     """Whether Lightning ends the training after this batch, because a callback has set `should_stop`."""
     return trainer.should_stop and trainer.global_step >= (trainer.min_steps or 0)
+
+
+def stopped_early(trainer: Trainer) -> bool:
+    """Whether a callback ends the run before its last step, and not because a time limit is reached."""
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    in_time = all((each.time_remaining() or 1) > 0 for each in timers)
+    return stops(trainer) and in_time and trainer.global_step < trainer.max_steps
 
 
 class AtStepEnd(Callback):
@@ -56,13 +63,10 @@ class AtStepEnd(Callback):
 
 
 class BestCheckpoint(Checkpoint):
-    """Saves the weights of the lowest validation loss as `best.ckpt`.
+    """Saves the weights of the lowest validation loss as `best.ckpt` in `dirpath`.
 
     The module keeps the lowest loss. Lightning's ModelCheckpoint forgets it if the folder was moved, and would then
     replace a better model.
-
-    Args:
-        dirpath: the folder of the file.
     """
 
     def __init__(self, dirpath: str):
@@ -76,13 +80,10 @@ class BestCheckpoint(Checkpoint):
 
 
 class LastCheckpoint(AtStepEnd, Checkpoint):
-    """Saves the whole state of training as `last.ckpt`: every `every_n_steps` optimizer steps and after the last one.
-    The one before stays as `previous.ckpt`.
+    """Saves the whole state of training as `last.ckpt` in `dirpath`: every `every_n_steps` optimizer steps, and at the
+    end. The one before stays as `previous.ckpt`.
 
     Lightning's ModelCheckpoint writes `last.ckpt` only when it saves a best one, and in the middle of a step.
-
-    Args:
-        dirpath: the folder of the files.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int):
@@ -90,19 +91,9 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
             raise UserError(f"callbacks.last_checkpoint.every_n_steps must be at least 1; got {every_n_steps}")
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps = every_n_steps
-        self._saved_step = 0
         self._stop_is_due = False
 
     # Lightning calls checkpoint callbacks last: the others' states are final, and they have asked to stop if they do.
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        super().on_train_start(trainer, module)
-        self._saved_step = trainer.global_step
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self._saved_step:  # the metrics of the saved step were logged after its end
-            for logger in trainer.loggers:
-                logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._complete_step(trainer)
@@ -121,64 +112,29 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
             trainer.should_stop, self._stop_is_due = True, False
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer has it, undeclared
-        step = trainer.global_step
-        is_last = step >= trainer.max_steps or stops(trainer)
-        is_last |= any(isinstance(each, AtStepEnd) and each.stopping for each in callbacks)
-        if is_last or step % self.every_n_steps == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.save(trainer)  # if a limit of epochs ended the run
+        stopping = any(isinstance(each, AtStepEnd) and each.stopping for each in trainer.callbacks)  # type: ignore[attr-defined]
+        is_last = stopping or trainer.global_step >= trainer.max_steps or stops(trainer)
+        if is_last or trainer.global_step % self.every_n_steps == 0:
+            save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        in_time = all((each.time_remaining() or 1) > 0 for each in timers)
-        if stops(trainer) and in_time and trainer.global_step < trainer.max_steps:
-            checkpoint["stopped_early"] = True  # a resumed run would stop again after its next validation
+        if stopped_early(trainer):  # a resumed run would stop again after its next validation
+            checkpoint["stopped_early"] = True
         check_loadable(checkpoint)
-
-    def save(self, trainer: Trainer) -> None:
-        """Save between two optimizer steps, unless this step is saved already."""
-        if self._saved_step != trainer.global_step:
-            save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
-            self._saved_step = trainer.global_step
 
 
 def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path | None = None) -> None:
-    """Write a checkpoint beside its place and rename it: if the disk is full, the earlier ones are unchanged.
-
-    This is `files.replacing` for a file that Lightning writes by its name, with all ranks.
-
-    Args:
-        keep: the new name of the checkpoint that is replaced.
-    """
-    half = path.with_name(f".{path.name}.tmp")
-    try:
-        trainer.save_checkpoint(half, weights_only=weights_only)
-        if trainer.is_global_zero:
-            with half.open("rb+") as file:
-                os.fsync(file.fileno())
-            if keep is not None and path.exists():
-                replace(path, keep)
-            replace(half, path)
-    except BaseException:
-        if trainer.is_global_zero:
-            half.unlink(missing_ok=True)
-        raise
+    """Write a checkpoint atomically: if the disk is full, earlier ones are unchanged. All ranks call this."""
+    with replacing(path, keep) if trainer.is_global_zero else nullcontext(path) as file:
+        trainer.save_checkpoint(file, weights_only=weights_only)
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:
     """Refuse a state that could be saved but not loaded as data: the run could not resume."""
-    parts = {f"checkpoint[{key!r}]": value for key, value in checkpoint.items() if key not in LARGE}
-    parts |= {f"the state of the callback {key}": state for key, state in checkpoint["callbacks"].items()}
-    for name, value in parts.items():
-        try:
+    for name, value in (checkpoint | checkpoint["callbacks"]).items():
+        if name not in LARGE:
             torch.save(value, content := io.BytesIO())
             content.seek(0)
-            torch.load(content, weights_only=True)
-        except Exception as error:  # the kind depends on the value
-            raise UserError(
-                f"{name} cannot be loaded as data, so the run could not resume: keep numbers, text, lists, dictionaries"
-                " and tensors in it, such as float(x) instead of a NumPy number"
-            ) from error
+            if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(content):
+                advice = "keep plain numbers, text, lists, dictionaries and tensors in it"
+                raise UserError(f"the run could not resume: {name} has a {unsafe[0]}, which is not data; {advice}")

@@ -10,17 +10,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from chargpt.callbacks.saving import AtStepEnd, LastCheckpoint
+from chargpt.callbacks.saving import AtStepEnd
 from chargpt.command_line import TOGETHER, launched_here
 from chargpt.errors import NonFiniteError, Stopped
 from chargpt.module import is_logged
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # Windows lacks some
-ADVICE = (
-    "; earlier checkpoints are kept. A lower optimizer.lr, a longer optimizer.warmup_steps, trainer.gradient_clip_val=1"
-    " or trainer.precision=32-true may help"
-)
+ADVICE = "; earlier checkpoints are kept. A lower optimizer.lr or trainer.gradient_clip_val=1 may help"
 
 
 class StopOnSignal(AtStepEnd):
@@ -42,9 +39,6 @@ class StopOnSignal(AtStepEnd):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        self._watch(trainer)
-
-    def _watch(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers in other threads
             return
         self._prints = trainer.is_global_zero and not launched_here()  # else the launching process prints
@@ -79,13 +73,6 @@ class StopOnSignal(AtStepEnd):
         if self.stopping:
             self._stop(trainer)
 
-    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._signal = 0  # a test has nothing to save: the next signal ends it at once
-        self._watch(trainer)
-
-    def on_test_end(self, *_: Any) -> None:
-        self._restore_handlers()
-
     def on_exception(self, *_: Any) -> None:
         self._restore_handlers()
 
@@ -96,13 +83,11 @@ class StopOnSignal(AtStepEnd):
             self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
 
     def _stop(self, trainer: Trainer) -> None:
-        saved = any(isinstance(each, LastCheckpoint) for each in trainer.checkpoint_callbacks)
-        if saved and getattr(self._handler_before, "__module__", "").startswith("submitit."):
+        if getattr(self._handler_before, "__module__", "").startswith("submitit."):
             with contextlib.suppress(Exception):  # raised after the last allowed requeue; else it ends the process
                 self._handler_before(self._signal, None)
         # The other ranks end with 0: at any other status, torchrun and srun would end rank 0 before it has reported.
-        status = _status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0
-        raise Stopped(status, trainer.global_step, saved=saved)
+        raise Stopped(_status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():
@@ -121,9 +106,7 @@ class StopOnNonFinite(Callback):
     other ranks. (`trainer.detect_anomaly` checks every operation, slowly.)
     """
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *batch: Any) -> None:
         loss = outputs["loss"]
         alone = loss.device.type == "cpu" and trainer.world_size == 1
         if not alone and not is_logged(trainer, trainer.global_step):

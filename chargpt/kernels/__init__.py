@@ -1,5 +1,5 @@
-"""Why training on a CPU is fast: matrix products by oneDNN where that is faster (`linear`), in bf16 where the CPU is
-fast at it (`choice`); attention in blocks that fit its cache (`cpu_attention`); cheap random numbers (`dropout`).
+"""Why training on a CPU is fast: matrix products by oneDNN where that is faster, and cheap random numbers for dropout
+(`layers`); bf16 where the CPU is fast at it (`choice`); attention in blocks that fit its cache (`cpu_attention`).
 
 Results equal PyTorch's, but for dropout probabilities, which are rounded to 1/256. Each kernel has PyTorch's plain way
 beside it. PyTorch's private operators are named here alone: None in builds that lack them (on macOS, without oneDNN).

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chargpt import kernels
-from chargpt.kernels.dropout import kept_values, random_bytes
+from chargpt.kernels.layers import kept_values, random_bytes
 
 ROWS = 64  # queries at a time: each such block ends at its own last key, and its scores stay in the cache
 

@@ -19,15 +19,14 @@ from torch.nn import functional as F
 from chargpt.checkpoint import Checkpoint, public_name, read_checkpoint
 from chargpt.errors import NonFiniteError, UserError
 from chargpt.generation import Sampling, generate
-from chargpt.history import Point, read_losses, read_samples, thinned
+from chargpt.history import best_of, read_losses, read_samples
 from chargpt.model import GPT, Model, ModelConfig
-from chargpt.pictures import label
+from chargpt.tokenizer import visible
 
 WORKER = ("weights.js", "model.js", "sampling.js", "worker.js")
 PAGE = ("weights.js", "glyphs.js", "pictures.js", "text.js", "writing.js", "character.js", "attention.js", "main.js")
 KINDS = ("fp16", "int8")
 ALIGNED = 4  # bytes, for JavaScript's typed arrays
-MOST_POINTS, MOST_SAMPLES = 1_000, 100  # of the curve, and of the samples along it
 CHECKED = 32  # characters in the page's check of itself
 MOST_PLACES = 500  # characters on the map
 
@@ -97,22 +96,21 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
     """Facts about the model and its run, as the page shows them."""
     folder = path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    curve, samples = read_losses(run), read_samples(run)
+    curve = read_losses(run)
     model, characters = checkpoint.model, checkpoint.tokenizer.characters or ""
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
     name = public_name(checkpoint.text.get("name", "an unnamed text"))
     summary = parameters
     if isinstance(model, GPT):
-        config = model.config
-        summary += f", {config.n_layer} layers of {config.n_head} heads, {config.n_embd} channels"
-        summary += f", a context of {config.block_size:,} characters"
-    best = min(curve, key=lambda point: point.val_loss, default=None)
+        sizes = "{n_layer} layers of {n_head} heads, {n_embd} channels, a context of {block_size:,} characters"
+        summary += f", {sizes.format(**asdict(model.config))}"
+    best = best_of(curve)
     lowest = best.val_loss if best else checkpoint.best_loss
     loss = "not known" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
     if lowest is not None:
         summary += f"; best validation loss of its run {loss}"
     facts = {
-        "Characters": "".join(map(label, characters[:MOST_PLACES])),
+        "Characters": "".join(map(visible, characters[:MOST_PLACES])),
         "Trained on": name,
         "SHA-256 of the text": checkpoint.text.get("sha256", "not known")[:64],
         "Best validation loss of the run": f"{loss}, after {best.step:,} steps" if best else loss,
@@ -131,20 +129,10 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
         "best": best and best.val_loss,
         "curve": [
             [point.step, point.train_loss if math.isfinite(point.train_loss) else None, point.val_loss]
-            for point in thinned(curve, MOST_POINTS)
+            for point in curve
         ],
-        "curve_in_words": _in_words(curve),
-        "samples": [[sample.step, sample.text] for sample in thinned(samples, MOST_SAMPLES)],
+        "samples": [[sample.step, sample.text] for sample in read_samples(run)],
     }
-
-
-def _in_words(curve: list[Point]) -> str:
-    """The curve for readers who do not see it."""
-    if not curve:
-        return ""
-    first, last, lowest = curve[0], curve[-1], min(point.val_loss for point in curve)
-    losses = f"{first.val_loss:.4f} after {first.step:,} steps, {last.val_loss:.4f} after {last.step:,}"
-    return f"Validation loss {losses}; the lowest is {lowest:.4f}"
 
 
 @torch.inference_mode()
@@ -174,17 +162,9 @@ def _places(embeddings: Tensor) -> list[list[float]]:
 def filled(facts: dict[str, Any], weights: str) -> str:
     """The HTML file, from what its scripts read: facts, and weights in base64."""
     style, script = _read("page.css"), f'"use strict";\n{{\n{bundle(PAGE)}\nopen();\n}}\n'
-    rules = {
-        "default-src": "'none'",
-        "script-src": f"'{_hash(script)}'",
-        "style-src": f"'{_hash(style)}'",
-        "worker-src": "blob:",
-        "child-src": "blob:",  # for browsers that do not know worker-src
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
     parts = {
-        "policy": "; ".join(f"{name} {value}" for name, value in rules.items()),
+        "script_hash": _hash(script),
+        "style_hash": _hash(style),
         "style": style,
         # Only this comes from outside, and it has no character with a meaning in HTML.
         "facts": json.dumps(facts, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026"),

@@ -56,7 +56,11 @@ function showRun(facts, characters) {
   at("name").textContent = `A model of ${printable(facts.name)}`;
   at("summary").textContent = facts.summary;
   at("curve-figure").hidden = !facts.curve.length;
-  at("curve").setAttribute("aria-label", facts.curve_in_words);
+  if (facts.curve.length) {
+    const [[step, , loss], [lastStep, , lastLoss]] = [facts.curve[0], facts.curve.at(-1)];
+    const words = `${loss.toFixed(4)} after step ${step}, ${lastLoss.toFixed(4)} after step ${lastStep}`;
+    at("curve").setAttribute("aria-label", `Validation loss ${words}; the lowest is ${facts.best.toFixed(4)}`);
+  }
   const draw = () => {
     if (facts.curve.length) drawCurve(at("curve"), facts.curve, facts.best);
     drawMap(at("embeddings"), characters, facts.places);

@@ -12,17 +12,18 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from chargpt.callbacks.tensorboard import RunRecord
-from chargpt.checkpoint import EvalSettings
+from chargpt.callbacks.records import RunRecord
+from chargpt.checkpoint import Checkpoint, EvalSettings
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision, compile_model
 from chargpt.module import CharLM
 from chargpt.run.config import Settings
-from chargpt.run.init_from import Initial, copy_weights, extended
+from chargpt.run.init_from import copy_weights, extended
 from chargpt.run.resume import Resumption, check_same
 from chargpt.run.resuming import Resuming
 
@@ -53,7 +54,7 @@ class Run:
     resuming: Resuming
 
 
-def build(settings: Settings, resumption: Resumption | None = None, initial: Initial | None = None) -> Run:
+def build(settings: Settings, resumption: Resumption | None = None, initial: Checkpoint | None = None) -> Run:
     """Build a run: from its first step, from the state to resume from, or from the weights of a trained model."""
     seed_everything(settings.seed, verbose=False)
     if resumption is not None:
@@ -69,11 +70,9 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Ini
     callbacks = build_callbacks(settings.callbacks)
     precision = settle_precision(settings.trainer, resumption)
     resuming = Resuming(settings, resumption)
-    arguments = {"use_distributed_sampler": False} | settings.trainer  # each rank draws its own batches
-    arguments["default_root_dir"] = arguments.get("default_root_dir") or settings.run_dir
-    first_step = resumption.step + 1 if resumption else 0
-    arguments["logger"] = continued(arguments.get("logger"), first_step)
-    trainer = build_trainer(arguments, [resuming, RunRecord(settings), *callbacks])
+    logger = continued(settings.trainer.get("logger"), resumption.step + 1 if resumption else 0)
+    record = RunRecord(settings, recorded=resumption is not None and resumption.checkpoint.best_loss is not None)
+    trainer = build_trainer(settings.trainer | {"logger": logger}, [resuming, record, *callbacks])
     scoring = EvalSettings(settings.data.split, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
     if initial is not None:
@@ -131,13 +130,11 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
         if name not in ARGUMENTS:
             hint = did_you_mean(name, ARGUMENTS, "trainer.")
             raise UserError(f"trainer.{name} is not an argument of lightning.pytorch.Trainer{hint}")
-    counts = {name: config.get(name) for name in STEP_COUNTS}
-    counts |= {name: config[name] for name in ("min_steps", "limit_train_batches") if config.get(name) is not None}
-    for name, count in counts.items():
-        if type(count) is not int or count < 1:
+    for name in (*STEP_COUNTS, *(["min_steps"] if config.get("min_steps") is not None else [])):
+        if type(count := config.get(name)) is not int or count < 1:
             raise UserError(f"trainer.{name} must be a whole number of steps, at least 1; got {count}")
     for name in EPOCH_COUNTS:
-        if config.get(name) and not (name == "max_epochs" and config.get("limit_train_batches")):
+        if config.get(name):
             raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
     arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
     if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
@@ -145,7 +142,7 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     if not arguments.get("fast_dev_run"):
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
-    for switch, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
+    for switch, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", CheckpointCallback)):
         if arguments.get(switch) is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
     try:

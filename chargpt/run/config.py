@@ -23,8 +23,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from chargpt.batches import DataConfig
 from chargpt.errors import UserError, did_you_mean, first_line
-from chargpt.model import MODEL_CONFIGS, ModelConfig
-from chargpt.optim import OPTIMIZER_CONFIGS, OptimizerConfig
+from chargpt.model import MODEL_CONFIGS
+from chargpt.optim import OPTIMIZER_CONFIGS
 from chargpt.settings import make, read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -34,8 +34,8 @@ HYDRA_VALUE = r"null$|[\[{]|.*\$\{|.*,|(choice|range|glob|shuffle|sort|tag|exten
 
 
 @dataclass
-class TrainConfig:
-    """What `conf/train.yaml` composes."""
+class Settings:
+    """What `conf/train.yaml` composes and, with the checked dataclasses of `read_config`, what a run is built from."""
 
     seed: int
     run_dir: str
@@ -49,19 +49,11 @@ class TrainConfig:
     compile: Any = "auto"
 
 
-@dataclass
-class Settings(TrainConfig):
-    """The same, checked: what a run is built from."""
-
-    model: ModelConfig
-    optimizer: OptimizerConfig
-
-
 @functools.cache
 def register() -> None:
     """Make the schema known to Hydra, as the group `schema`, and the resolver of `run_dir`."""
     store = ConfigStore.instance()
-    store.store(group="schema", name="train", node=TrainConfig)
+    store.store(group="schema", name="train", node=Settings)
     store.store(group="schema", name="data", node=DataConfig)
     for group, configs in (("model", MODEL_CONFIGS), ("optimizer", OPTIMIZER_CONFIGS)):
         for name, node in configs.items():
@@ -87,7 +79,7 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def read_config(cfg: DictConfig) -> Settings:
     """The settings of a composed configuration."""
-    known = {field.name for field in fields(TrainConfig)}
+    known = {field.name for field in fields(Settings)}
     for key in set(map(str, cfg)) - known:  # Hydra accepts any new key with a plus
         raise UserError(f"unknown key {key}{did_you_mean(key, known)}")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -128,10 +120,9 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     for key in (*TEXTS, "init_from"):
         path = OmegaConf.select(cfg, key)
-        if isinstance(path, str):
-            OmegaConf.update(cfg, key, to_absolute_path(os.path.expanduser(path)))
-        elif path:
-            OmegaConf.update(cfg, key, [to_absolute_path(os.path.expanduser(str(each))) for each in path])
+        names = [path] if isinstance(path, str) else path or []
+        found = [to_absolute_path(os.path.expanduser(str(each))) for each in names]
+        OmegaConf.update(cfg, key, found[0] if isinstance(path, str) else found or None)
     return cfg
 
 

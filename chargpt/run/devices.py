@@ -54,6 +54,8 @@ def begin_rank() -> None:
     logging.disable(logging.NOTSET if is_first() else logging.CRITICAL)
     if launched_here() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if f"{STARTED_HERE}{os.getppid()}" != os.environ["TORCHELASTIC_RUN_ID"]:  # it has died already
+            sys.exit(143)
 
 
 def arguments_of_rank(arguments: list[str]) -> list[str]:
@@ -131,18 +133,16 @@ def launch(number: int, folder: Path) -> None:
 def _end(failed: dict[int, Any], stopped: int, number: int, folder: Path) -> None:
     """Exit with the status of the processes, which have ended, unless all succeeded; report one that was killed.
 
-    Args:
-        failed: what torch knows of those that failed, by rank, the first to fail first.
-        stopped: the status after a signal to this process; 0 if there was no signal.
-    """
+    `failed` has what torch knows of those that failed, by rank, the first to fail first; `stopped` is the status after
+    a signal to this process, or 0."""
     if stopped:
         status = failed[0].exitcode if 0 in failed else 0
         sys.exit(status if status in (1, 2) else stopped)  # rank 0 may have failed to save
     for rank, failure in failed.items():
-        if failure.exitcode in (1, 2, 129, 130, 143):  # reported by the process
-            sys.exit(failure.exitcode)
-        killed = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else ""
-        how = killed or f"ended with status {failure.exitcode}"
+        code = failure.exitcode
+        if code in (1, 2, 129, 130, 143):  # reported by the process
+            sys.exit(code)
+        how = f"was killed ({failure.signal_name()})" if code < 0 else f"ended with status {code}"
         log.error(f"error: process {rank} of the {number} of this run {how}; {how_to_resume(folder)}")
         sys.exit(1)
 
@@ -156,12 +156,8 @@ def check_number(trainer: "Trainer") -> None:
     """Refuse devices that do not match the processes: the missing ones would be waited for, or each train alone."""
     number, devices = launched() or 1, f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
     if number != trainer.world_size:
-        raise UserError(
-            f"{devices} needs {trainer.world_size} processes, one per device, but {number} started; srun and torchrun"
-            " start those of several nodes"
-        )
-    if is_first() != trainer.is_global_zero:
-        raise UserError(f"{' or '.join(RANKS)} is set, but {devices} makes a single process: unset it")
+        needed = f"{devices} needs {trainer.world_size} processes, one per device"
+        raise UserError(f"{needed}, but {number} started; srun and torchrun start those of several nodes")
 
 
 def report(error: Exception) -> int:

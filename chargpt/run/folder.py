@@ -34,11 +34,9 @@ def held(folder: Path) -> Iterator[None]:
         with locked(folder, timeout=0):
             yield
     except Timeout:
-        raise UserError(
-            f"another process is at work in {short(folder)}: stop it, wait for its end, or use another folder"
-            " (hydra.run.dir=..., for a sweep hydra.sweep.dir=...). If no process is,"
-            f" remove {short(folder) / '.lock'}"
-        ) from None
+        place, lock = short(folder), short(folder / ".lock")
+        advice = f"stop it, wait, or name another folder (hydra.run.dir=...). If no process is, remove {lock}"
+        raise UserError(f"another process is at work in {place}: {advice}") from None
 
 
 def check_contents(folder: Path) -> None:
@@ -53,11 +51,8 @@ def check_contents(folder: Path) -> None:
 
 
 def claim(folder: Path, *, began_here: bool) -> None:
-    """Refuse a folder that holds another run, or files that a run would overwrite.
-
-    Args:
-        began_here: this run began in the folder before, and ended before its first save.
-    """
+    """Refuse a folder that holds another run, or files that a run would overwrite. A run that `began_here` and ended
+    before its first save may begin again."""
     check_contents(folder)
     if has_state(folder):
         raise UserError(f"{short(folder)} holds a run already: resume={short(folder)}, or name another hydra.run.dir=")

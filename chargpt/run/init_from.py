@@ -2,14 +2,13 @@
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.checkpoint import find_checkpoint, read_checkpoint
+from chargpt.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from chargpt.errors import UserError
 from chargpt.model import Model
 from chargpt.run.resume import Resumption
@@ -20,15 +19,7 @@ log = logging.getLogger(__name__)
 FREE = ("dropout", "zero_init")  # may differ: they do not change what trained weights compute
 
 
-class Initial(NamedTuple):
-    """A trained model to start from, and its vocabulary."""
-
-    path: Path
-    model: Model
-    tokenizer: Tokenizer
-
-
-def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[DictConfig, Initial | None]:
+def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[DictConfig, Checkpoint | None]:
     """The configuration with the architecture of the model that `init_from` names, and that model. A run that resumes
     has both in its checkpoint."""
     if cfg.init_from is None:
@@ -37,10 +28,8 @@ def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[D
     if resumption is not None:
         settings = asdict(resumption.checkpoint.model.config)
     else:
-        path = find_checkpoint(cfg.init_from)
-        checkpoint = read_checkpoint(path)
-        initial = Initial(path, checkpoint.model, checkpoint.tokenizer)
-        settings = _architecture(cfg, asdict(checkpoint.model.config))
+        initial = read_checkpoint(find_checkpoint(cfg.init_from))
+        settings = _architecture(cfg, asdict(initial.model.config))
     cfg = cfg.copy()
     OmegaConf.update(cfg, "model", settings, merge=False, force_add=True)
     return cfg, initial
@@ -50,25 +39,20 @@ def _architecture(cfg: DictConfig, trained: dict[str, Any]) -> dict[str, Any]:
     """The settings of a trained model, with the typed ones that may differ; others must not."""
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {each.partition("=")[0].lstrip("+") for each in task}
-    if cfg.model.name != trained["name"]:
-        raise UserError(f"init_from={cfg.init_from} is a {trained['name']}: add model={trained['name']}")
-    for key, value in cfg.model.items():
-        if f"model.{key}" in typed and key in FREE:
-            trained = trained | {key: value}
-        elif f"model.{key}" in typed and value != trained.get(key):
-            raise UserError(
-                f"init_from={cfg.init_from} has model.{key}={trained.get(key)}, on which its weights depend: leave"
-                f" model.{key}={value} out"
-            )
-    return trained
+    chosen = {key: value for key, value in cfg.model.items() if key == "name" or f"model.{key}" in typed}
+    for key, value in chosen.items():
+        if key not in FREE and value != trained.get(key):
+            option = "model=" if key == "name" else f"model.{key}="
+            raise UserError(f"init_from={cfg.init_from} has weights for {option}{trained.get(key)}, not for {value}")
+    return trained | chosen
 
 
-def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
+def extended(initial: Checkpoint, text: Tokenizer) -> Tokenizer:
     """The vocabulary of a model, extended by the characters of a text that are new to it."""
     if initial.tokenizer.characters is None or text.characters is None:
         if initial.tokenizer.characters != text.characters:
             kind = initial.tokenizer.kind
-            raise UserError(f"init_from={initial.path} is a model of {kind}: add data.tokenizer={kind}")
+            raise UserError(f"init_from= names a model of {kind}: add data.tokenizer={kind}")
         return text
     new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
     if new:
@@ -76,7 +60,7 @@ def extended(initial: Initial, text: Tokenizer) -> Tokenizer:
     return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
 
 
-def copy_weights(initial: Initial, net: Model, vocabulary: Tokenizer) -> None:
+def copy_weights(initial: Checkpoint, net: Model, vocabulary: Tokenizer) -> None:
     """Copy the weights into a model of the same architecture. Rows of new characters keep their initial values."""
     rows = torch.tensor(vocabulary.encode(initial.tokenizer.characters or ""))
     before = initial.model.state_dict()

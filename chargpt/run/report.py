@@ -7,21 +7,23 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from chargpt.batches import CALLED
-from chargpt.callbacks.averaging import validated_weights
-from chargpt.callbacks.tensorboard import tensorboards
-from chargpt.checkpoint import read_checkpoint
+from chargpt.callbacks.records import tensorboards
+from chargpt.callbacks.saving import stopped_early
+from chargpt.checkpoint import Checkpoint, read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
 from chargpt.errors import one_line
-from chargpt.history import Point, read_losses
+from chargpt.evaluate import score
+from chargpt.files import decoration
+from chargpt.history import Point, drop_after, read_losses
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, short
-from chargpt.run.init_from import Initial
 from chargpt.run.resume import Resumption, began_with, command_to_resume, store
 
 log = logging.getLogger("train")
@@ -48,7 +50,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", f".*{message}.*")
 
 
-def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Initial | None) -> None:
+def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Checkpoint | None) -> None:
     """Claim the run's folder, store the configuration in it, and log what is trained."""
     check_number(run.trainer)
     folder, first_step = Path(run.settings.run_dir), resumption.step if resumption else 0
@@ -58,55 +60,62 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Ini
             store(cfg, folder)
         else:
             run.resuming.at_first_step = partial(store, cfg, folder)
+        with decoration("losses.csv or samples.jsonl"):
+            drop_after(Path(run.trainer.default_root_dir), first_step)
         keep_rows(run.trainer.loggers, first_step)
     log.info(describe(run, initial, first_step))
 
 
-def describe(run: Run, initial: Initial | None, first_step: int) -> str:
+def describe(run: Run, initial: Checkpoint | None, first_step: int) -> str:
     """The texts, the model and its device and precision, and where the run begins: a line each."""
     data, trainer = run.data, run.trainer
-    cut = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
-    sizes = [f"{CALLED[part]} {len(ids):,}" for part, ids in cut.items() if ids is not None and part not in data.own]
+    sizes = [f"{CALLED[part]} {len(ids):,}" for part, (corpus, ids) in data.parts.items() if corpus is data.corpus]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
-    lines += [f"{CALLED[part].capitalize()} text: {_of(own)}" for part, own in data.own.items()]
-    parameters = sum(parameter.numel() for parameter in run.module.net.parameters())
-    lines.append(
-        f"Model: {run.settings.model.name}, {parameters:,} parameters, on {trainer.strategy.root_device}"
-        f" in {trainer.precision}{run.precision}{', compiled' if run.compiled else ''}"
-    )
+    others = {part: corpus for part, (corpus, _) in data.parts.items() if corpus is not data.corpus}
+    lines += [f"{CALLED[part].capitalize()} text: {_of(corpus)}" for part, corpus in others.items()]
+    size = f"{sum(parameter.numel() for parameter in run.module.net.parameters()):,} parameters"
+    how = f"in {trainer.precision}{run.precision}{', compiled' if run.compiled else ''}"
+    lines.append(f"Model: {run.settings.model.name}, {size}, on {trainer.strategy.root_device} {how}")
     if initial is not None:
-        lines.append(f"Weights to start from: {initial.path}")
+        lines.append(f"Weights to start from: {run.settings.init_from}")
     lines.append(f"Run: {short(Path(run.settings.run_dir))}" + (f", from step {first_step}" if first_step else ""))
     return "\n".join(map(one_line, lines))
 
 
 def _of(corpus: Corpus) -> str:
     distinct = "" if corpus.tokenizer.characters is None else f", {corpus.tokenizer.vocab_size:,} of them distinct"
-    files = f"{corpus.files:,} files, " if corpus.files > 1 else ""
-    return f"{corpus.name}, {files}{len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
+    return f"{corpus.name}, {len(corpus.ids):,} {corpus.tokenizer.unit}s{distinct}"
 
 
-def is_finished(run: Run, resumption: Resumption) -> bool:
-    """Whether nothing is left to train; logs why. With `resume=allow`, a run that early stopping ended is finished: a
-    scheduler that repeats the command would otherwise train up to the next validation each time."""
-    folder, steps = Path(run.settings.run_dir), resumption.step
+class Outcome(NamedTuple):
+    """The best validation loss of a run, in nats per id, and whether it reached its length or stopped early."""
+
+    best_loss: float
+    finished: bool
+
+
+def finished_before(run: Run, resumption: Resumption) -> Outcome | None:
+    """The outcome if nothing is left to train; logs why. With `resume=allow`, a run that early stopping ended is
+    finished: a scheduler that repeats the command would otherwise train up to the next validation each time."""
+    folder, steps = short(Path(run.settings.run_dir)), resumption.step
     if steps >= run.trainer.max_steps:
-        log.info(f"{short(folder)} is finished, {steps} steps; a larger trainer.max_steps resumes it")
-        return True
-    if resumption.stopped_early and run.settings.resume == "allow":
-        log.info(f"{short(folder)} stopped early, after {steps} steps; resume={short(folder)} resumes it")
-        return True
-    return False
+        log.info(f"{folder} is finished, {steps} steps; a larger trainer.max_steps resumes it")
+    elif resumption.stopped_early and run.settings.resume == "allow":
+        log.info(f"{folder} stopped early, after {steps} steps; resume={folder} resumes it")
+    else:
+        return None
+    best = resumption.checkpoint.best_loss
+    return Outcome(math.inf if best is None else best, finished=True)
 
 
-def end(run: Run, seconds: float, resumption: Resumption | None) -> float:
-    """Log how the run ended after so many seconds, score the test text, and return the best validation loss."""
+def end(run: Run, seconds: float, resumption: Resumption | None) -> Outcome:
+    """Log how the run ended after so many seconds, and score the test text."""
+    best, complete = float(run.module.best_val_loss.min_value), run.trainer.global_step >= run.trainer.max_steps
     if run.trainer.is_global_zero:
         log.info(summary(run, seconds, resumption.step if resumption else 0))
-    best = float(run.module.best_val_loss.min_value)
-    if run.data.test_ids is not None and run.trainer.global_step >= run.trainer.max_steps:
-        test(run)
-    return best
+        if complete:
+            test(run)
+    return Outcome(best, complete or stopped_early(run.trainer))
 
 
 def summary(run: Run, seconds: float, first_step: int) -> str:
@@ -115,9 +124,9 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     best, folder = float(run.module.best_val_loss.min_value), str(short(path))
     steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
     steps += f", {trainer.global_step} in all" if first_step else ""
-    text = one_line(run.data.own.get("val", run.data.corpus).name)
+    text = one_line(run.data.parts["val"][0].name)
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
-    shown = verdict(read_losses(path), trainer.max_steps)
+    shown = verdict(read_losses(Path(trainer.default_root_dir)), trainer.max_steps)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
@@ -132,24 +141,19 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
 
 
 def test(run: Run) -> None:
-    """Score the test text with the weights of the best validation loss, and log the loss."""
-    trainer, module, folder = run.trainer, run.module, Path(run.settings.run_dir)
+    """Score the test text with the weights of the lowest validation loss, and log the loss."""
+    folder, ids, step = Path(run.settings.run_dir, "checkpoints"), run.data.test_ids, run.trainer.global_step
+    found = [file for file in (folder / "best.ckpt", folder / "last.ckpt") if file.exists()]
+    if ids is None or not found:
+        return
     log.info("Scoring the test text")
-    file, of = folder / "checkpoints" / "best.ckpt", "of the last step"
-    # Rank 0 alone reads the file: Lightning sends its weights to the other ranks when the test begins.
-    best = read_checkpoint(file) if trainer.is_global_zero and file.exists() else None
-    try:
-        with validated_weights(trainer, module):
-            if best is not None:
-                module.net.load_state_dict(best.model.state_dict())
-                of = "of the best validation loss"
-            [scores] = trainer.test(module, run.data, verbose=False)
-    except SystemExit:
-        command = quoted(["python", "-m", "chargpt.evaluate", "--split", "test", "--ckpt", str(short(folder))])
-        log.warning(f"Stopped; the training is done and saved. To score the test text: {command}")
-        raise
-    loss, unit = scores["test/loss"], run.data.tokenizer.unit
-    log.info(f"Test loss {loss:.4f} ({loss / math.log(2):.4f} bits per {unit}), with the weights {of}")
+    trained = read_checkpoint(found[0])
+    loss, _ = score(trained.model.to(run.trainer.strategy.root_device).eval(), ids, trained.scoring)
+    bits = f"{loss / math.log(2):.4f} bits per {trained.tokenizer.unit}"
+    log.info(f"Test loss {loss:.4f} ({bits}), with the weights in {found[0].name}")
+    for logger in run.trainer.loggers:
+        logger.log_metrics({"test/loss": loss}, step)
+        logger.save()
 
 
 def verdict(points: Sequence[Point], max_steps: int) -> str:
@@ -163,24 +167,18 @@ def verdict(points: Sequence[Point], max_steps: int) -> str:
     has_risen = last.val_loss > (1 + NOISE) * best.val_loss
     # A training loss is that of one batch: as many are averaged before the lowest validation loss as after it.
     if has_risen and _train_loss(after) < _train_loss(before[-len(after) :]):
-        return (
-            f"Overfitting since step {best.step:,}: {rise} while training loss fell. More dropout, more text or a"
-            " smaller model may help; sampling takes the best checkpoint anyway"
-        )
+        advice = "More dropout, more text or a smaller model may help; sampling takes the best checkpoint anyway"
+        return f"Overfitting since step {best.step:,}: {rise} while training loss fell. {advice}"
     if last.val_loss > (1 + MUCH) * best.val_loss:
         return f"Diverged: {rise}. A lower optimizer.lr, a longer warm-up or trainer.gradient_clip_val=1 may help"
     if has_risen:
         return ""
     earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
     was = min(earlier, key=lambda point: point.val_loss)
-    fallen = was.val_loss - best.val_loss
-    falls = points == sorted(points, key=lambda point: point.val_loss, reverse=True)
-    steady = falls and 3 * fallen >= points[0].val_loss - best.val_loss > 0  # slow, as at the beginning of a run
-    if fallen <= NOISE * best.val_loss and not steady:
-        return (
-            f"Levelled off: the lowest validation loss is {best.val_loss:.4f}, and was {was.val_loss:.4f} at step"
-            f" {was.step:,} already. More steps alone would change little"
-        )
+    fallen, steadily = was.val_loss - best.val_loss, last is best and was is earlier[-1]
+    if fallen <= NOISE * best.val_loss and not (steadily and 3 * fallen >= points[0].val_loss - best.val_loss > 0):
+        change = f"from {was.val_loss:.4f} at step {was.step:,} to {best.val_loss:.4f}"
+        return f"Levelled off: validation loss fell {change} only. More steps alone would change little"
     if last.step < max_steps:
         return f"Validation loss was still falling, after {last.step:,} of {max_steps:,} steps: it is worth going on"
     return "Validation loss was still falling: a longer run (a larger trainer.max_steps) should end lower"

@@ -5,7 +5,6 @@ typed again.
 """
 
 import logging
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,37 +42,28 @@ class Resumption(NamedTuple):
     path: Path
     checkpoint: "Checkpoint"
     step: int  # optimizer steps taken
-    best_loss: float  # the lowest validation loss, in nats per id; infinite if there was no validation
     fixed: dict[str, Any]  # the values of `FIXED` that the run was trained with, by key
     stopped_early: bool  # by early stopping or another callback
 
 
 def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
     """The command line with `resume=` written out: the run's stored overrides, the typed ones, and its folder.
-
-    Args:
-        outputs: where `resume=auto` looks for the newest run.
-    """
+    `resume=auto` looks for the newest run in `outputs`."""
     arguments = with_quoted_paths(arguments)
     resume, rest = _take("resume", arguments)
     folder, typed = _take("hydra.run.dir", rest)
     if resume in (None, "null"):
         return arguments
-    is_sweep = any(re.match("-m$|--m", argument) for argument in rest)
-    if is_sweep:
-        folder = _take("hydra.sweep.dir", rest)[0]
+    if any(re.match("-m$|--m", argument) for argument in rest):  # a sweep
+        if resume != "allow" or "${" in (_take("hydra.sweep.dir", rest)[0] or "${"):
+            raise UserError("a sweep resumes by resume=allow hydra.sweep.dir=...; see python -m chargpt.compare FOLDER")
+        return arguments
     if resume == "allow":
-        if folder is None or "${" in folder:
-            raise UserError("resume=allow needs a folder: hydra.run.dir=..., for a sweep hydra.sweep.dir=...")
-        if is_sweep:
+        if "${" in (folder or "${"):
+            raise UserError("resume=allow needs a folder: hydra.run.dir=...")
+        if not has_state(Path(str(folder))):
+            check_contents(Path(str(folder)))  # before Hydra writes its log there
             return arguments
-        if not has_state(Path(folder)):
-            check_contents(Path(folder))  # before Hydra writes its log there
-            return arguments
-    elif is_sweep:
-        raise UserError("a sweep resumes by resume=allow; python -m chargpt.compare FOLDER prints the command")
-    elif _take("init_from", typed)[0] not in (None, "null"):
-        raise UserError("init_from= begins a run, and resume= resumes one: they exclude each other")
     run = newest_run(outputs) if resume == "auto" else Path(str(folder if resume == "allow" else resume))
     check_run(run)
     if folder is not None and Path(folder).resolve() != run.resolve():
@@ -90,9 +80,7 @@ def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
     if not given:
         return None, arguments
     value = _parsed(given[-1]).value()
-    if not isinstance(value, str | None) or value == "":
-        raise UserError(f"{key}= takes a folder; got {given[-1]}")
-    return "null" if value is None else value, [each for each in arguments if each not in given]
+    return "null" if value is None else str(value), [each for each in arguments if each not in given]
 
 
 def _parsed(override: str) -> Override:
@@ -122,11 +110,11 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
     """The stored overrides of a run that are replayed, without those that are typed now."""
     harmless, others = _stored(run, typed)
     if others:
-        raise UserError(
-            f"{short(run)} was started with {' '.join(others)}: settings that name a class, add a key, point to another"
-            " value or choose an option that is not in conf/ are not read from a run's folder. Type them again (after"
-            f" --config-dir, if they need it): {_command(run, [*filter(_is_override, typed), *others])}"
+        again = _command(run, [*filter(_is_override, typed), *others])
+        advice = (
+            "from a folder, only values and options of conf/ are read. Type the others again (after --config-dir, if"
         )
+        raise UserError(f"{short(run)} was started with {' '.join(others)}: {advice} they need it): {again}")
     return harmless
 
 
@@ -148,10 +136,10 @@ def read_overrides(run: Path) -> list[str]:
     """The overrides stored in a run's folder."""
     try:
         found = yaml.safe_load((run / OVERRIDES).read_text(encoding="utf-8"))
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise ValueError("it is not a list of overrides")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run / OVERRIDES} is damaged: {first_line(error)}") from error
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise UserError(f"{run / OVERRIDES} is damaged: it is not a list of overrides")
     return found
 
 
@@ -163,11 +151,8 @@ def _is_option(override: Override) -> bool:
 
 def may_replay(override: Override, base: DictConfig) -> bool:
     """Whether a stored override can do no harm, even in a hostile folder: an option of a group in `conf/`; something
-    left out; a number, boolean, null or list of these; text where `conf/` has plain text or null.
-
-    Args:
-        base: what `conf/` composes with the run's options.
-    """
+    left out; a number, boolean, null or list of these; text where `base`, which `conf/` composes with the run's
+    options, has plain text or null."""
     key, value = override.key_or_group, override.value()
     adds = override.is_add() or override.is_force_add()
     if key.startswith("hydra") or (adds and value is not None):
@@ -206,8 +191,7 @@ def load_state(run: Path) -> Resumption:
             step, fixed, early = checkpoint.step, contents["fixed"], contents.get("stopped_early") is True
             if step is None or not isinstance(fixed, dict) or len(contents["optimizer_states"]) != 1:
                 raise LookupError
-            best_loss = math.inf if checkpoint.best_loss is None else checkpoint.best_loss
-            return Resumption(file, checkpoint, step, best_loss, fixed, early)
+            return Resumption(file, checkpoint, step, fixed, early)
         except (UserError, LookupError, TypeError) as error:
             why = str(error) if isinstance(error, UserError) else "it is not a state of training"
             log.warning(f"Passing over {file}: {why.removeprefix(f'{file} ')}")
@@ -227,10 +211,8 @@ def check_same(resumption: Resumption, settings: Settings) -> None:
     before = resumption.fixed
     for key, now in fixed_values(settings).items():
         if key in before and before[key] != now:
-            raise UserError(
-                f"{key}={now} cannot be changed: {short(resumption.path)} was trained with {key}={before[key]}, on"
-                " which its weights, optimizer state or batches depend; start a new run for it"
-            )
+            trained = f"{short(resumption.path)} was trained with {key}={before[key]}, on which its state depends"
+            raise UserError(f"{key}={now} cannot be changed: {trained}; start a new run for it")
 
 
 def store(cfg: DictConfig, run: Path) -> None:

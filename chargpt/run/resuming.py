@@ -1,4 +1,4 @@
-"""The state that Lightning restores when a run resumes: checked, and completed from the settings."""
+"""What Lightning's checkpoints lack: each rank's random numbers, the settings that must not change, and checks."""
 
 import inspect
 import logging
@@ -23,8 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class Resuming(Callback):
-    """Saves the settings that must not change, and takes what follows from the settings from them instead of from the
-    checkpoint: the options of the optimizer, its learning rate, and arguments of callbacks that are in their state.
+    """Completes the state that a run saves and resumes from.
+
+    - Each rank has its own stream of random numbers, which continues. (In Lightning, dropout would differ after an
+      interruption, and all ranks would draw the same masks.)
+    - Settings that must not change are saved. What may change is taken from the settings, not from the checkpoint: the
+      options of the optimizer, its learning rate, and arguments of callbacks that are in their state.
 
     Attributes:
         at_first_step: called after the first batch: changed settings are stored only if they work.
@@ -36,6 +40,7 @@ class Resuming(Callback):
         self.step = resumption.step if resumption else None
         self.at_first_step: Callable[[], None] = lambda: None
         self.stepped = False
+        self._random_state: dict[str, Tensor] | None = None  # to restore
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         # Lightning restores weights before it converts them to the precision: 64 bits would be cut to 32.
@@ -43,11 +48,23 @@ class Resuming(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["fixed"] = fixed_values(self.settings)
+        device, state = trainer.strategy.root_device, {"cpu": torch.get_rng_state()}
+        if device.type != "cpu":
+            state["device"] = torch.get_device_module(device).get_rng_state(device)
+        checkpoint["random_states"] = states = [state] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, state)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "current_model_state" in checkpoint:  # `state_dict` is an average: training resumes from its own weights
             module.load_state_dict(checkpoint["current_model_state"])
         checkpoint["lr_schedulers"] = []  # they follow from the step and the settings
+        random_states = checkpoint["random_states"]
+        if len(random_states) == trainer.world_size:
+            self._random_state = random_states[trainer.global_rank]
+        else:
+            now = f"{len(random_states)} device(s) before, {trainer.world_size} now"
+            log.warning(f"{now}: batches and dropout will differ from those of an uninterrupted run")
         states = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer has it, undeclared
             state = states.get(callback.state_key)
@@ -62,25 +79,34 @@ class Resuming(Callback):
                     if name in state and hasattr(callback, name):
                         state[name] = getattr(callback, name)
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.step is None:
-            return
-        assert isinstance(module, CharLM)
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        if self.step is not None:
+            self._restore_optimizer(trainer, module, self.step)
+
+    def _restore_optimizer(self, trainer: Trainer, module: CharLM, step: int) -> None:
         config, (optimizer,) = module.optimizer_config, trainer.optimizers
-        factor, before = lr_factor(config, self.step, trainer.max_steps), optimizer.param_groups[0]["lr"]
+        factor, before = lr_factor(config, step, trainer.max_steps), optimizer.param_groups[0]["lr"]
         for group, fresh in zip(optimizer.param_groups, config.build(module.net).param_groups, strict=True):
             now = {"params": group["params"], "initial_lr": fresh["lr"], "lr": fresh["lr"] * factor}
             group.update(fresh | now)
             check_state(group, optimizer.state)
         rates = [group["lr"] for group in optimizer.param_groups]
         for each in trainer.lr_scheduler_configs:
-            now = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+            now = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
             each.scheduler.load_state_dict(each.scheduler.state_dict() | now)
         if not math.isclose(before, rates[0]):
-            log.info(
-                f"The learning rate jumps from {before:.3g} to {rates[0]:.3g}: its {config.schedule} schedule is now"
-                f" that of {trainer.max_steps} steps"
-            )
+            change = f"from {before:.3g} to {rates[0]:.3g}"
+            log.info(f"The learning rate jumps {change}: its schedule is now that of {trainer.max_steps} steps")
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._random_state is not None:  # not earlier: the data loaders have drawn numbers
+            torch.set_rng_state(self._random_state["cpu"])
+            device = trainer.strategy.root_device
+            if "device" in self._random_state and device.type != "cpu":
+                torch.get_device_module(device).set_rng_state(self._random_state["device"], device)
+            self._random_state = None
 
     def on_train_batch_end(self, *_: Any) -> None:
         if not self.stepped:
@@ -105,13 +131,9 @@ def paths_outside(state: Any, folder: str) -> Iterator[str]:
 def check_state(group: dict[str, Any], states: Any) -> None:
     """Refuse an optimizer's state without its parameters' shapes: fused optimizers read and write as many numbers as a
     parameter has, without a check."""
-    names = states.get(group["params"][0], {}).keys()
     for parameter in group["params"] if group.get("fused") else ():
         state = states.get(parameter, {})
-        if not state or state.keys() != names or not all(_fits(name, state[name], parameter) for name in names):
-            raise UserError("the optimizer's state in the checkpoint does not fit the model")
-
-
-def _fits(name: str, value: Any, parameter: Tensor) -> bool:
-    expected = (torch.float32, ()) if name == "step" else (parameter.dtype, parameter.shape)
-    return isinstance(value, Tensor) and (value.dtype, value.shape) == expected and value.is_contiguous()
+        for name, value in (state or {"nothing": torch.empty(0)}).items():
+            expected = (torch.float32, ()) if name == "step" else (parameter.dtype, parameter.shape)
+            if (value.dtype, value.shape) != expected or not value.is_contiguous():
+                raise UserError("the optimizer's state in the checkpoint does not fit the model")

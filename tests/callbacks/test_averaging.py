@@ -1,15 +1,16 @@
 """The average of the weights is validated, saved as best and sampled; training continues from its own weights."""
 
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
-from chargpt.callbacks import samples
+from chargpt.callbacks import look
 from chargpt.callbacks.look import Surprise
 from chargpt.errors import Stopped, UserError
-from chargpt.evaluate import build_parser, score_checkpoint
+from chargpt.evaluate import score_checkpoint
 from chargpt.module import CharLM
 
 DECAY = 0.3  # small enough to hold from the fourth step on: until then the warm-up's decay is smaller
@@ -21,14 +22,14 @@ def averaged(tiny, tmp_path_factory):
     """A run with an average, its best loss, its weights after each step, and the nets that wrote and were drawn: their
     mode and their last weights."""
     folder, weights, shown = tmp_path_factory.mktemp("averaged"), [], []
-    generate, draw = samples.generate, Surprise.draw
+    generate, draw = look.generate, Surprise.draw
 
     def see(net):
         shown.append((net.training, net.lm_head.weight.clone()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CharLM, "on_train_batch_end", lambda module, *_: weights.append(nets_of(module.state_dict())))
-        patch.setattr(samples, "generate", lambda net, *rest: see(net) or generate(net, *rest))
+        patch.setattr(look, "generate", lambda net, *rest: see(net) or generate(net, *rest))
         patch.setattr(Surprise, "draw", lambda self, net, *rest: see(net) or draw(self, net, *rest))
         drawing = [each for each in tiny if each != "callbacks.surprise=null"]
         best = start(folder, *drawing, *AVERAGING)
@@ -68,7 +69,9 @@ def test_training_is_the_same_as_without_it(averaged, whole):
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_the_checkpoints_have_the_score_that_was_validated(name, averaged):
     folder, best, *_ = averaged  # the loss falls until the end
-    row = score_checkpoint(folder / "checkpoints" / name, build_parser().parse_args([]))
+    row = score_checkpoint(
+        folder / "checkpoints" / name, Namespace(split=None, stride=1, unknown="error", device="cpu")
+    )
     assert row["loss"] == pytest.approx(best, abs=1e-6)
 
 

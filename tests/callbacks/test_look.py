@@ -1,18 +1,15 @@
 """Pictures of a prompt after each validation: attention maps and surprise."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
 
 from chargpt.callbacks import look
-from chargpt.callbacks.look import Surprise, attention_weights, draw_attention, draw_surprise
-from chargpt.callbacks.samples import TextSamples
+from chargpt.callbacks.look import Surprise, TextSamples, attention_weights, draw_attention, draw_surprise, pixels
 from chargpt.errors import Stopped
+from chargpt.history import read_samples
 from chargpt.model import GPT, GPTConfig
-from chargpt.pictures import png
 
 NONE = ["callbacks.attention_maps=null", "callbacks.surprise=null"]
 
@@ -117,7 +114,7 @@ def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, te
         assert np.array_equal(panel.images[0].get_array(), np.sqrt(each))
     labels = [each.get_text() for panel in figure.axes for each in panel.texts]
     assert set(labels) == {{"\n": "↵", "\0": r"\x00", "\u200b": r"\u200b"}.get(each, each) for each in text}
-    png(figure)
+    pixels(figure)
     assert not recwarn.list
 
 
@@ -130,9 +127,18 @@ def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
     assert cells.mask[0]  # nothing predicts the first character
     assert np.array_equal(cells[1:many], bits)
     assert [each.get_text() for each in panel.texts] == [{"\n": "↵"}.get(each, each) for each in text]
-    png(figure)
+    pixels(figure)
 
 
-@pytest.mark.parametrize("kind", [Surprise, partial(TextSamples, "folder")])
+@pytest.mark.parametrize("kind", [Surprise, TextSamples])
 def test_a_prompt_that_hydra_reads_as_a_number(kind):
     assert kind(prompt=1984).prompt == "1984"
+
+
+def test_a_prompt_of_unknown_characters_is_replaced_by_the_first_of_the_vocabulary(tiny, tmp_path):
+    """Here, the line break. TensorBoard shows the text unchanged, as an indented block."""
+    start(tmp_path / "run", *tiny, "callbacks.text_samples.prompt='道'")
+    samples = read_samples(tmp_path / "run")
+    assert [(sample.step, len(sample.text), sample.text[0]) for sample in samples] == [(3, 9, "\n"), (6, 9, "\n")]
+    shown = events(tmp_path / "run").Tensors("sample/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert shown == "\n".join(f"    {line}" for line in samples[0].text.split("\n"))

@@ -30,14 +30,12 @@ class Keeps(Callback):
         checkpoint["extra_state"] = self.value if self.extra else None
 
 
-@pytest.mark.parametrize(
-    ("extra", "named"), [(False, "the state of the callback Keeps"), (True, r"checkpoint\['extra_state'\]")]
-)
+@pytest.mark.parametrize(("extra", "named"), [(False, "Keeps"), (True, "extra_state")])
 def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_path, monkeypatch):
     """By name. The checkpoint before it stays, with its state of plain values, and the run resumes from it."""
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     keeps = f"+callbacks.keeps={{_target_: test_saving.Keeps, extra: {extra}}}"
-    with pytest.raises(UserError, match=f"{named} cannot be loaded as data"):
+    with pytest.raises(UserError, match=f"could not resume: {named} has a numpy"):
         start(tmp_path, *tiny, *STEPS, keeps)
     kept = state(tmp_path)
     assert kept["global_step"] == 3

@@ -7,7 +7,7 @@ from helpers import plain_attention, random_qkv
 from chargpt import kernels
 from chargpt.kernels import cpu_attention
 from chargpt.kernels.cpu_attention import CPUAttention, causal_attention_on_cpu
-from chargpt.kernels.dropout import kept_values, random_bytes
+from chargpt.kernels.layers import kept_values, random_bytes
 
 T = 16
 

@@ -62,7 +62,7 @@ def test_each_size_has_one_value():
     [
         (["model.n_layr=3"], "Key 'n_layr' not in 'GPTConfig'; did you mean model.n_layer?"),
         (["callbacks.text_samples.lenght=3"], "did you mean callbacks.text_samples.length?"),
-        (["n_layer=3"], "Key 'n_layer' not in 'TrainConfig'; did you mean model.n_layer?"),
+        (["n_layer=3"], "Key 'n_layer' not in 'Settings'; did you mean model.n_layer?"),
         (["optimizer.momentum=2"], "Key 'momentum' not in 'AdamWConfig' (there are betas, "),
         (["optimizer.lr=1e-3,"], "cannot read optimizer.lr=1e-3,: it takes key=value, special characters in quotes: "),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),

@@ -183,7 +183,7 @@ def test_one_process_for_a_run_and_ctrl_c(tiny, tmp_path):
     run.send_signal(signal.SIGINT)
     printed = run.communicate(timeout=60)[1]
     assert run.returncode == 130, printed
-    assert f"To resume: python train.py resume={folder}" in printed
+    assert f"to resume: python train.py resume={folder}" in printed
     assert "Traceback" not in printed
     assert load_state(folder).step == int(re.search(r"Stopped after step (\d+)", printed)[1])
 

@@ -81,7 +81,7 @@ def test_more_steps(copy, caplog):
     resume(copy, "trainer.max_steps=24")
     assert config.read_bytes() != before
     jumps = [record.message for record in caplog.records if "learning rate" in record.message]
-    assert jumps[-1] == "The learning rate jumps from 3e-05 to 0.000156: its cosine schedule is now that of 24 steps"
+    assert jumps[-1] == "The learning rate jumps from 3e-05 to 0.000156: its schedule is now that of 24 steps"
     assert dict(curves(copy)["lr"])[13] == pytest.approx(1.56e-4, rel=0.01)
 
 
@@ -119,7 +119,7 @@ def test_another_number_of_devices_is_logged(copy, caplog):
     kept["random_states"] = [{"cpu": torch.get_rng_state()} for _ in range(2)]
     torch.save(kept, copy / "checkpoints" / "last.ckpt")
     resume(copy, "trainer.max_steps=13")
-    assert "This run had 2 devices and resumes with 1: from here on" in caplog.text
+    assert "2 device(s) before, 1 now: batches and dropout will differ" in caplog.text
 
 
 # Which run, and from which checkpoint
@@ -164,10 +164,9 @@ def test_what_is_not_a_run(whole, tmp_path):
         ([f"resume={tmp_path}/none"], "none does not exist"),
         ([f"resume={tmp_path}"], "not the folder of a run"),
         ([f"resume={whole}", f"hydra.run.dir={tmp_path}"], "a run resumes in its own folder"),
-        ([f"resume={whole}", "init_from=x"], "they exclude each other"),
         (["resume=5"], None),
         (["-m", f"resume={whole}"], "a sweep resumes by"),
-        (["--multirun", "resume=allow"], r"needs a folder: .*, for a sweep hydra\.sweep\.dir="),
+        (["--multirun", "resume=allow"], r"a sweep resumes by resume=allow hydra\.sweep\.dir="),
         (["resume=allow"], r"resume=allow needs a folder: hydra\.run\.dir="),
         (["resume=allow", "hydra.run.dir=outputs/${now:%S}"], r"resume=allow needs a folder"),
     ):
