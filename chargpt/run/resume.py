@@ -219,7 +219,7 @@ def store(cfg: DictConfig, run: Path) -> None:
     """Store what a run was started or resumed with: the overrides to replay and, for people, the configuration."""
     (run / OVERRIDES).parent.mkdir(exist_ok=True)
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         write(run / OVERRIDES, yaml.safe_dump(overrides, allow_unicode=True).encode())
     write(run / CONFIG, OmegaConf.to_yaml(cfg).encode())
 

@@ -113,7 +113,7 @@ def test_tensorboard_as_the_second_logger_gets_everything_also_when_resumed(tiny
     """By the printed command, with an option of the user's own."""
     (tmp_path / "my" / "experiment").mkdir(parents=True)
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
-    options = "{_target_: lightning.pytorch.loggers.%s, save_dir: run, name: '%s', version: ''}"
+    options = "{_target_: lightning.pytorch.loggers.%s, save_dir: '${run_dir}', name: '%s', version: ''}"
     loggers = f"trainer.logger=[{options % ('CSVLogger', 'csv')}, {options % ('TensorBoardLogger', '')}]"
     own = ["--config-dir", f"{tmp_path}/my", "experiment=mine"]
     done = run_script("train.py", *own, *tiny, loggers, *signal_at(4), "hydra.run.dir=run", cwd=tmp_path)

@@ -141,10 +141,10 @@ def test_hostile_text_is_text(run, file, tmp_path, tab):
 
 
 def test_a_model_with_an_option_that_the_page_lacks_is_refused(run, monkeypatch):
-    """As the README's example, which adds an activation."""
-    config = dataclasses.make_dataclass("Config", [("activation", str, "GELU")], bases=(GPTConfig,))
+    """Such as a field that somebody adds to the model alone."""
+    config = dataclasses.make_dataclass("Config", [("novel", str, "yes")], bases=(GPTConfig,))
     monkeypatch.setitem(MODEL_CONFIGS, "gpt", config)
-    with pytest.raises(UserError, match=r"page/model\.js does not know model\.activation"):
+    with pytest.raises(UserError, match=r"page/model\.js does not know model\.novel"):
         build_page(run / "checkpoints" / "best.ckpt")
 
 
