@@ -57,7 +57,7 @@ def sample(arguments: argparse.Namespace) -> None:
     stops = [tokenizer.encode(with_cr, skip_unknown=True), stop]
     start = prompt_ids or tokenizer.encode("\n", skip_unknown=True) or [0]  # the lecture, too, begins with a new line
     generator = torch.Generator(device)
-    generator.manual_seed(generator.seed() if arguments.seed is None else arguments.seed)
+    generator.manual_seed((generator.seed() if arguments.seed is None else arguments.seed) % 2**64)
     tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
     tokens = chain([next(tokens)], tokens)  # an error up to here leaves the output file as it was
     copies = tee(map(torch.Tensor.tolist, tokens), sampling.num_samples)

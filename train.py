@@ -63,7 +63,7 @@ def fit(run: "Run", resumption: resume.Resumption | None) -> None:
             raise end.__context__ from None
         raise
     except Exception as error:
-        if run.resuming.stepped or errors.explain(error):
+        if run.state.stepped or errors.explain(error):
             raise
         log.debug("Before the first step:", exc_info=True)  # only in the run's log
         raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
@@ -76,7 +76,8 @@ def run_in_folder(cfg: DictConfig) -> "Outcome":
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
     with held(folder) if devices.is_first() else nullcontext():
         resumption = resume.load_state(folder) if cfg.resume and (cfg.resume != "allow" or has_state(folder)) else None
-        return train(config.with_absolute_paths(cfg), resumption)
+        moved = Path.cwd() != Path(HydraConfig.get().runtime.cwd)  # by hydra.job.chdir=true
+        return train(config.with_absolute_paths(cfg) if moved else cfg, resumption)
 
 
 @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
@@ -100,6 +101,7 @@ def command() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors
     devices.begin_rank()
+    sweep.typed[:] = sys.argv[1:]
     with config.hydra_errors(), sweep.ending:
         sys.argv[1:] = devices.arguments_of_rank(resume.with_resume(sys.argv[1:]))
         main()

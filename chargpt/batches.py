@@ -1,4 +1,4 @@
-"""Which text, and its blocks: at random places for training, one after the other for validation.
+"""The configuration of the data, and blocks of text: random ones for training, consecutive ones for validation.
 
 `DataConfig` is here, and not beside the LightningDataModule, since Lightning takes seconds to import: `train.py` needs
 the configuration for `--help`, and scoring does without Lightning.
@@ -22,7 +22,7 @@ from chargpt.tokenizer import KINDS
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64: each target is the character after its input
 IGNORED = -100  # the target of padding: cross entropy's default `ignore_index`
-CALLED = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text, in this order
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}  # the parts of a text, in this order
 
 
 @dataclass
@@ -69,9 +69,9 @@ class DataConfig:
 
 
 def parts_of(ids: np.ndarray, split: list[float]) -> dict[str, np.ndarray]:
-    """The training, validation and, with three shares, test part of a text's ids, by their keys in `CALLED`."""
+    """The training, validation and, with three shares, test part of a text's ids, by their keys in `PART_NAMES`."""
     first, last = int(split[0] * len(ids)), len(ids) - (int(split[2] * len(ids)) if len(split) == 3 else 0)
-    return dict(zip(CALLED, [ids[:first], ids[first:last], ids[last:]][: len(split)], strict=False))
+    return dict(zip(PART_NAMES, [ids[:first], ids[first:last], ids[last:]][: len(split)], strict=False))
 
 
 class RandomBlocks(Dataset[Batch]):
@@ -97,27 +97,27 @@ class RandomBlocks(Dataset[Batch]):
 class SequentialBlocks(Dataset[Batch]):
     """All of `ids` in order, every id but the first a target exactly once: for validation, and to score a text.
 
-    An item holds `batch_size` windows of `block_size`, each `step` after the one before. Targets are the last `step` of
-    a window, and all of the first one. Of several ranks each takes every `world_size`-th item. The end is padded, with
-    `IGNORED` as targets, so that all items have one shape and all ranks equally many items.
+    An item is a batch of windows that begin `stride` apart (by default `block_size`). Targets are the last `stride` of
+    each window, and all of the first one. Ranks take items in turn. The end is padded, with `IGNORED` as targets, so
+    that all items have one shape and all ranks equally many items.
     """
 
     def __init__(
-        self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1, step: int | None = None
+        self, ids: Ids, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1, stride: int | None = None
     ):
-        self.ids, self.block_size, self.step = ids, block_size, step or block_size
+        self.ids, self.block_size, self.stride = ids, block_size, stride or block_size
         self.rank, self.world_size = rank, world_size
-        self.windows = 1 + math.ceil(max(0, len(ids) - 1 - block_size) / self.step)
+        self.windows = 1 + math.ceil(max(0, len(ids) - 1 - block_size) / self.stride)
         self.batch_size = min(batch_size, self.windows)
 
     def __len__(self) -> int:
         return math.ceil(self.windows / (self.batch_size * self.world_size))
 
     def __getitem__(self, item: int) -> Batch:
-        first = (item * self.world_size + self.rank) * self.batch_size * self.step
-        length = (self.batch_size - 1) * self.step + self.block_size + 1
+        first = (item * self.world_size + self.rank) * self.batch_size * self.stride
+        length = (self.batch_size - 1) * self.stride + self.block_size + 1
         text = torch.from_numpy(self.ids[first : first + length].astype(np.int64))
-        windows = F.pad(text, (0, length - len(text)), value=IGNORED).unfold(0, self.block_size + 1, self.step)
+        windows = F.pad(text, (0, length - len(text)), value=IGNORED).unfold(0, self.block_size + 1, self.stride)
         targets = windows[:, 1:].clone()  # (B, T)
-        targets[int(first == 0) :, : self.block_size - self.step] = IGNORED
+        targets[int(first == 0) :, : self.block_size - self.stride] = IGNORED
         return windows[:, :-1].clamp(min=0), targets

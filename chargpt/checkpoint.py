@@ -12,7 +12,7 @@ A checkpoint is a mapping that Lightning writes:
 and in full ones (last.ckpt), to resume:
 
     optimizer_states, loops, callbacks           Lightning's own
-    fixed, random_states                         settings to keep; of each rank (run/resuming.py)
+    fixed, random_states                         settings to keep; of each rank (run/state.py)
     current_model_state, averaging_state         weights in training, with averaging (callbacks/averaging.py)
     stopped_early                                true after early stopping (callbacks/saving.py)
 """
@@ -167,18 +167,19 @@ def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) 
     try:
         config = read_settings("model", MODEL_CONFIGS, facts.get("model"))
         tokenizer = tokenizer_of(facts.get("characters", ""))
+        misfit = UserError(f"its weights are not finite numbers that fit {config}")
         try:
             numbers = sum(weight.numel() for weight in weights.values())
             if isinstance(config, GPTConfig) and 12 * config.n_layer * config.n_embd**2 > numbers:
-                raise AttributeError  # before memory is filled with a model of that size
+                raise misfit  # before memory is filled with a model of that size
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the same
                 model = build_model(config, tokenizer.vocab_size)
             model.load_state_dict(weights, assign=True)
             types = {weight.dtype for weight in weights.values()}
             if len(types) > 1 or not all(weight.isfinite().all() for weight in weights.values()):
-                raise AttributeError
+                raise misfit
         except (RuntimeError, AttributeError) as error:
-            raise UserError(f"its weights are not finite numbers that fit {config}") from error
+            raise misfit from error
         values = {"model": model, "tokenizer": tokenizer, "text": facts.get("text") or {}}
         values["scoring"] = make("scoring", EvalSettings, facts.get("scoring") or {})
         values |= {key: facts[key] for key in ("best_loss", "step", "optimizer") if facts.get(key) is not None}

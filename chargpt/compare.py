@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
 from chargpt.errors import UserError, escape
-from chargpt.files import decoration, find, write, write_figure
+from chargpt.files import best_effort, find, write, write_figure
 from chargpt.history import JOB, SWEEP, Job, Plan, Point, best_of, read_job, read_losses, read_plan, short_names, shown
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ def save(sweep: Sweep) -> None:
     """Write `table.csv` and `sweep.png` into the sweep's folder."""
     out = io.StringIO()
     csv.writer(out).writerows([[*sweep.keys, *MEASURED, "folder", "state"], *rows(sweep)])
-    with decoration("table.csv"):
+    with best_effort("table.csv"):
         write(sweep.folder / "table.csv", out.getvalue().encode(errors="replace"))
-    with decoration("sweep.png"):
+    with best_effort("sweep.png"):
         write_figure(sweep.folder / "sweep.png", draw(sweep))
 
 

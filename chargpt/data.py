@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from chargpt.batches import CALLED, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
+from chargpt.batches import PART_NAMES, Batch, DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import Corpus, Ids, encode_text, find_encoded, ids_in, read_at_random
 from chargpt.errors import UserError
 from chargpt.sources import SOURCES, find_files
@@ -15,7 +15,7 @@ from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 
 class StepsFrom(Sampler[int]):
-    """first(), first() + 1, ... without end; each iteration calls `first` at its beginning."""
+    """An endless sampler of batch numbers from `first()` on, which each iteration calls at its beginning."""
 
     def __init__(self, first: Callable[[], int]):
         self.first = first
@@ -59,7 +59,7 @@ class CharDataModule(LightningDataModule):
         parts |= {part: (corpus, corpus.ids) for part, corpus in separate.items()}
         for part, (corpus, ids) in parts.items():
             if len(ids) <= config.block_size:
-                found = f"{corpus.name} has {len(ids):,} {text.tokenizer.unit}s of {CALLED[part]} text"
+                found = f"{corpus.name} has {len(ids):,} {text.tokenizer.unit}s of {PART_NAMES[part]} text"
                 needed = f"model.block_size={config.block_size} needs {config.block_size + 1:,}"
                 raise UserError(f"{found}, but {needed}: use a longer text or a smaller one")
         vocabulary = {char for corpus in (text, *separate.values()) for char in corpus.tokenizer.characters or ""}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from chargpt.batches import CALLED, IGNORED, SequentialBlocks, parts_of
+from chargpt.batches import IGNORED, PART_NAMES, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
 from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device, table
 from chargpt.corpus import PIECE, Ids, encode_text, find_encoded, ids_in
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     text = "a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text)"
     parser.add_argument("--text", type=file_name, metavar="FILE", help=text)
     parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (val)")
-    stride = "predict each character from at least N before it, in overlapping windows (1: in blocks)"
-    parser.add_argument("--stride", type=int, default=1, metavar="N", help=stride)
+    context = "predict each character from at least N before it, in overlapping windows (1: in blocks)"
+    parser.add_argument("--min-context", type=int, default=1, metavar="N", help=context)
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of the text")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one for each checkpoint")
     parser.add_argument("--device", **DEVICE)
@@ -73,17 +73,17 @@ def checkpoints_of(run_or_file: str | None) -> list[Path]:
 
 def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | None = None) -> dict[str, Any]:
     """Score a checkpoint on a text, by default on the one that it was validated on; returns the object for --json."""
-    checkpoint, stride = read_checkpoint(path), arguments.stride
+    checkpoint, min_context = read_checkpoint(path), arguments.min_context
     ids, name = ids_to_score(checkpoint, text, arguments.split, skip_unknown=arguments.unknown == "skip")
     device, tokenizer = pick_device(arguments.device), checkpoint.tokenizer
-    loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, stride)
+    loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, min_context)
     bits = loss / math.log(2)
     return {
         "checkpoint": os.fspath(path),
         "text": name,
         "precision": f"{checkpoint.scoring.precision} on {device}",
         f"{tokenizer.unit}s": len(ids) - 1,
-        "stride": stride,
+        "min_context": min_context,
         "loss": loss,
         f"bits_per_{tokenizer.unit}": bits,
         "bits_per_byte": bits * (len(ids) - 1) / bytes_of(tokenizer, ids),  # compares characters with bytes
@@ -95,8 +95,8 @@ def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | Non
 def ids_to_score(
     checkpoint: Checkpoint, text: Text | None, split: str | None, *, skip_unknown: bool = False
 ) -> tuple[Ids, str]:
-    """The ids of a text in the model's vocabulary, and its name: by default, or if `text` is where that was cut from,
-    the run's `val` or `test` text."""
+    """The ids to score, and the text's name. Without a text, or if the run split it, these are the run's validation or
+    test part."""
     facts, tokenizer, shares, part = checkpoint.text, checkpoint.tokenizer, checkpoint.scoring.split, split or "val"
     is_separate = f"{part}_sha256" in facts
     if not is_separate and part == "test" and len(shares) < 3:
@@ -105,10 +105,10 @@ def ids_to_score(
     corpus = encode_text(text, kind=tokenizer.kind) if text else find_encoded(sha256, own_name, tokenizer.kind)
     if corpus is None or (split and corpus.sha256 != sha256):
         wrong = f"which is not {corpus.name}" if corpus else "which is not in your cache: name it by --text FILE"
-        raise UserError(f"the {CALLED[part]} text is from {own_name or 'an unknown file'}, {wrong}")
+        raise UserError(f"the {PART_NAMES[part]} text is from {own_name or 'an unknown file'}, {wrong}")
     name, ids = corpus.name, np.asarray(corpus.ids)
     if corpus.sha256 == sha256 and not is_separate:
-        ids, name = parts_of(ids, shares)[part], f"the {CALLED[part]} split of {name}"
+        ids, name = parts_of(ids, shares)[part], f"the {PART_NAMES[part]} split of {name}"
     try:
         found = ids_in(tokenizer, corpus.tokenizer, ids, skip_unknown=skip_unknown)
     except UnknownCharacterError as error:
@@ -127,11 +127,11 @@ def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:
 
 
 @torch.inference_mode()
-def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tuple[float, float]:
+def score(model: Model, ids: Ids, settings: EvalSettings, min_context: int = 1) -> tuple[float, float]:
     """Predict every id of a text but the first, once.
 
-    Each is predicted from at least `stride` ids before it, or all that there are. With 1, the text is cut into blocks,
-    as in validation; with `block_size`, there is a window for each id.
+    Each is predicted from at least `min_context` ids before it, or all that there are. With 1, the text is cut into
+    blocks, as in validation; with `block_size`, there is a window for each id.
 
     Args:
         model: in eval mode, on its device.
@@ -143,12 +143,12 @@ def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tu
     block_size, device = model.config.block_size, next(model.parameters()).device
     if len(ids) < 2:
         raise UserError("a text of less than two characters cannot be scored: there is nothing to predict")
-    if not 1 <= stride <= block_size:
-        raise UserError(f"stride must be at least 1 and at most block_size={block_size} characters; got {stride}")
+    if not 1 <= min_context <= block_size:
+        raise UserError(f"min_context must be at least 1 and at most block_size={block_size}; got {min_context}")
     autocast = AUTOCAST.get(settings.precision)
     loss, hits = 0.0, 0  # sums in float64
     with torch.autocast(device.type, autocast) if autocast else nullcontext():
-        blocks = SequentialBlocks(ids, block_size, settings.batch_size, step=block_size - stride + 1)
+        blocks = SequentialBlocks(ids, block_size, settings.batch_size, stride=block_size - min_context + 1)
         for inputs, targets in map(blocks.__getitem__, range(len(blocks))):
             logits = model(inputs.to(device)).flatten(0, 1).float()  # (B * T, vocab_size)
             targets = targets.flatten().to(device)
@@ -162,12 +162,12 @@ def score(model: Model, ids: Ids, settings: EvalSettings, stride: int = 1) -> tu
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """A line for each checkpoint."""
-    head = ("loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "stride", "text", "checkpoint")
+    head = ("loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "context", "text", "checkpoint")
     lines = []
     for row in rows:
         unit = "character" if "characters" in row else "byte"
         losses = [row[key] for key in ("loss", f"bits_per_{unit}", "bits_per_byte", "perplexity")]
-        counts = (f"{row['accuracy']:.2%}", f"{row[f'{unit}s']:,} {unit}s", str(row["stride"]))
+        counts = (f"{row['accuracy']:.2%}", f"{row[f'{unit}s']:,} {unit}s", str(row["min_context"]))
         lines.append((*(f"{loss:.4f}" for loss in losses), *counts, row["text"], row["checkpoint"]))
     return table(head, lines)
 

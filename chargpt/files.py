@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-BUSY = 5.0  # seconds for which another program (a virus scanner, Excel) may keep a file from being replaced
+REPLACE_TIMEOUT = 5.0  # seconds for which another program (a virus scanner, Excel) may keep a file from being replaced
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
@@ -36,8 +36,8 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
 
 @contextmanager
 def replacing(target: Path, keep: Path | None = None) -> Iterator[Path]:
-    """The path of a file to write: it takes the place of `target`, which may be renamed to `keep`, once it is complete
-    and on disk; after an error the old file is unchanged. One process at a time may write a target."""
+    """Yield a temporary path. On success it is synced and renamed to `target`, and the old file to `keep`, if given; on
+    an error nothing changes. One process at a time may write a target."""
     half = target.with_name(f".{target.name}.tmp")
     half.unlink(missing_ok=True)  # left by a process that was killed; a link is not written through
     try:
@@ -66,7 +66,7 @@ def write_figure(target: Path, figure: "Figure") -> None:
 
 def replace(source: Path, target: Path) -> None:
     """Rename a file over another. On Windows this fails while a program has that file open, so try for some seconds."""
-    give_up = time.monotonic() + BUSY
+    give_up = time.monotonic() + REPLACE_TIMEOUT
     while True:
         try:
             return os.replace(source, target)
@@ -77,8 +77,8 @@ def replace(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def decoration(what: str) -> Iterator[None]:
-    """Log an error in writing a file that the run does not need, and continue."""
+def best_effort(what: str) -> Iterator[None]:
+    """Log, rather than raise, an error in writing an optional file."""
     try:
         yield
     except OSError as error:

@@ -66,7 +66,7 @@ class CharLM(LightningModule):
         if isinstance(model, dict):
             model = read_settings("model", MODEL_CONFIGS, model)
         if isinstance(optimizer, dict):
-            optimizer = read_settings("optimizer", OPTIMIZER_CONFIGS, optimizer, default="adamw")
+            optimizer = read_settings("optimizer", OPTIMIZER_CONFIGS, optimizer)
         self.optimizer_config = optimizer
         settings: dict[str, Any] = {"model": asdict(model), "optimizer": asdict(optimizer), "characters": characters}
         settings |= {"corpus": corpus or {}, "scoring": scoring or {}}
@@ -81,7 +81,7 @@ class CharLM(LightningModule):
     def logits(self, inputs: Tensor) -> Tensor:
         """The logits of a batch, (B, T) to (B, T, vocab_size).
 
-        On a CPU some sequences at a time, so that the output of a layer is still in its cache for the next one.
+        On a CPU, a few sequences at a time, so that the next layer finds its input in the CPU's cache.
         """
         rows = max(1, CPU_PART // inputs.shape[1]) if inputs.device.type == "cpu" else len(inputs)
         return torch.cat([self.net(part) for part in inputs.split(rows)])

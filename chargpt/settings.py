@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 from chargpt.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
-MOST_STEPS = 2**53  # the largest count that a float holds exactly
 
 
-def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any, default: str | None = None) -> Config:
-    """The configuration of the class that the mapping's `name` (or else `default`) stands for."""
-    name = settings.get("name", default) if isinstance(settings, dict) else None
+def read_settings(group: str, kinds: dict[str, type[Config]], settings: Any) -> Config:
+    """The configuration of the class that the mapping's `name` stands for."""
+    name = settings.get("name") if isinstance(settings, dict) else None
     if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{group}.name must be one of {', '.join(kinds)}; got {name!r:.100}")
     return make(group, kinds[name], settings | {"name": name})

@@ -23,11 +23,12 @@ from chargpt.compare import read_sweep, report, save
 from chargpt.errors import UserError, tell
 from chargpt.history import Job, Plan, best_of, read_job, read_losses, read_plan, write_record
 from chargpt.run import devices
-from chargpt.run.config import hydra_errors, with_quoted_paths
+from chargpt.run.config import hydra_errors
 from chargpt.run.folder import check_contents, held
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
 
+typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
 
@@ -59,7 +60,7 @@ def sweeping(config: DictConfig) -> Iterator[None]:
             raise UserError(f"{folder} holds a sweep already: add resume=allow to resume it")
         if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
-        words = [_as_typed(each) for each in sys.argv[1:] if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
+        words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
         plan = Plan(list(swept), n_trials or _number_of_jobs(swept), words)
         write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
@@ -91,16 +92,9 @@ def _number_of_jobs(swept: dict[str, Override]) -> int:
     return math.prod(numbers.values())
 
 
-def _as_typed(argument: str) -> str:
-    """Undo the quotes that `with_quoted_paths` added, so that the printed command is quoted once."""
-    key, _, value = argument.partition("=")
-    bare = f"{key}={value[1:-1]}"
-    return bare if with_quoted_paths([bare]) == [argument] else argument
-
-
 def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) -> float:
-    """A job of a sweep: its lines go to its log, and one line on the terminal shows how it went. If it fails, the sweep
-    goes on, and its loss is infinite, since a search needs a number."""
+    """Run one job, which logs to its own file and prints one line; returns its loss. A failed job returns infinity, so
+    that a search can go on."""
     hydra = HydraConfig.get()
     folder, plan = Path(hydra.runtime.output_dir), read_plan(Path(hydra.runtime.cwd, hydra.sweep.dir))
     job = Job(hydra.job.num, _swept_values(plan, hydra.overrides.task))

@@ -36,11 +36,6 @@ class CharTokenizer:
         self.characters = characters
         self._ids = {char: i for i, char in enumerate(characters)}
 
-    @classmethod
-    def from_text(cls, text: str) -> "CharTokenizer":
-        """The sorted distinct characters of a text, as in the lecture."""
-        return cls("".join(sorted(set(text))))
-
     @property
     def vocab_size(self) -> int:
         return len(self.characters)

@@ -101,11 +101,11 @@ def test_the_score_is_the_validation_loss(precision, tiny, tmp_path, run):
 
 
 def test_the_numbers_in_a_table(tiny_run, run):
-    [found] = json.loads(run("--ckpt", tiny_run, "--json", "--stride", "8")[1])
-    status, out, err = run("--ckpt", tiny_run, "--stride", "8")
+    [found] = json.loads(run("--ckpt", tiny_run, "--json", "--min-context", "8")[1])
+    status, out, err = run("--ckpt", tiny_run, "--min-context", "8")
     assert (status, err) == (0, "")
     head, row = (re.split(r"  +", line.strip()) for line in out.splitlines())
-    assert head == ["loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "stride", "text", "checkpoint"]
+    assert head == ["loss", "bits", "bits/byte", "perplexity", "accuracy", "predicted", "context", "text", "checkpoint"]
     loss = found["loss"]
     bits = f"{loss / math.log(2):.4f}"
     assert row[:5] == [f"{loss:.4f}", bits, bits, f"{math.exp(loss):.4f}", f"{found['accuracy']:.2%}"]
@@ -158,7 +158,7 @@ def test_several_make_a_table(tiny_run, tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--stride", "0"), "stride must be at least 1 and at most block_size=16 characters; got 0"),
+        (("--min-context", "0"), "min_context must be at least 1 and at most block_size=16; got 0"),
         (("--text", "no/such/file"), "no text at "),
         (("--split", "test"), "the run had no test part"),
         (("--device", "gpu"), "cannot use the device gpu"),

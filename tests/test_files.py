@@ -36,7 +36,7 @@ def test_what_a_killed_process_left_is_replaced_and_a_link_is_not_written_throug
 
 def test_a_file_that_is_busy_for_a_moment(tmp_path, monkeypatch):
     """On Windows, a file cannot be replaced while a virus scanner reads it."""
-    monkeypatch.setattr(files, "BUSY", 0.3)
+    monkeypatch.setattr(files, "REPLACE_TIMEOUT", 0.3)
     real, denials = os.replace, [PermissionError(13, "Permission denied")] * 2
 
     def busy(source, target):

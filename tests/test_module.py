@@ -85,7 +85,7 @@ def test_hyper_parameters_are_plain_and_restore_the_configurations():
     assert all(type(record[name]) is dict for name in ("model", "optimizer", "corpus"))
     again = CharLM(**record)
     assert (again.net.config, again.optimizer_config, dict(again.hparams)) == (MODEL, optimizer, record)
-    old = CharLM({"name": "gpt", "block_size": 8}, {"lr": 0.1}, "abc")
+    old = CharLM({"name": "gpt", "block_size": 8}, {"name": "adamw", "lr": 0.1}, "abc")
     assert isinstance(old.net, GPT)
     assert (old.net.config, old.optimizer_config) == (GPTConfig(block_size=8), AdamWConfig(lr=0.1))
 

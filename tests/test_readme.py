@@ -111,7 +111,7 @@ def test_commands_on_a_run(line, tiny_run, text_file, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ROMEO: good night\n")))
     monkeypatch.chdir(tmp_path)
     [tool] = [tool for tool in TOOLS if line.startswith(tool)]
-    replaced = {"--ckpt": str(tiny_run), "--text": str(text_file), "--stride": "8", "--stop": "fell"}
+    replaced = {"--ckpt": str(tiny_run), "--text": str(text_file), "--min-context": "8", "--stop": "fell"}
     typed = shlex.split(line.removeprefix(tool))
     arguments = ["--ckpt", str(tiny_run), *(replaced.get(a, b) for a, b in itertools.pairwise(["", *typed]))]
     if tool == "python sample.py":

@@ -40,12 +40,11 @@ KINDS = {"one": Config, "two": Another}
         ({"name": "two", "size": 9}, Another(size=9)),
         ({"name": "one", "maybe": 4, "on": True}, Config(maybe=4, on=True)),
         ({"name": "one", "rate": 2, "numbers": [1, 2.5]}, Config(rate=2, numbers=[1, 2.5])),
-        ({"size": 9}, Another(size=9)),
     ],
 )
 def test_missing_options_have_their_defaults(settings, expected):
     kept = dict(settings)
-    assert read_settings("model", KINDS, settings, default="two") == expected
+    assert read_settings("model", KINDS, settings) == expected
     assert settings == kept
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.callbacks.records import tensorboards, verbatim
 from chargpt.errors import UserError
-from chargpt.files import decoration
+from chargpt.files import best_effort
 from chargpt.generation import Sampling, generate
 from chargpt.history import SAMPLES, Sample, add_sample
 from chargpt.model import GPT, Model
@@ -52,7 +51,7 @@ class TextSamples(Callback):
         with validated_weights(trainer, module):
             ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
         text = module.tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
-        with decoration(SAMPLES):
+        with best_effort(SAMPLES):
             add_sample(Path(trainer.default_root_dir), Sample(trainer.global_step, text))
         for logger in tensorboards(trainer):
             logger.experiment.add_text("sample", verbatim(text), trainer.global_step)
@@ -91,9 +90,9 @@ class Look(Callback):
         # A compiled model would be compiled again for this one length.
         with validated_weights(trainer, module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for name, figure in self.draw(module.net, idx, text):
-                picture = pixels(figure)
                 for logger in loggers:
-                    logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+                    with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
+                        logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
 
 
 class AttentionMaps(Look):
@@ -139,7 +138,7 @@ def draw_attention(weights: np.ndarray, text: str) -> Figure:
     rows = max(1, round((heads / 1.5) ** 0.5))
     columns = -(-heads // rows)
     width, height = columns * (T * CELL + EDGE) + EDGE, rows * (T * CELL + EDGE) + EDGE
-    figure = Figure((width, height))
+    figure = Figure((width, height), dpi=120)
     figure.subplots_adjust(EDGE / width, EDGE / height, 1 - EDGE / width, 1 - EDGE / height)
     for n, head in enumerate(weights):
         panel = figure.add_subplot(rows, columns, n + 1)
@@ -166,7 +165,7 @@ def draw_surprise(bits: np.ndarray, text: str, most: float) -> Figure:
     rows = -(-len(text) // columns)
     cells = np.full(rows * columns, np.nan)
     cells[1 : len(text)] = bits
-    figure = Figure((columns * 0.2 + 1, rows * 0.28 + 0.4), layout="constrained")
+    figure = Figure((columns * 0.2 + 1, rows * 0.28 + 0.4), layout="constrained", dpi=120)
     panel = figure.subplots()
     image = panel.imshow(cells.reshape(rows, columns), cmap="YlOrRd", vmin=0, vmax=most, alpha=0.7, aspect="auto")
     for n, each in enumerate(map(visible, text)):
@@ -174,12 +173,3 @@ def draw_surprise(bits: np.ndarray, text: str, most: float) -> Figure:
     panel.set_axis_off()
     figure.colorbar(image, label="bits")
     return figure
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """A figure as (height, width, 4) bytes."""
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())

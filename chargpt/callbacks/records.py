@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 
 from chargpt.errors import NonFiniteError, Stopped
-from chargpt.files import decoration, write_figure
+from chargpt.files import best_effort, write_figure
 from chargpt.history import LOSSES, PICTURE, Point, add_losses, read_job, read_losses
 
 
@@ -55,12 +55,12 @@ class Losses(Callback):
         if not trainer.sanity_checking:
             names = ("train/loss", "val/loss", "chars_per_second")
             values = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
-            with decoration(LOSSES):
+            with best_effort(LOSSES):
                 add_losses(Path(trainer.default_root_dir), Point(trainer.global_step, self._seconds(), *values))
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:  # if a disk is full, saves fail first
-        with decoration(PICTURE):
+        with best_effort(PICTURE):
             folder = Path(trainer.default_root_dir)
             if points := read_losses(folder):
                 write_figure(folder / PICTURE, draw(points))

@@ -35,7 +35,7 @@ class AtStepEnd(Callback):
     from a checkpoint. Lightning has no such hook.
 
     Attributes:
-        stopping: whether this callback ends the run after this step, which has to be saved before.
+        stopping: whether this callback is about to end the run, so that this step must be saved.
     """
 
     stopping = False
@@ -93,7 +93,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self.every_n_steps = every_n_steps
         self._stop_is_due = False
 
-    # Lightning calls checkpoint callbacks last: the others' states are final, and they have asked to stop if they do.
+    # Lightning calls checkpoint callbacks last, when the others' state is final and any stop has been requested.
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._complete_step(trainer)

@@ -55,7 +55,7 @@ class StopOnSignal(AtStepEnd):
             with contextlib.suppress(OSError):
                 os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
-    # It stops before the next step or after training: the step is then saved and logged.
+    # The stop waits for the next step, or the end of training, when this step has been saved and logged.
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another
@@ -128,7 +128,7 @@ class StopOnNonFinite(Callback):
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step, also between two validations: Lightning validates before a requested stop.
+    """Validates after the last step, even if no validation is due: Lightning validates before a requested stop.
     Otherwise a run shorter than the interval would have no best checkpoint."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

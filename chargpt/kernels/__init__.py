@@ -1,8 +1,9 @@
 """Why training on a CPU is fast: matrix products by oneDNN where that is faster, and cheap random numbers for dropout
 (`layers`); bf16 where the CPU is fast at it (`choice`); attention in blocks that fit its cache (`cpu_attention`).
 
-Results equal PyTorch's, but for dropout probabilities, which are rounded to 1/256. Each kernel has PyTorch's plain way
-beside it. PyTorch's private operators are named here alone: None in builds that lack them (on macOS, without oneDNN).
+Results equal PyTorch's, but for dropout probabilities, which are rounded to 1/256. Every kernel has a plain PyTorch
+fallback. Only this file names PyTorch's private operators; one that a build lacks (on macOS, oneDNN's) is None.
+`CharLM.logits` cuts batches so that each layer finds its input in the CPU's cache.
 """
 
 import torch

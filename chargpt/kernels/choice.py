@@ -1,7 +1,7 @@
-"""Which precision, which library of matrix products and whether a compiled model: by a rule on the kind of machine.
+"""Picks the precision, the library of matrix products and torch.compile, by rules on the kind of machine.
 
-A measurement at the start would differ between the processes of a run, the jobs of a sweep, and a run and its resumed
-part. `python -m benchmarks.training` shows all combinations, so that the rule can be checked on any machine.
+Timing them at the start could give ranks, jobs or a resumed run different answers. `python -m benchmarks.training`
+shows all combinations, so that the rules can be checked on any machine.
 """
 
 import functools
@@ -79,8 +79,8 @@ def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, i
 def uses_onednn(dtype: torch.dtype, cpu: CPU | None = None) -> bool:
     """Whether oneDNN multiplies matrices of this type on a CPU (by default this one), not PyTorch's own choice.
 
-    In bf16 oneDNN is PyTorch's choice, too; asked directly it adds the bias in the same pass. In fp32 PyTorch takes
-    MKL, which is quick on Intel's CPUs and needs twice the time on AMD's.
+    PyTorch uses oneDNN for bf16 anyway; calling it directly fuses the bias. In fp32 PyTorch takes MKL, which is fast on
+    Intel's CPUs and needs twice the time on AMD's.
     """
     if kernels.onednn_linear is None or not torch.backends.mkldnn.is_available():
         return False

@@ -25,7 +25,7 @@ from chargpt.module import CharLM
 from chargpt.run.config import Settings
 from chargpt.run.init_from import copy_weights, extended
 from chargpt.run.resume import Resumption, check_same
-from chargpt.run.resuming import Resuming
+from chargpt.run.state import TrainingState
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
@@ -51,7 +51,7 @@ class Run:
     trainer: Trainer
     precision: str  # the reason for the precision, for the log
     compiled: bool
-    resuming: Resuming
+    state: TrainingState
 
 
 def build(settings: Settings, resumption: Resumption | None = None, initial: Checkpoint | None = None) -> Run:
@@ -69,21 +69,23 @@ def build(settings: Settings, resumption: Resumption | None = None, initial: Che
     data.use(tokenizer)
     callbacks = build_callbacks(settings.callbacks)
     precision = settle_precision(settings.trainer, resumption)
-    resuming = Resuming(settings, resumption)
-    logger = continued(settings.trainer.get("logger"), resumption.step + 1 if resumption else 0)
+    state = TrainingState(settings, resumption)
     record = RunRecord(settings, recorded=resumption is not None and resumption.checkpoint.best_loss is not None)
-    trainer = build_trainer(settings.trainer | {"logger": logger}, [resuming, record, *callbacks])
+    logger = with_purge_step(settings.trainer.get("logger"), resumption.step + 1 if resumption else 0)
+    arguments = settings.trainer | {"logger": logger, "default_root_dir": settings.run_dir}
+    if settings.trainer.get("default_root_dir") not in (None, settings.run_dir):
+        raise UserError("trainer.default_root_dir is the run's folder: name it by hydra.run.dir=")
+    trainer = build_trainer(arguments, [state, record, *callbacks])
     scoring = EvalSettings(settings.data.split, settings.data.batch_size, str(trainer.precision))
     module = CharLM(settings.model, settings.optimizer, tokenizer.characters, data.identities, asdict(scoring))
     if initial is not None:
         copy_weights(initial, module.net, tokenizer)
     compiled = compile_model(module.net, settings.compile, trainer.strategy.root_device, trainer.max_steps)
-    return Run(settings, data, module, trainer, precision, compiled, resuming)
+    return Run(settings, data, module, trainer, precision, compiled, state)
 
 
 def settle_precision(arguments: dict[str, Any], resumption: Resumption | None) -> str:
-    """Put a precision in place of `auto`: that of the run that resumes, or the best on this machine. Returns the reason
-    for it."""
+    """Replace `precision=auto` in `arguments`, on resume by the run's own. Returns the reason for it, for the log."""
     device, is_chosen = device_type(str(arguments.get("accelerator", "auto"))), arguments.get("precision") == "auto"
     best = best_precision(device)
     if is_chosen:
@@ -110,7 +112,7 @@ def build_callbacks(configs: dict[str, Any]) -> list[Callback]:
     for name, config in configs.items():
         if config is None:
             continue
-        callback = made(f"callbacks.{name}", config)
+        callback = instantiated(f"callbacks.{name}", config)
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is not a Lightning callback: it needs callbacks.{name}._target_=...")
         for kind in type(callback).__mro__:
@@ -136,7 +138,8 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     for name in EPOCH_COUNTS:
         if config.get(name):
             raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
-    arguments = {"min_epochs": 0} | made("trainer", config)  # with min_steps, Lightning would wait for an epoch's end
+    # With min_steps, Lightning would wait for the end of an epoch.
+    arguments = {"min_epochs": 0} | instantiated("trainer", config)
     if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
         raise UserError(f"trainer.strategy={strategy} is not supported: each process holds all weights; use ddp")
     if not arguments.get("fast_dev_run"):
@@ -147,11 +150,11 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
             callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
     try:
         return Trainer(**arguments, callbacks=list(callbacks))
-    except Exception as error:  # whatever is wrong, the arguments are
+    except Exception as error:  # whatever Lightning rejects here came from the arguments
         raise UserError(f"trainer: {first_line(error)}") from error
 
 
-def made(name: str, config: Any) -> Any:
+def instantiated(name: str, config: Any) -> Any:
     """Instantiate a configuration by Hydra: each mapping with a `_target_` becomes the object that it describes."""
     try:
         return instantiate(config, _convert_="all")
@@ -159,10 +162,10 @@ def made(name: str, config: Any) -> Any:
         raise UserError(f"{name}: {first_line(error.__cause__ or error)}") from error
 
 
-def continued(logger: Any, first_step: int) -> Any:
+def with_purge_step(logger: Any, first_step: int) -> Any:
     """The configuration of one or several loggers, with which TensorBoard drops earlier points from `first_step` on."""
     if isinstance(logger, list):
-        return [continued(each, first_step) for each in logger]
+        return [with_purge_step(each, first_step) for each in logger]
     if isinstance(logger, dict) and str(logger.get("_target_")).endswith(".TensorBoardLogger"):
         return logger | {"purge_step": first_step}
     return logger
@@ -174,8 +177,9 @@ def keep_rows(loggers: Iterable[Logger], step: int) -> None:
         if isinstance(logger, CSVLogger):
             file = Path(logger.log_dir, "metrics.csv")
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-            rows = [
-                row for row in csv.DictReader(lines, restval="") if row["step"].isdecimal() and int(row["step"]) <= step
+            rows = [row for row in csv.DictReader(lines, restval="") if row.get("step", "").isdecimal()]
+            kept = [
+                {key: value for key, value in row.items() if key and value} for row in rows if int(row["step"]) <= step
             ]
-            logger.experiment.metrics = [{key: value for key, value in row.items() if key and value} for row in rows]
+            logger.experiment.metrics = kept
             logger.save()

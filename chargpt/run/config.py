@@ -35,7 +35,7 @@ HYDRA_VALUE = r"null$|[\[{]|.*\$\{|.*,|(choice|range|glob|shuffle|sort|tag|exten
 
 @dataclass
 class Settings:
-    """What `conf/train.yaml` composes and, with the checked dataclasses of `read_config`, what a run is built from."""
+    """Hydra's schema for `conf/train.yaml`; after `read_config` has checked it, what a run is built from."""
 
     seed: int
     run_dir: str
@@ -116,7 +116,7 @@ def in_hydras_quotes(value: str) -> str:
 
 
 def with_absolute_paths(cfg: DictConfig) -> DictConfig:
-    """The configuration with paths that stay right when Hydra changes the directory (`hydra.job.chdir=true`)."""
+    """The configuration with paths that are right in another directory (`hydra.job.chdir=true`)."""
     cfg = cfg.copy()
     for key in (*TEXTS, "init_from"):
         path = OmegaConf.select(cfg, key)

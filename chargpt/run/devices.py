@@ -1,6 +1,7 @@
 """The processes of a run on several devices, one per device: who starts them, which one this is, how they end.
 
-Rank 0 makes the folder and writes the log and to the terminal. The other ranks log nothing but errors.
+Rank 0 creates the folder and does all logging; the other ranks log only errors. (Lightning's own launcher leaves the
+other ranks waiting when one is killed, and stops without a save at a signal.)
 """
 
 import ctypes
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("train")
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-SAVE = 3600  # seconds that a step and a save may take after a signal
-LOST = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
-FIRST = 10.0  # seconds in which rank 0 reports an error that all ranks have, and the launcher ends the others
+SAVE_TIMEOUT = 3600  # seconds that a step and a save may take after a signal
+PEER_DIED = "gloo.*(by peer|Broken pipe)|remote process exit"  # how gloo and NCCL report that another process ended
+OTHERS_WAIT = 10.0  # seconds before other ranks report: usually rank 0 reports the same error first
 
 
 def is_first() -> bool:
@@ -59,7 +60,8 @@ def begin_rank() -> None:
 
 
 def arguments_of_rank(arguments: list[str]) -> list[str]:
-    """The command line; without a fixed folder (the default name is the time) only rank 0 makes one, with a log."""
+    """The arguments of this rank. Unless the folder is fixed, only rank 0 has one, and a log: its default name has the
+    time, which differs between ranks."""
     folders = [each for each in arguments if each.startswith("hydra.run.dir=") and "${" not in each]
     if is_first() or folders:
         return arguments
@@ -119,13 +121,13 @@ def launch(number: int, folder: Path) -> None:
         result = context.wait(period=0.1)
     except SignalException as stop:
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        stopped, since, limit = 128 + stop.sigval, time.monotonic(), SAVE
+        stopped, since, limit = 128 + stop.sigval, time.monotonic(), SAVE_TIMEOUT
         while context is not None:
             try:
                 context.close(timeout=limit)  # by SIGTERM, and then by SIGKILL
                 break
             except SignalException:
-                limit = SAVE if time.monotonic() - since < TOGETHER else 0
+                limit = SAVE_TIMEOUT if time.monotonic() - since < TOGETHER else 0
         result = context.wait(period=0.1) if context is not None else None
     _end(result.failures if result is not None else {}, stopped, number, folder)
 
@@ -164,14 +166,14 @@ def report(error: Exception) -> int:
     """Log an error once for all processes of the run; returns the exit status."""
     if launched() is None:
         return errors.report(error)
-    if re.search(LOST, str(error)):  # the process that ended has reported, or its launcher does
+    if re.search(PEER_DIED, str(error)):  # the process that ended has reported, or its launcher does
         if is_first() and not launched_here():  # torchrun and SLURM do not print the command
             folder = Path(HydraConfig.get().runtime.output_dir)
             log.error(f"error: another process of this run ended unexpectedly; {how_to_resume(folder)}")
         else:
-            time.sleep(FIRST)
+            time.sleep(OTHERS_WAIT)
         return 1
     if not is_first():
-        time.sleep(FIRST)
+        time.sleep(OTHERS_WAIT)
     logging.disable(logging.NOTSET)
     return errors.report(error)

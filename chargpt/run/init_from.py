@@ -16,7 +16,7 @@ from chargpt.tokenizer import CharTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
-FREE = ("dropout", "zero_init")  # may differ: they do not change what trained weights compute
+MAY_DIFFER = ("dropout", "zero_init")  # they do not change what trained weights compute
 
 
 def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[DictConfig, Checkpoint | None]:
@@ -41,7 +41,7 @@ def _architecture(cfg: DictConfig, trained: dict[str, Any]) -> dict[str, Any]:
     typed = {each.partition("=")[0].lstrip("+") for each in task}
     chosen = {key: value for key, value in cfg.model.items() if key == "name" or f"model.{key}" in typed}
     for key, value in chosen.items():
-        if key not in FREE and value != trained.get(key):
+        if key not in MAY_DIFFER and value != trained.get(key):
             option = "model=" if key == "name" else f"model.{key}="
             raise UserError(f"init_from={cfg.init_from} has weights for {option}{trained.get(key)}, not for {value}")
     return trained | chosen

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from chargpt.batches import CALLED
+from chargpt.batches import PART_NAMES
 from chargpt.callbacks.records import tensorboards
 from chargpt.callbacks.saving import stopped_early
 from chargpt.checkpoint import Checkpoint, read_checkpoint
@@ -19,7 +19,7 @@ from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
 from chargpt.errors import one_line
 from chargpt.evaluate import score
-from chargpt.files import decoration
+from chargpt.files import best_effort
 from chargpt.history import Point, drop_after, read_losses
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
@@ -30,7 +30,7 @@ log = logging.getLogger("train")
 log.setLevel(logging.DEBUG)  # details go to the run's log; the terminal has a level of INFO
 
 FEWEST = 3  # validations; fewer do not show a trend
-NOISE, MUCH = 0.01, 0.1  # shares of the lowest loss: what may be chance, what shows that a run diverged
+NOISE, DIVERGED = 0.01, 0.1  # rises above the lowest loss, as shares of it: beyond chance, beyond repair
 
 
 def quieten() -> None:
@@ -59,9 +59,9 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Che
             claim(folder, began_here=began_with(cfg, folder))
             store(cfg, folder)
         else:
-            run.resuming.at_first_step = partial(store, cfg, folder)
-        with decoration("losses.csv or samples.jsonl"):
-            drop_after(Path(run.trainer.default_root_dir), first_step)
+            run.state.at_first_step = partial(store, cfg, folder)
+        with best_effort("losses.csv or samples.jsonl"):
+            drop_after(folder, first_step)
         keep_rows(run.trainer.loggers, first_step)
     log.info(describe(run, initial, first_step))
 
@@ -69,10 +69,10 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Che
 def describe(run: Run, initial: Checkpoint | None, first_step: int) -> str:
     """The texts, the model and its device and precision, and where the run begins: a line each."""
     data, trainer = run.data, run.trainer
-    sizes = [f"{CALLED[part]} {len(ids):,}" for part, (corpus, ids) in data.parts.items() if corpus is data.corpus]
+    sizes = [f"{PART_NAMES[part]} {len(ids):,}" for part, (corpus, ids) in data.parts.items() if corpus is data.corpus]
     lines = [f"Text: {_of(data.corpus)}" + (f" ({', '.join(sizes)})" if len(sizes) > 1 else "")]
     others = {part: corpus for part, (corpus, _) in data.parts.items() if corpus is not data.corpus}
-    lines += [f"{CALLED[part].capitalize()} text: {_of(corpus)}" for part, corpus in others.items()]
+    lines += [f"{PART_NAMES[part].capitalize()} text: {_of(corpus)}" for part, corpus in others.items()]
     size = f"{sum(parameter.numel() for parameter in run.module.net.parameters()):,} parameters"
     how = f"in {trainer.precision}{run.precision}{', compiled' if run.compiled else ''}"
     lines.append(f"Model: {run.settings.model.name}, {size}, on {trainer.strategy.root_device} {how}")
@@ -100,6 +100,8 @@ def finished_before(run: Run, resumption: Resumption) -> Outcome | None:
     folder, steps = short(Path(run.settings.run_dir)), resumption.step
     if steps >= run.trainer.max_steps:
         log.info(f"{folder} is finished, {steps} steps; a larger trainer.max_steps resumes it")
+        if run.trainer.is_global_zero:
+            test(run)  # an interruption may have left it out
     elif resumption.stopped_early and run.settings.resume == "allow":
         log.info(f"{folder} stopped early, after {steps} steps; resume={folder} resumes it")
     else:
@@ -126,7 +128,7 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = one_line(run.data.parts["val"][0].name)
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
-    shown = verdict(read_losses(Path(trainer.default_root_dir)), trainer.max_steps)
+    shown = verdict(read_losses(path), trainer.max_steps)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
     if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
@@ -165,20 +167,21 @@ def verdict(points: Sequence[Point], max_steps: int) -> str:
     before, after = points[: points.index(best) + 1], points[points.index(best) + 1 :]
     rise = f"validation loss rose from {best.val_loss:.4f} to {last.val_loss:.4f}"
     has_risen = last.val_loss > (1 + NOISE) * best.val_loss
-    # A training loss is that of one batch: as many are averaged before the lowest validation loss as after it.
+    # A training loss is that of one batch: compare means over equally many points before and after the minimum.
     if has_risen and _train_loss(after) < _train_loss(before[-len(after) :]):
         advice = "More dropout, more text or a smaller model may help; sampling takes the best checkpoint anyway"
         return f"Overfitting since step {best.step:,}: {rise} while training loss fell. {advice}"
-    if last.val_loss > (1 + MUCH) * best.val_loss:
+    if last.val_loss > (1 + DIVERGED) * best.val_loss:
         return f"Diverged: {rise}. A lower optimizer.lr, a longer warm-up or trainer.gradient_clip_val=1 may help"
     if has_risen:
         return ""
     earlier = [point for point in points if 3 * point.step <= 2 * last.step] or points[:1]  # a third of the run ago
     was = min(earlier, key=lambda point: point.val_loss)
-    fallen, steadily = was.val_loss - best.val_loss, last is best and was is earlier[-1]
-    if fallen <= NOISE * best.val_loss and not (steadily and 3 * fallen >= points[0].val_loss - best.val_loss > 0):
+    fallen, in_all = was.val_loss - best.val_loss, points[0].val_loss - best.val_loss
+    steadily = last is best and 3 * fallen >= in_all > 0  # in its last third as much as before: a slow beginning
+    if fallen <= NOISE * best.val_loss and not steadily:
         change = f"from {was.val_loss:.4f} at step {was.step:,} to {best.val_loss:.4f}"
-        return f"Levelled off: validation loss fell {change} only. More steps alone would change little"
+        return f"Levelled off: validation loss fell only {change}. More steps alone would help little"
     if last.step < max_steps:
         return f"Validation loss was still falling, after {last.step:,} of {max_steps:,} steps: it is worth going on"
     return "Validation loss was still falling: a longer run (a larger trainer.max_steps) should end lower"

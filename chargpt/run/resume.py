@@ -111,10 +111,8 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
     harmless, others = _stored(run, typed)
     if others:
         again = _command(run, [*filter(_is_override, typed), *others])
-        advice = (
-            "from a folder, only values and options of conf/ are read. Type the others again (after --config-dir, if"
-        )
-        raise UserError(f"{short(run)} was started with {' '.join(others)}: {advice} they need it): {again}")
+        why = "these are not taken from a run's folder; repeat them"
+        raise UserError(f"{short(run)} was started with {' '.join(others)}: {why} (with --config-dir, if any): {again}")
     return harmless
 
 

@@ -2,12 +2,14 @@
 
 import shutil
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import STEPS, assert_same, curves, resume, signal_at, start, state
 
 from chargpt.callbacks import look
+from chargpt.callbacks.averaging import Averaging
 from chargpt.callbacks.look import Surprise
 from chargpt.errors import Stopped, UserError
 from chargpt.evaluate import score_checkpoint
@@ -70,7 +72,7 @@ def test_training_is_the_same_as_without_it(averaged, whole):
 def test_the_checkpoints_have_the_score_that_was_validated(name, averaged):
     folder, best, *_ = averaged  # the loss falls until the end
     row = score_checkpoint(
-        folder / "checkpoints" / name, Namespace(split=None, stride=1, unknown="error", device="cpu")
+        folder / "checkpoints" / name, Namespace(split=None, min_context=1, unknown="error", device="cpu")
     )
     assert row["loss"] == pytest.approx(best, abs=1e-6)
 
@@ -117,3 +119,20 @@ def test_a_damaged_average_is_refused(harm, averaged, tmp_path):
     with pytest.raises(UserError) as no:
         resume(tmp_path, "trainer.max_steps=14")
     assert "\n" not in str(no.value)
+
+
+def test_the_formula():
+    """The first weights are soon forgotten: after n steps a step keeps at most (1 + n) / (10 + n) of the average."""
+    module, callback = SimpleNamespace(net=torch.nn.Linear(1, 1, bias=False)), Averaging(decay=0.3)
+    trainer = SimpleNamespace(precision="32-true", global_step=0)
+    callback.on_fit_start(trainer, module)
+    callback.on_train_start(trainer, module)
+    expected = 0.0
+    for n, weight in enumerate([8.0, 4.0, 2.0, 1.0, 5.0, 7.0]):
+        torch.nn.init.constant_(module.net.weight, weight)
+        trainer.global_step = n + 1
+        callback.on_train_batch_end(trainer, module)
+        decay = min(0.3, (1 + n) / (10 + n)) if n else 0.0
+        expected = decay * expected + (1 - decay) * weight
+    callback.swap(module)
+    assert module.net.weight.item() == pytest.approx(expected)

@@ -6,8 +6,9 @@ import torch
 from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
 
 from chargpt.callbacks import look
-from chargpt.callbacks.look import Surprise, TextSamples, attention_weights, draw_attention, draw_surprise, pixels
+from chargpt.callbacks.look import Surprise, TextSamples, attention_weights, draw_attention, draw_surprise
 from chargpt.errors import Stopped
+from chargpt.files import write_figure
 from chargpt.history import read_samples
 from chargpt.model import GPT, GPTConfig
 
@@ -106,7 +107,7 @@ def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("heads", "text"), [(1, "a"), (5, "a$"), (16, "ab\n\0道\u200b")])
-def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, text, recwarn):
+def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, text, tmp_path, recwarn):
     weights = np.tril(np.ones((heads, len(text), len(text)))) / np.arange(1, len(text) + 1)[:, None]
     figure = draw_attention(weights, text)
     assert [panel.get_title() for panel in figure.axes] == [f"head {n + 1}" for n in range(heads)]
@@ -114,12 +115,12 @@ def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, te
         assert np.array_equal(panel.images[0].get_array(), np.sqrt(each))
     labels = [each.get_text() for panel in figure.axes for each in panel.texts]
     assert set(labels) == {{"\n": "↵", "\0": r"\x00", "\u200b": r"\u200b"}.get(each, each) for each in text}
-    pixels(figure)
+    write_figure(tmp_path / "picture.png", figure)
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("many", [2, 32, 33])
-def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
+def test_a_picture_of_surprise_has_each_character_on_its_colour(many, tmp_path):
     text, bits = "$\n" * (many // 2) + "a" * (many % 2), np.linspace(0, 9, many - 1)
     figure = draw_surprise(bits, text, 6.0)
     panel = figure.axes[0]
@@ -127,7 +128,7 @@ def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
     assert cells.mask[0]  # nothing predicts the first character
     assert np.array_equal(cells[1:many], bits)
     assert [each.get_text() for each in panel.texts] == [{"\n": "↵"}.get(each, each) for each in text]
-    pixels(figure)
+    write_figure(tmp_path / "picture.png", figure)
 
 
 @pytest.mark.parametrize("kind", [Surprise, TextSamples])

@@ -6,7 +6,7 @@ from helpers import composed
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from chargpt.errors import UserError
-from chargpt.run.build import build_callbacks, build_trainer, continued, device_type, settle_precision
+from chargpt.run.build import build_callbacks, build_trainer, device_type, settle_precision, with_purge_step
 from chargpt.run.config import read_config
 
 LIGHTNING = "+callbacks.x={_target_: lightning.pytorch.callbacks.%s}"
@@ -97,5 +97,5 @@ def test_the_device_that_a_precision_is_chosen_for(accelerator, cuda, mps, expec
 def test_of_several_loggers_each_tensorboard_drops_later_points():
     csv = {"_target_": "lightning.pytorch.loggers.CSVLogger"}
     board = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "x"}
-    assert continued([csv, board, board], 7) == [csv, *[board | {"purge_step": 7}] * 2]
-    assert continued(False, 7) is False
+    assert with_purge_step([csv, board, board], 7) == [csv, *[board | {"purge_step": 7}] * 2]
+    assert with_purge_step(False, 7) is False

@@ -47,7 +47,7 @@ OVERFITS = [1.9, 1.65, 1.55, 1.50, 1.52, 1.56, 1.62]
         (
             [1.9, 1.6, 1.502, 1.501, 1.5],
             None,
-            "Levelled off: validation loss fell from 1.5020 at step 1,500",
+            "Levelled off: validation loss fell only from 1.5020 at step 1,500",
         ),
         ([1.9, 1.6, 1.5, 1.8, 2.5], UP, "Diverged: validation loss rose from 1.5000 to 2.5000. A lower optimizer.lr"),
         ([5.0, 5.2, 5.8], [5.0, 5.3, 5.6], "Diverged: validation loss rose from 5.0000 to 5.8000"),

@@ -8,7 +8,7 @@ from helpers import QUIET, assert_same, resume, signal_at, start, state
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from chargpt.errors import Stopped, UserError
-from chargpt.run.resuming import paths_outside
+from chargpt.run.state import paths_outside
 
 
 @pytest.fixture(scope="module")

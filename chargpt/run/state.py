@@ -22,13 +22,13 @@ from chargpt.run.resume import Resumption, fixed_values
 log = logging.getLogger(__name__)
 
 
-class Resuming(Callback):
+class TrainingState(Callback):
     """Completes the state that a run saves and resumes from.
 
     - Each rank has its own stream of random numbers, which continues. (In Lightning, dropout would differ after an
       interruption, and all ranks would draw the same masks.)
-    - Settings that must not change are saved. What may change is taken from the settings, not from the checkpoint: the
-      options of the optimizer, its learning rate, and arguments of callbacks that are in their state.
+    - Settings that must not change are saved. The learning rate follows the new `max_steps`, and callbacks keep their
+      new arguments: the optimizer's options and these are not taken from the checkpoint.
 
     Attributes:
         at_first_step: called after the first batch: changed settings are stored only if they work.
@@ -43,7 +43,7 @@ class Resuming(Callback):
         self._random_state: dict[str, Tensor] | None = None  # to restore
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        # Lightning restores weights before it converts them to the precision: 64 bits would be cut to 32.
+        # Convert now: Lightning would load 64-bit weights into fp32 parameters, and convert those.
         trainer.precision_plugin.convert_module(module)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
