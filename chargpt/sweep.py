@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from chargpt import errors
 from chargpt.compare import read_sweep, report, save
 from chargpt.errors import UserError, tell
-from chargpt.history import Job, Plan, best_of, read_job, read_losses, read_plan, write_record
+from chargpt.history import SWEEP, Job, Plan, best_of, read_job, read_losses, read_plan, write_record
 from chargpt.run import devices
 from chargpt.run.config import hydra_errors
 from chargpt.run.folder import check_contents, held
@@ -68,9 +68,11 @@ def sweeping(config: DictConfig) -> Iterator[None]:
             yield
         finally:
             sweep = read_sweep(folder)
-            if sweep.results:  # else something is wrong with all
+            if sweep.results:
                 tell(f"\n{report(sweep)}")
                 save(sweep)
+            else:  # something is wrong with all jobs: nothing to resume
+                (folder / SWEEP).unlink()
     if missing := len(sweep.results) - sweep.finished:
         sys.exit(f"error: {missing} of {sweep.size} jobs did not finish")
 

@@ -74,7 +74,7 @@ def test_train_commands(overrides, tiny, tiny_run, text_file, tmp_path, monkeypa
     fixed += ["model."] if "init_from=" in str(typed) else ["model.n_"] if "model=bigram" in typed else []
     small = [*(each for each in tiny if not each.startswith(tuple(fixed))), "trainer.limit_val_batches=2"]
     train(composed(*typed, *small, f"run_dir={tmp_path}"))
-    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists() != ("trainer.fast_dev_run=true" in overrides)
     assert (tmp_path / "csv" / "metrics.csv").exists() == ("CSVLogger" in str(overrides))
     assert ("run_training_batch" in caplog.text) == ("trainer.profiler=simple" in overrides)
 

@@ -98,6 +98,7 @@ def test_refused_in_one_line(overrides, message, fixed, tmp_path):
     assert [line for line in lines if "jobs in" not in line] == lines[-1:]
     assert message in lines[-1]
     assert not list(tmp_path.glob("sweep/*/"))
+    assert not (tmp_path / "sweep" / "sweep.json").exists()  # which compare would take for the newest sweep
 
 
 def test_a_job_on_several_devices_ends_the_sweep(fixed, tmp_path):

@@ -142,7 +142,9 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     arguments = {"min_epochs": 0} | instantiated("trainer", config)
     if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
         raise UserError(f"trainer.strategy={strategy} is not supported: each process holds all weights; use ddp")
-    if not arguments.get("fast_dev_run"):
+    if arguments.get("fast_dev_run"):
+        arguments["enable_checkpointing"] = False  # as Lightning does with its own: the model is of no use
+    else:
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
     for switch, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", CheckpointCallback)):

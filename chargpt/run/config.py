@@ -86,8 +86,8 @@ def read_config(cfg: DictConfig) -> Settings:
     if not 0 <= plain["seed"] < 2**32:
         raise UserError(f"seed must be at least 0 and below 2**32; got {plain['seed']}")
     checked = {
-        "data": make("data", DataConfig, plain["data"]),
         "model": read_settings("model", MODEL_CONFIGS, plain["model"]),
+        "data": make("data", DataConfig, plain["data"]),
         "optimizer": read_settings("optimizer", OPTIMIZER_CONFIGS, plain["optimizer"]),
     }
     return Settings(**(plain | checked))

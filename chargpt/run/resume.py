@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.command_line import quoted
 from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
+from chargpt.history import JOB
 from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, with_quoted_paths
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
 
@@ -92,8 +93,9 @@ def _is_override(argument: str) -> bool:
 
 
 def newest_run(outputs: str | Path) -> Path:
-    """The run that saved its state last."""
-    if not (files := [file for name in CHECKPOINTS for file in find(outputs, name)]):
+    """The run that saved its state last, without those of sweeps."""
+    files = [file for name in CHECKPOINTS for file in find(outputs, name) if not (file.parents[1] / JOB).exists()]
+    if not files:
         raise UserError(f"resume=auto found no run to resume in {outputs}/")
     return max(files, key=lambda file: file.stat().st_mtime).parents[1]
 

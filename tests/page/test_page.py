@@ -405,3 +405,9 @@ def test_what_is_refused(run, bytes_run, tmp_path):
 def test_the_size_of_the_lectures_model(kind, megabytes):
     packed = pack(GPT(GPTConfig(), 65).state_dict(), kind)
     assert 0.9 * megabytes < len(packed.content) / 1e6 < megabytes
+
+
+def test_int8_uses_all_of_its_range():
+    weight = torch.randn(3, 50) * torch.tensor([[1e-3], [1.0], [50.0]])
+    error = (pack({"w": weight}, "int8").rounded["w"] - weight).abs().amax(1)
+    assert (error <= 1.001 * weight.abs().amax(1) / 254).all()  # half of a step

@@ -152,6 +152,8 @@ def test_auto_takes_the_newest_run(whole, tmp_path):
     for n, name in enumerate(("older", "newer")):
         for file in (shutil.copytree(whole, outputs / name) / "checkpoints").iterdir():
             os.utime(file, (n + 1, n + 1))
+    shutil.copytree(outputs / "newer", outputs / "sweeps" / "job")
+    (outputs / "sweeps" / "job" / "job.json").touch()  # a sweep resumes its jobs
     (tmp_path / "outputs").symlink_to(outputs, target_is_directory=True)  # on another disk
     assert with_resume(["resume=auto"], tmp_path / "outputs")[-1] == f"hydra.run.dir='{outputs}/newer'"
     (outputs / "newer" / "train.log").symlink_to("/etc/hostname")
