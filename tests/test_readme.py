@@ -131,7 +131,7 @@ def test_completion():
 def test_from_python(tmp_path, monkeypatch, capsys):
     """With fewer steps."""
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```python\n(import torch\n.*?)```", EXAMPLES, re.DOTALL)
     assert "max_steps=100" in block
     exec(block.replace("max_steps=100", "max_steps=2"), {})
     assert len(capsys.readouterr().out) == 200
