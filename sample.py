@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import chain, tee
-from operator import itemgetter
 from pathlib import Path
 
 from chargpt.checkpoint import find_checkpoint, load_checkpoint
@@ -24,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of a prompt")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="characters to write (500)")
     parser.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest (1)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest characters only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that add up to P only")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest, P in all")
     parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
@@ -60,10 +59,9 @@ def sample(arguments: argparse.Namespace) -> None:
     generator.manual_seed((generator.seed() if arguments.seed is None else arguments.seed) % 2**64)
     tokens = generate(model, torch.tensor([start], device=device), sampling, generator)
     tokens = chain([next(tokens)], tokens)  # an error up to here leaves the output file as it was
-    copies = tee(map(torch.Tensor.tolist, tokens), sampling.num_samples)
-    samples = [map(itemgetter(n), copy) for n, copy in enumerate(copies)]  # the first one streams
     with open_output(arguments.out) as out:
-        for n, ids in enumerate(samples):
+        for n, rows in enumerate(tee(map(torch.Tensor.tolist, tokens), sampling.num_samples)):  # the first one streams
+            ids = (row[n] for row in rows)
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
             parts = chain([prompt_ids], ([id] for id in until(stops, ids)))

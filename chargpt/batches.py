@@ -97,9 +97,9 @@ class RandomBlocks(Dataset[Batch]):
 class SequentialBlocks(Dataset[Batch]):
     """All of `ids` in order, every id but the first a target exactly once: for validation, and to score a text.
 
-    An item is a batch of windows that begin `stride` apart (by default `block_size`). Targets are the last `stride` of
-    each window, and all of the first one. Ranks take items in turn. The end is padded, with `IGNORED` as targets, so
-    that all items have one shape and all ranks equally many items.
+    An item is a batch of windows that begin `stride` apart (by default `block_size`). Only the last `stride` ids of a
+    window are targets (of the first window: all). Ranks take items in turn. The end is padded, with `IGNORED` as
+    targets, so that all items have one shape and all ranks equally many items.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ A checkpoint is a mapping that Lightning writes:
 
 and in full ones (last.ckpt), to resume:
 
-    optimizer_states, loops, callbacks           Lightning's own
-    fixed, random_states                         settings to keep; of each rank (run/state.py)
+    optimizer_states, callbacks                  Lightning's own (so are loops, which are in all files)
+    fixed, random_states                         settings to keep; random states by rank (run/state.py)
     current_model_state, averaging_state         weights in training, with averaging (callbacks/averaging.py)
     stopped_early                                true after early stopping (callbacks/saving.py)
 """
@@ -153,7 +153,7 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     except Exception as error:  # the kind depends on the damage
-        if explain(error):  # out of memory
+        if explain(error) and not isinstance(error, RecursionError):  # out of memory
             raise
         raise UserError(f"{path} is damaged, or not a file that chargpt wrote") from error
 
@@ -176,7 +176,7 @@ def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) 
                 model = build_model(config, tokenizer.vocab_size)
             model.load_state_dict(weights, assign=True)
             types = {weight.dtype for weight in weights.values()}
-            if len(types) > 1 or not all(weight.isfinite().all() for weight in weights.values()):
+            if len(types) > 1 or not all(w.is_floating_point() and w.isfinite().all() for w in weights.values()):
                 raise misfit
         except (RuntimeError, AttributeError) as error:
             raise misfit from error

@@ -7,6 +7,7 @@ run in other processes, or on other machines: they share nothing but the folder.
 import argparse
 import csv
 import io
+import json
 import math
 import re
 import statistics
@@ -119,14 +120,15 @@ def _table_over_seeds(sweep: Sweep) -> str:
     groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for each in sweep.results:
         if each.curve and each.job.state == "finished":
-            groups[tuple(shown(each.job.values.get(key, "")) for key in keys)].append(each.loss)
+            groups[tuple(json.dumps(each.job.values.get(key, "")) for key in keys)].append(each.loss)
     if keys == sweep.keys or all(len(losses) < 2 for losses in groups.values()):
         return ""
     lines = []
     for values, losses in sorted(groups.items(), key=lambda group: statistics.mean(group[1])):
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         extent = f"{min(losses):.4f} to {max(losses):.4f}"
-        lines.append([*values, f"{statistics.mean(losses):.4f}", spread, extent, f"{len(losses)}"])
+        numbers = [f"{statistics.mean(losses):.4f}", spread, extent, f"{len(losses)}"]
+        lines.append([*map(shown, map(json.loads, values)), *numbers])
     return f"Over seeds:\n{table([*short_names(keys).values(), 'mean best', 'deviation', 'range', 'jobs'], lines)}"
 
 

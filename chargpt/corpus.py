@@ -2,8 +2,8 @@
 
 A text is one or more UTF-8 files in order, plain or compressed by gzip. Its ids lie in the user's cache, in the
 smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16`, `.uint32`, or `.bytes`), beside a
-description in JSON. A resumed run finds its text by the hash. `known.json` maps path, size and time of change of files
-to the hash of their text, so that it need not be read again.
+description in JSON. A resumed run finds its text by the hash. `known.json` finds the hash of a text by the paths, sizes
+and times of its files, so that it need not be read again.
 
 A byte order mark at the beginning of a file is left out of a text of characters. Nothing else is changed, not even
 `\\r\\n`, and nothing is put between files.

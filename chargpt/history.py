@@ -46,9 +46,9 @@ def read_losses(run: Path) -> list[Point]:
     points: list[Point] = []
     with suppress(OSError):
         for row in (run / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, OverflowError):
                 step, *numbers = row.split(",")
-                points.append(Point(int(step), *(float(number or "nan") for number in numbers)))
+                points.append(Point(int(float(step)), *(float(number or "nan") for number in numbers)))
     return [point for point in points if math.isfinite(point.val_loss) and math.isfinite(point.seconds)]
 
 
@@ -57,7 +57,7 @@ def read_samples(run: Path) -> list[Sample]:
     samples: list[Sample] = []
     with suppress(OSError):
         for line in (run / SAMPLES).read_bytes().splitlines():
-            with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
                 found = json.loads(line)
                 found["text"].encode()  # raises for a surrogate
                 samples.append(Sample(int(found["step"]), found["text"]))
@@ -139,7 +139,7 @@ def shown(value: Any) -> str:
     """A value in a name or a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return (value if isinstance(value, str) else json.dumps(value))[:60]
+    return (value if isinstance(value, str) else json.dumps(value))[-60:]  # paths differ at their ends
 
 
 def best_of(points: Sequence[Point]) -> Point | None:

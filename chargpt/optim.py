@@ -29,7 +29,7 @@ class OptimizerConfig:
         lr: the peak learning rate.
         schedule: after the warm-up the learning rate stays (`constant`), or falls to `min_lr_factor` times its peak at
             the last step (`cosine`, `linear`).
-        decay_share: the share of the run, at its end, over which it falls: below 1 it stays at its peak until then.
+        decay_share: the last share of the run, over which the rate falls; until then it stays at its peak.
         warmup_steps: optimizer steps over which it rises from near 0.
     """
 

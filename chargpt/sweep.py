@@ -80,9 +80,9 @@ def sweeping(config: DictConfig) -> Iterator[None]:
 def _swept(config: DictConfig) -> dict[str, Override]:
     """The overrides of several values, by key: of those typed for one key, the last counts."""
     searched = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(...) finds
-    last = {each.key_or_group: each for each in parser.parse_overrides([*searched, *typed])}
+    last = {each.key_or_group: each for each in parser.parse_overrides([*searched, *task])}
     return {key: each for key, each in last.items() if each.is_sweep_override()}
 
 

@@ -196,6 +196,10 @@ CHANGES = [
     (weight(torch.empty(5, device="meta")), "weights are not"),
     (weight(torch.zeros(5).double()), "weights are not"),
     (weight(torch.full((5,), torch.nan)), "weights are not"),
+    (
+        lambda contents: contents.update(state_dict={k: w.cfloat() for k, w in contents["state_dict"].items()}),
+        "weights",
+    ),
     (lambda contents: contents.pop("state_dict"), "not a file that chargpt wrote"),  # such as nanoGPT's
 ]
 

@@ -104,6 +104,15 @@ def test_words_seeds_and_control_characters(tmp_path, capsys):
     assert draw(read_sweep(tmp_path / "seeds")).axes[0].get_xlabel() == "seed"
 
 
+def test_seeds_of_one_setting_only_are_one_row(tmp_path):
+    """Values are compared, not how the table shows them."""
+    for n, (value, loss) in enumerate(((f"{'x' * 70}a", 1.0), (f"{'x' * 70}a", 2.0), (f"a{'x' * 70}", 3.0))):
+        job(tmp_path, n, [loss], data__path=value, seed=n)
+    assert [
+        line.split()[-1] for line in report(read_sweep(tmp_path)).partition("Over seeds:")[2].splitlines()[2:4]
+    ] == ["2", "1"]
+
+
 def test_the_newest_is_the_default(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert compare.main([]) == 2

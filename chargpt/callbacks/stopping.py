@@ -55,7 +55,7 @@ class StopOnSignal(AtStepEnd):
             with contextlib.suppress(OSError):
                 os.write(2, f"{signal.Signals(signum).name}: stopping after this step (again: stop at once)\n".encode())
 
-    # The stop waits for the next step, or the end of training, when this step has been saved and logged.
+    # It stops when the next step begins, or training ends: by then this step is saved and logged.
 
     def on_step_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.world_size == 1 or is_logged(trainer, trainer.global_step):  # to agree, ranks wait for one another

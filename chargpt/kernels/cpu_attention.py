@@ -38,7 +38,7 @@ class CPUAttention(torch.autograd.Function):
 
     `noise`, for each block (B * n_head, queries, keys) uint8, or None, is the dropout: a weight stays where its byte is
     below `kept`, and is scaled by 256 / kept. The backward pass reads the attention weights before dropout and the
-    noise. Scales are applied to the smaller side of a product: head_size, not keys.
+    noise. Scales multiply queries and outputs, which are smaller than the scores.
     """
 
     @staticmethod

@@ -69,7 +69,7 @@ def _weight_gradient(rows: Tensor, inputs: Tensor) -> Tensor:
     """rows^T inputs: (N, out) and (N, in) to (out, in)."""
     if rows.dtype != torch.float32:
         return rows.t() @ inputs  # PyTorch gives this to oneDNN, which reads the transposed matrix without a copy
-    # In fp32 that would be MKL's. `_onednn` copies a transposed first matrix, so that is the narrower one.
+    # In fp32 that would use MKL. `_onednn` copies a transposed x, so x is the narrower matrix.
     if inputs.shape[1] < rows.shape[1]:
         return _onednn(inputs.t(), rows.t()).t().contiguous()
     return _onednn(rows.t(), inputs.t())

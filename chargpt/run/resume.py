@@ -126,10 +126,8 @@ def _stored(run: Path, typed: Sequence[str]) -> tuple[list[str], list[str]]:
     stored = [each for each in map(_parsed, read_overrides(run)) if each.key_or_group not in exact]
     stored = [each for each in stored if not each.key_or_group.startswith(below)]
     base = composed([str(each.input_line) for each in stored if _is_option(each)])
-    lines: dict[bool, list[str]] = {True: [], False: []}
-    for each in stored:
-        lines[may_replay(each, base)].append(str(each.input_line))
-    return lines[True], lines[False]
+    judged = [(str(each.input_line), may_replay(each, base)) for each in stored]
+    return [line for line, harmless in judged if harmless], [line for line, harmless in judged if not harmless]
 
 
 def read_overrides(run: Path) -> list[str]:
@@ -212,7 +210,7 @@ def check_same(resumption: Resumption, settings: Settings) -> None:
     for key, now in fixed_values(settings).items():
         if key in before and before[key] != now:
             trained = f"{short(resumption.path)} was trained with {key}={before[key]}, on which its state depends"
-            raise UserError(f"{key}={now} cannot be changed: {trained}; start a new run for it")
+            raise UserError(f"{key} cannot become {now}: {trained}; start a new run for it")
 
 
 def store(cfg: DictConfig, run: Path) -> None:

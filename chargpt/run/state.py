@@ -27,8 +27,8 @@ class TrainingState(Callback):
 
     - Each rank has its own stream of random numbers, which continues. (In Lightning, dropout would differ after an
       interruption, and all ranks would draw the same masks.)
-    - Settings that must not change are saved. The learning rate follows the new `max_steps`, and callbacks keep their
-      new arguments: the optimizer's options and these are not taken from the checkpoint.
+    - Settings that must not change are saved. The optimizer's options and its learning rate, which follows the new
+      `max_steps`, and the arguments of callbacks come from the new settings.
 
     Attributes:
         at_first_step: called after the first batch: changed settings are stored only if they work.
@@ -133,7 +133,7 @@ def check_state(group: dict[str, Any], states: Any) -> None:
     parameter has, without a check."""
     for parameter in group["params"] if group.get("fused") else ():
         state = states.get(parameter, {})
-        for name, value in (state or {"nothing": torch.empty(0)}).items():
-            expected = (torch.float32, ()) if name == "step" else (parameter.dtype, parameter.shape)
-            if (value.dtype, value.shape) != expected or not value.is_contiguous():
-                raise UserError("the optimizer's state in the checkpoint does not fit the model")
+        like = (parameter.dtype, parameter.shape)
+        fits = [(v.dtype, v.shape) == ((torch.float32, ()) if name == "step" else like) for name, v in state.items()]
+        if not (fits and all(fits)) or not all(value.is_contiguous() for value in state.values()):
+            raise UserError("the optimizer's state in the checkpoint does not fit the model")
