@@ -54,9 +54,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("path", "val_path", "test_path"):
             value = getattr(self, name)
-            if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value or ""])):
-                rule = "a text or a list of texts, in quotes if it looks like a number"
-                raise UserError(f"data.{name} must be {rule}; got {value!r}")
+            texts = value if isinstance(value, list) else [value or ""]
+            rule = "a text or a list of texts, in quotes if it looks like a number"
+            require(all(isinstance(each, str) for each in texts), f"data.{name}", rule, value)
         require(self.source in SOURCES, "data.source", f"one of {', '.join(SOURCES)}", self.source)
         if self.path is not None and self.source != "file":
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")

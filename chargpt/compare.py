@@ -79,11 +79,8 @@ def read_sweep(folder: Path) -> Sweep:
 
 def report(sweep: Sweep) -> str:
     """The tables of a sweep, and what to do next."""
-    parts = [f"{sweep.folder}: {sweep.finished} of {sweep.size} jobs finished"]
-    if sweep.results:
-        parts.append(_table_of_jobs(sweep))
-    if seeds := _table_over_seeds(sweep):
-        parts.append(seeds)
+    head = f"{sweep.folder}: {sweep.finished} of {sweep.size} jobs finished"
+    parts = [head, _table_of_jobs(sweep) if sweep.results else "", _table_over_seeds(sweep)]
     if sweep.results and sweep.results[0].curve:
         parts.append(f"Sample the best: {quoted(['python', 'sample.py', '--ckpt', str(sweep.results[0].folder)])}")
     if sweep.plan.jobs and sweep.finished < sweep.size:
@@ -91,7 +88,7 @@ def report(sweep: Sweep) -> str:
         flags = next((n for n, word in enumerate(words) if re.match(r"[^-].*=", word)), len(words))  # they come first
         words = [*words[:flags], "resume=allow", f"hydra.sweep.dir={sweep.folder}", *words[flags:]]
         parts.append(f"To resume: {quoted(['python', 'train.py', '-m', *words])}")
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def rows(sweep: Sweep) -> list[list[Any]]:

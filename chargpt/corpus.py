@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 1 << 22  # bytes to read at a time
 UNICODE = 0x110000  # the number of code points
+BOMS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Ids = np.ndarray  # shape (ids,): uint8, uint16 or uint32
 
 
@@ -139,8 +140,8 @@ def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
     for raw, code_points in _pieces(text.files, kind):
         digest.update(raw)
         seen[code_points] = True
-    if not seen.any():
-        raise UserError(f"{text.name} is empty: there is no text")
+    if seen.sum() < 2:
+        raise UserError(f"{text.name} is empty, or one character again and again: there is nothing to learn")
     characters = "".join(map(chr, np.flatnonzero(seen)))
     return digest.hexdigest(), ByteTokenizer() if kind == ByteTokenizer.kind else CharTokenizer(characters)
 
@@ -181,10 +182,9 @@ def _pieces(files: list[Path], kind: str) -> Iterator[tuple[bytes, np.ndarray]]:
                 stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
                 while raw := stream.read(PIECE):
                     end += len(raw)
-                    text = decoder.decode(raw)
-                    if encoding != "latin-1" and "\0" in text:
+                    if kind == CharTokenizer.kind and b"\0" in raw and not raw.startswith(BOMS_OF_UTF16):
                         raise UserError(f"{file} is binary, not text: it has NUL bytes")
-                    yield raw, _code_points(text)
+                    yield raw, _code_points(decoder.decode(raw))
                 decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise _not_text(file, end - len(error.object), error) from error
@@ -196,7 +196,7 @@ def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
     """What to say of bytes that are not UTF-8 text, which begin at this offset of the file."""
     byte = error.object[error.start]
     advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
-    if offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if offset == 0 and error.object.startswith(BOMS_OF_UTF16):
         advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
     elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
         advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"

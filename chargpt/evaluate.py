@@ -28,13 +28,14 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # other pr
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = Parser(prog="python -m chargpt.evaluate", description="Score text: each character is predicted once.")
-    several = "runs' or shared folders, checkpoints, or a sweep's folder: all its runs (default: the newest run)"
+    several = "runs, checkpoints, shared folders, or a sweep's folder: all its runs (default: the newest run)"
     parser.add_argument("--ckpt", nargs="+", **CKPT | {"help": several})
     text = "a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text)"
     parser.add_argument("--text", type=file_name, metavar="FILE", help=text)
     parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (val)")
-    context = "predict each character from at least N before it, in overlapping windows (1: in blocks)"
-    parser.add_argument("--min-context", type=int, default=1, metavar="N", help=context)
+    parser.add_argument(
+        "--min-context", type=int, default=1, metavar="N", help="predict from at least N before (1: blocks)"
+    )
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of the text")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one for each checkpoint")
     parser.add_argument("--device", **DEVICE)

@@ -8,12 +8,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from filelock import FileLock
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +19,8 @@ REPLACE_TIMEOUT = 5.0  # seconds for which another program (a virus scanner, Exc
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
-    """The files below a folder that match a glob, sorted, without hidden ones; each folder behind a link once."""
+    """The files below a folder that match a glob in lower case, sorted, without hidden ones; each folder behind a link
+    once."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:  # a link to a folder above, or to one that was read
@@ -30,7 +28,11 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for name in files if not name.startswith(".") and (path := Path(parent, name)).match(pattern)]
+        found += [
+            Path(parent, name)
+            for name in files
+            if not name.startswith(".") and Path(parent, name.lower()).match(pattern)
+        ]
     return sorted(path for path in found if path.is_file())  # without links that lead nowhere
 
 
@@ -58,7 +60,7 @@ def write(target: Path, content: bytes) -> None:
         half.write_bytes(content)
 
 
-def write_figure(target: Path, figure: "Figure") -> None:
+def write_figure(target: Path, figure: Any) -> None:
     """Write a figure as a PNG file. Figures are made without `pyplot`, which would keep them and look for a screen."""
     with replacing(target) as half, warnings.catch_warnings(action="ignore"):  # of characters that the font lacks
         figure.savefig(half, format="png", dpi=120)

@@ -45,8 +45,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
-        is_finite = 0 <= self.temperature < float("inf")
-        require(is_finite, "temperature", "0 (always the most likely character) or more", self.temperature)
+        require(0 <= self.temperature < float("inf"), "temperature", "0 (the likeliest) or more", self.temperature)
         require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         require(self.num_samples >= 1, "num_samples", "at least 1", self.num_samples)

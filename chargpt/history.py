@@ -66,11 +66,13 @@ def read_samples(run: Path) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep was last started: the swept keys, how many jobs run, and the arguments of train.py."""
+    """How a sweep was last started: the keys whose values tell jobs apart, how many jobs run, train.py's arguments, and
+    the overrides of single values."""
 
     swept: list[str] = field(default_factory=list)
     jobs: int = 0
     arguments: list[str] = field(default_factory=list)
+    fixed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -190,10 +190,9 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, vocab_size)
         self.apply(self._init_weights)
         if config.zero_init:
-            for block in self.blocks:
-                assert isinstance(block, Block)
-                nn.init.zeros_(block.sa.proj.weight)
-                nn.init.zeros_(block.ffwd.net[2].get_parameter("weight"))
+            for name, weight in self.named_parameters():
+                if name.endswith(("sa.proj.weight", "ffwd.net.2.weight")):
+                    nn.init.zeros_(weight)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:

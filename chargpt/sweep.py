@@ -28,6 +28,7 @@ from chargpt.run.folder import check_contents, held
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
 
+LENGTHS = ("trainer.", "callbacks.", "hydra", "resume")  # of a run, not what it trains
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
@@ -50,7 +51,8 @@ def sweeping(config: DictConfig) -> Iterator[None]:
     folder, n_trials = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("n_trials")  # of a search by Optuna
     if (devices.launched() or 1) > 1:
         raise UserError(ONE_DEVICE)
-    swept = _swept(config)
+    overrides = _overrides(config)
+    swept = {key: each for key, each in overrides.items() if each.is_sweep_override()}
     if "data.tokenizer" in swept:
         raise UserError("a sweep compares losses, and those per byte do not compare with those per character")
     check_contents(folder)
@@ -61,7 +63,11 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
         words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
-        plan = Plan(list(swept), n_trials or _number_of_jobs(swept), words)
+        fixed = {key: str(overrides[key].input_line) for key in overrides.keys() - swept if not key.startswith(LENGTHS)}
+        # A value that is another one now tells jobs apart, as do values that were swept before.
+        changed = [key for key in sorted(fixed) if sweep.results and fixed[key] != sweep.plan.fixed.get(key)]
+        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *changed]))
+        plan = Plan(keys, n_trials or _number_of_jobs(swept), words, fixed)
         write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
         try:
@@ -77,13 +83,12 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         sys.exit(f"error: {missing} of {sweep.size} jobs did not finish")
 
 
-def _swept(config: DictConfig) -> dict[str, Override]:
-    """The overrides of several values, by key: of those typed for one key, the last counts."""
+def _overrides(config: DictConfig) -> dict[str, Override]:
+    """All overrides by key: of those typed for one key, the last counts."""
     searched = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(...) finds
-    last = {each.key_or_group: each for each in parser.parse_overrides([*searched, *task])}
-    return {key: each for key, each in last.items() if each.is_sweep_override()}
+    return {each.key_or_group: each for each in parser.parse_overrides([*searched, *task])}
 
 
 def _number_of_jobs(swept: dict[str, Override]) -> int:

@@ -111,6 +111,8 @@ def test_bytes_are_kept_as_they_are(content, tmp_path):
     [
         (b"", "a text is empty"),
         (gzip.compress(BOM, mtime=0), "a text is empty"),
+        (b"\n" * 99, "one character again and again"),
+        (b"PK\x03\x04\x14\0\x91\xff", "is binary, not text"),  # as a .docx begins
         (b"text\0more", "is binary, not text: it has NUL bytes"),
         ("naïve".encode("latin-1"), "byte 0xef at byte offset 2 .*convert it to UTF-8 from the encoding that it is in"),
         (b"x" * 10 + "道".encode()[:2], "is not UTF-8: byte 0xe9 at byte offset 10"),

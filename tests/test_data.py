@@ -96,7 +96,7 @@ def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
 
 
 def test_split_too_short(tmp_path):
-    (tmp_path / "short.txt").write_text("x" * 100)
+    (tmp_path / "short.txt").write_text("xy" * 50)
     with pytest.raises(UserError, match=r"short\.txt has 10 characters of validation text, but .*block_size=16"):
         data_of(path=f"{tmp_path}/short.txt")
 

@@ -80,6 +80,17 @@ def test_folders_of_others_are_left_alone(fixed, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_what_differs_between_two_starts_tells_jobs_apart(fixed, tmp_path):
+    """A single value that is another one, and one that is added to values that were swept."""
+    sweep(fixed, tmp_path, "optimizer.lr=1e-3", "seed=1,2")
+    sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-1", "seed=2,3")
+    printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "trainer.max_steps=6")
+    jobs = {(each.job.values.get("optimizer.lr"), each.job.values["seed"]) for each in read_sweep(tmp_path).results}
+    assert jobs == {(None, 1), (None, 2), (0.1, 2), (0.1, 3), (0.01, 3)}
+    assert (tmp_path / "0_lr=0.01,seed=3").is_dir() or (tmp_path / "0_seed=3,lr=0.01").is_dir()
+    assert "5 of 5 jobs finished" in printed
+
+
 # What is refused before the first job
 
 

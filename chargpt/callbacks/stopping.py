@@ -32,7 +32,6 @@ class StopOnSignal(AtStepEnd):
     _signal: int | None = None
     _since = 0.0
     _handler_before: Any = None
-    _prints = True
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}  # the earlier ones, during training

@@ -16,8 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m chargpt.page", description="Make one HTML file that runs and explains a model.")
     parser.add_argument("--ckpt", **CKPT)
     parser.add_argument("--out", type=file_name, default="page.html", metavar="FILE", help="the page (page.html)")
-    weights = "fp16, or int8: half the size, for a slightly higher loss (fp16)"
-    parser.add_argument("--weights", choices=KINDS, default="fp16", help=weights)
+    parser.add_argument("--weights", choices=KINDS, default="fp16", help="fp16, or int8: half the size (fp16)")
     return parser.run(write_page, argv)
 
 

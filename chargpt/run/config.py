@@ -132,7 +132,7 @@ def hydra_errors() -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        hint = "it takes key=value, special characters in quotes: \"data.path='my file, 2.txt'\""
+        hint = "values are set as group.key=value, special characters in quotes: \"data.path='my file, 2.txt'\""
         reasons = [line for line in str(error).splitlines() if " while evaluating " in line]  # choice(...) and the like
         raise UserError(f"cannot read {error.override}: {(reasons or [hint])[0]}") from error
     except (HydraException, OmegaConfBaseException) as error:

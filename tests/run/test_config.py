@@ -64,7 +64,10 @@ def test_each_size_has_one_value():
         (["callbacks.text_samples.lenght=3"], "did you mean callbacks.text_samples.length?"),
         (["n_layer=3"], "Key 'n_layer' not in 'Settings'; did you mean model.n_layer?"),
         (["optimizer.momentum=2"], "Key 'momentum' not in 'AdamWConfig' (there are betas, "),
-        (["optimizer.lr=1e-3,"], "cannot read optimizer.lr=1e-3,: it takes key=value, special characters in quotes: "),
+        (
+            ["optimizer.lr=1e-3,"],
+            "cannot read optimizer.lr=1e-3,: values are set as group.key=value, special characters in quotes: ",
+        ),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
         (["experiment=cpu", "model=bigram"], "raised while composing config: Key 'n_layer' not in 'BigramConfig'"),
         (["model.n_layer=two"], "Value 'two' of type 'str' could not be converted to Integer"),
