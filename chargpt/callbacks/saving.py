@@ -133,8 +133,9 @@ def check_loadable(checkpoint: dict[str, Any]) -> None:
     """Refuse a state that could be saved but not loaded as data: the run could not resume."""
     for name, value in (checkpoint | checkpoint["callbacks"]).items():
         if name not in LARGE:
-            torch.save(value, content := io.BytesIO())
-            content.seek(0)
-            if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(content):
-                advice = "keep plain numbers, text, lists, dictionaries and tensors in it"
-                raise UserError(f"the run could not resume: {name} has a {unsafe[0]}, which is not data; {advice}")
+            try:
+                torch.save(value, content := io.BytesIO())
+                content.seek(0)
+                torch.load(content, weights_only=True)
+            except Exception as error:  # the kind depends on the value
+                raise UserError(f"the run could not resume: {name} is not plain numbers, text and tensors") from error

@@ -37,7 +37,6 @@ NOT_SUPPORTED = {  # of Lightning's callbacks
     "StochasticWeightAveraging": f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
     "WeightAveraging": "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
     "ModelPruning": NO_EPOCHS,
-    "BaseFinetuning": NO_EPOCHS,
 }
 
 
