@@ -153,7 +153,7 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     except Exception as error:  # the kind depends on the damage
-        if explain(error) and not isinstance(error, RecursionError):  # out of memory
+        if explain(error):  # out of memory
             raise
         raise UserError(f"{path} is damaged, or not a file that chargpt wrote") from error
 

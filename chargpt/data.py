@@ -96,25 +96,26 @@ class CharDataModule(LightningDataModule):
         return encode_text(text, sha256, config.tokenizer)
 
     def train_dataloader(self) -> DataLoader:
-        assert self.trainer is not None
-        # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        steps = StepsFrom(lambda: progress.total.processed)  # type: ignore[attr-defined]
-        return self._loader(RandomBlocks, self.train_ids, seed=self.config.seed, sampler=steps)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(SequentialBlocks, self.val_ids)
-
-    def _loader(
-        self, blocks: Callable[..., Dataset[Batch]], ids: Ids, sampler: Sampler | None = None, **options: int
-    ) -> DataLoader:
         config, trainer = self.config, self.trainer
         assert trainer is not None
-        place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        place = (trainer.global_rank, trainer.world_size)
+        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place)
+        # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return self._loader(blocks, StepsFrom(lambda: progress.total.processed))  # type: ignore[attr-defined]
+
+    def val_dataloader(self) -> DataLoader:
+        config, trainer = self.config, self.trainer
+        assert trainer is not None
+        place = (trainer.global_rank, trainer.world_size)
+        return self._loader(SequentialBlocks(self.val_ids, config.block_size, config.batch_size, *place))
+
+    def _loader(self, blocks: Dataset[Batch], sampler: Sampler | None = None) -> DataLoader:
+        assert self.trainer is not None
         return DataLoader(
-            blocks(ids, config.block_size, config.batch_size, **place, **options),
+            blocks,
             batch_size=None,  # an item is a batch
             sampler=sampler,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # the default one also drives dropout, and each iteration would advance it
         )

@@ -40,8 +40,6 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return f"this PyTorch cannot use the GPU or its driver ({first_line(error)}): {advice}", 1
     if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
         return first_line(error), 2  # Lightning's, of an argument such as a callback's `monitor`
-    if isinstance(error, RecursionError):
-        return "the input is nested too deeply", 2
     if isinstance(error, OSError):
         return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}", 2
     return None

@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     text = "a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text)"
     parser.add_argument("--text", type=file_name, metavar="FILE", help=text)
     parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (val)")
-    parser.add_argument(
-        "--min-context", type=int, default=1, metavar="N", help="predict from at least N before (1: blocks)"
-    )
+    parser.add_argument("--min-context", type=int, default=1, metavar="N", help="characters before each (1: in blocks)")
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of the text")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one for each checkpoint")
     parser.add_argument("--device", **DEVICE)

@@ -19,8 +19,8 @@ REPLACE_TIMEOUT = 5.0  # seconds for which another program (a virus scanner, Exc
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
-    """The files below a folder that match a glob in lower case, sorted, without hidden ones; each folder behind a link
-    once."""
+    """The files below a folder whose names in lower case match a glob, sorted, without hidden ones. A folder behind
+    several links counts once."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:  # a link to a folder above, or to one that was read
@@ -28,11 +28,8 @@ def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and Path(parent, name.lower()).match(pattern)
-        ]
+        shown = [name for name in files if not name.startswith(".")]
+        found += [Path(parent, name) for name in shown if Path(parent, name.lower()).match(pattern)]
     return sorted(path for path in found if path.is_file())  # without links that lead nowhere
 
 

@@ -46,9 +46,9 @@ def read_losses(run: Path) -> list[Point]:
     points: list[Point] = []
     with suppress(OSError):
         for row in (run / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError, OverflowError):
+            with suppress(ValueError, TypeError):
                 step, *numbers = row.split(",")
-                points.append(Point(int(float(step)), *(float(number or "nan") for number in numbers)))
+                points.append(Point(int(step), *(float(number or "nan") for number in numbers)))
     return [point for point in points if math.isfinite(point.val_loss) and math.isfinite(point.seconds)]
 
 

@@ -27,8 +27,7 @@ from chargpt.run.config import hydra_errors
 from chargpt.run.folder import check_contents, held
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
-
-LENGTHS = ("trainer.", "callbacks.", "hydra", "resume")  # of a run, not what it trains
+MAY_CHANGE = ("trainer.", "callbacks.", "hydra", "resume")  # between two starts, such as to more steps
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
@@ -63,8 +62,10 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
         words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
-        fixed = {key: str(overrides[key].input_line) for key in overrides.keys() - swept if not key.startswith(LENGTHS)}
-        # A value that is another one now tells jobs apart, as do values that were swept before.
+        fixed = {
+            key: str(overrides[key].input_line) for key in overrides.keys() - swept if not key.startswith(MAY_CHANGE)
+        }
+        # A value that changed since the last start tells jobs apart, as do values that were swept before.
         changed = [key for key in sorted(fixed) if sweep.results and fixed[key] != sweep.plan.fixed.get(key)]
         keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *changed]))
         plan = Plan(keys, n_trials or _number_of_jobs(swept), words, fixed)

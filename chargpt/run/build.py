@@ -179,8 +179,6 @@ def keep_rows(loggers: Iterable[Logger], step: int) -> None:
             file = Path(logger.log_dir, "metrics.csv")
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
             rows = [row for row in csv.DictReader(lines, restval="") if row.get("step", "").isdecimal()]
-            kept = [
-                {key: value for key, value in row.items() if key and value} for row in rows if int(row["step"]) <= step
-            ]
-            logger.experiment.metrics = kept
+            rows = [row for row in rows if int(row["step"]) <= step]
+            logger.experiment.metrics = [{key: value for key, value in row.items() if key and value} for row in rows]
             logger.save()

@@ -121,15 +121,21 @@ def launch(number: int, folder: Path) -> None:
         result = context.wait(period=0.1)
     except SignalException as stop:
         log.warning(f"{stop.sigval.name}: stopping after this step (again: stop at once)")
-        stopped, since, limit = 128 + stop.sigval, time.monotonic(), SAVE_TIMEOUT
-        while context is not None:
-            try:
-                context.close(timeout=limit)  # by SIGTERM, and then by SIGKILL
-                break
-            except SignalException:
-                limit = SAVE_TIMEOUT if time.monotonic() - since < TOGETHER else 0
-        result = context.wait(period=0.1) if context is not None else None
+        stopped, result = 128 + stop.sigval, _close(context) if context is not None else None
     _end(result.failures if result is not None else {}, stopped, number, folder)
+
+
+def _close(context: Any) -> Any:
+    """Have the processes end after their step, or at once after another signal; returns how they ended."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    since, limit = time.monotonic(), SAVE_TIMEOUT
+    while True:
+        try:
+            context.close(timeout=limit)  # by SIGTERM, and then by SIGKILL
+            return context.wait(period=0.1)
+        except SignalException:
+            limit = SAVE_TIMEOUT if time.monotonic() - since < TOGETHER else 0
 
 
 def _end(failed: dict[int, Any], stopped: int, number: int, folder: Path) -> None:

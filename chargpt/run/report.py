@@ -100,8 +100,6 @@ def finished_before(run: Run, resumption: Resumption) -> Outcome | None:
     folder, steps = short(Path(run.settings.run_dir)), resumption.step
     if steps >= run.trainer.max_steps:
         log.info(f"{folder} is finished, {steps} steps; a larger trainer.max_steps resumes it")
-        if run.trainer.is_global_zero:
-            test(run)  # an interruption may have left it out
     elif resumption.stopped_early and run.settings.resume == "allow":
         log.info(f"{folder} stopped early, after {steps} steps; resume={folder} resumes it")
     else:
@@ -143,8 +141,8 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
 
 
 def test(run: Run) -> None:
-    """Score the test text with the weights of the lowest validation loss, and log the loss."""
-    folder, ids, step = Path(run.settings.run_dir, "checkpoints"), run.data.test_ids, run.trainer.global_step
+    """Score the test text with the weights of the lowest validation loss, or else the last ones, and log the loss."""
+    folder, ids = Path(run.settings.run_dir, "checkpoints"), run.data.test_ids
     found = [file for file in (folder / "best.ckpt", folder / "last.ckpt") if file.exists()]
     if ids is None or not found:
         return
@@ -154,7 +152,7 @@ def test(run: Run) -> None:
     bits = f"{loss / math.log(2):.4f} bits per {trained.tokenizer.unit}"
     log.info(f"Test loss {loss:.4f} ({bits}), with the weights in {found[0].name}")
     for logger in run.trainer.loggers:
-        logger.log_metrics({"test/loss": loss}, step)
+        logger.log_metrics({"test/loss": loss}, run.trainer.global_step)
         logger.save()
 
 
