@@ -1,6 +1,7 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -8,7 +9,7 @@ from itertools import chain, tee
 from pathlib import Path
 
 from chargpt.checkpoint import find_checkpoint, load_checkpoint
-from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device, utf8_text
+from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device
 from chargpt.errors import UserError, escape
 from chargpt.tokenizer import Tokenizer, UnknownCharacterError
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python sample.py", description="Write text with a trained model.")
     parser.add_argument("--ckpt", **CKPT)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", type=utf8_text, default="", metavar="TEXT", help="how it begins (a new line)")
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="how it begins (a new line)")
     prompt.add_argument("--prompt-file", type=file_name, metavar="FILE", help="the prompt; - is standard input")
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of a prompt")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="characters to write (500)")
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-samples", type=int, metavar="N", help="how many texts (1)")
     parser.add_argument("--window", metavar="WAY", help="past the window: exact, the lecture's way, or stride, faster")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
-    parser.add_argument("--stop", type=utf8_text, default="", metavar="TEXT", help="end before the first such TEXT")
+    parser.add_argument("--stop", default="", metavar="TEXT", help="end before the first such TEXT")
     parser.add_argument("--out", type=file_name, metavar="FILE", help="write there, not to the terminal")
     parser.add_argument("--device", **DEVICE)
     return parser.run(sample, argv)
@@ -38,7 +39,7 @@ def sample(arguments: argparse.Namespace) -> None:
     """Write the samples."""
     path = find_checkpoint(arguments.ckpt)
     if (file := arguments.prompt_file) is None:
-        prompt = arguments.prompt.encode()
+        prompt = os.fsencode(arguments.prompt)
     else:
         prompt = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
 
@@ -51,9 +52,7 @@ def sample(arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device)
     model, tokenizer = load_checkpoint(path, device)
     prompt_ids = encode(tokenizer, prompt, "the prompt", skip_unknown=arguments.unknown == "skip")
-    stop = encode(tokenizer, arguments.stop.encode(), "--stop")
-    with_cr = arguments.stop.replace("\n", "\r\n")  # in which lines of the training text may end
-    stops = [tokenizer.encode(with_cr, skip_unknown=True), stop]
+    stop = encode(tokenizer, os.fsencode(arguments.stop), "--stop")
     start = prompt_ids or tokenizer.encode("\n", skip_unknown=True) or [0]  # the lecture, too, begins with a new line
     generator = torch.Generator(device)
     generator.manual_seed((generator.seed() if arguments.seed is None else arguments.seed) % 2**64)
@@ -64,10 +63,11 @@ def sample(arguments: argparse.Namespace) -> None:
             ids = (row[n] for row in rows)
             if sampling.num_samples > 1:
                 out.write(f"--- sample {n + 1} of {sampling.num_samples} ---\n")
-            parts = chain([prompt_ids], ([id] for id in until(stops, ids)))
+            parts = chain([prompt_ids], ([id] for id in until(stop, ids)))
             for text in decoded(parts, tokenizer, to_terminal=out.isatty()):
                 out.write(text)
-                out.flush()
+                if out.isatty() or "\n" in text:  # a notebook drops what comes in too many pieces
+                    out.flush()
             out.write("\n")
 
 
@@ -76,24 +76,24 @@ def encode(tokenizer: Tokenizer, text: bytes, what: str, *, skip_unknown: bool =
     if tokenizer.characters is None:
         return list(text)
     try:
-        return tokenizer.encode(text.decode(), skip_unknown=skip_unknown)
+        return tokenizer.encode(text.decode("utf-8-sig").replace("\r\n", "\n"), skip_unknown=skip_unknown)
     except UnicodeDecodeError as error:
         raise UserError(f"{what} is not UTF-8 at byte offset {error.start}") from error
     except UnknownCharacterError as error:
-        hint = r"; for a new line, type $'\n' in bash, or use --prompt-file" if "\\" in error.characters else ""
+        hint = "; --unknown skip drops them" if what == "the prompt" else ""
+        if "\\" in error.characters:
+            hint = r"; for a new line, type $'\n' in bash, or use --prompt-file"
         raise UserError(f"{what} has {error}{hint}") from None
 
 
-def until(stops: list[list[int]], ids: Iterator[int]) -> Iterator[int]:
-    """Ids up to and without the first of `stops`; ids that may be the beginning of one are held back."""
+def until(stop: list[int], ids: Iterator[int]) -> Iterator[int]:
+    """Ids up to and without the first `stop`; ids that may be its beginning are held back."""
     held: list[int] = []
     for id in ids:
         held.append(id)
-        for stop in stops:
-            if held[-len(stop) :] == stop:
-                yield from held[: -len(stop)]
-                return
-        while held and not any(stop[: len(held)] == held for stop in stops):
+        if held == stop:
+            return
+        while held and stop[: len(held)] != held:
             yield held.pop(0)
     yield from held
 

@@ -35,8 +35,7 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> "Outc
     """Build a run, fit it and report."""
     # Imported here, so that --help and completion do not wait for Lightning.
     from chargpt.run import report
-    from chargpt.run.build import build
-    from chargpt.run.init_from import begin_from
+    from chargpt.run.build import begin_from, build
 
     started = time.perf_counter()
     report.quieten()
@@ -50,23 +49,22 @@ def train(cfg: DictConfig, resumption: resume.Resumption | None = None) -> "Outc
 
 
 def fit(run: "Run", resumption: resume.Resumption | None) -> None:
-    """Train, and log how to resume if a signal ends it."""
+    """Train, and log how to resume if a signal or an error ends it."""
     try:
         run.trainer.fit(run.module, run.data, ckpt_path=resumption.path if resumption else None, weights_only=True)
-    except Stopped:
-        if run.trainer.is_global_zero:  # the others may have no folder
+    except (Stopped, Exception) as error:
+        began = isinstance(error, Stopped) or run.state.stepped
+        if began and run.trainer.is_global_zero:  # the others may have no folder
             how = devices.how_to_resume(Path(run.settings.run_dir))
-            log.warning(f"Stopped after step {run.trainer.global_step}; {how}")
-        raise
+            log.warning(f"{type(error).__name__} after step {run.trainer.global_step}; {how}")
+        if began or errors.explain(error):
+            raise
+        log.debug("Before the first step:", exc_info=True)  # only in the run's log
+        raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
     except SystemExit as end:  # Lightning makes one of Ctrl-C before the first step and after the last
         if isinstance(end.__context__, KeyboardInterrupt):
             raise end.__context__ from None
         raise
-    except Exception as error:
-        if run.state.stepped or errors.explain(error):
-            raise
-        log.debug("Before the first step:", exc_info=True)  # only in the run's log
-        raise UserError(f"the run cannot begin: {type(error).__name__}: {first_line(error)}") from error
 
 
 def run_in_folder(cfg: DictConfig) -> "Outcome":

@@ -35,6 +35,7 @@ class DataConfig:
         val_path, test_path: separate texts to validate on, or to test on; like `path`.
         split: the training, validation and, if there are three, test shares of the text. With `val_path` all of the
             text trains.
+        encoding: of the files, for a text of characters.
         tokenizer: one of `chargpt.tokenizer.KINDS`.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
@@ -46,6 +47,7 @@ class DataConfig:
     val_path: Any = None
     test_path: Any = None
     split: list[float] = field(default_factory=lambda: [0.9, 0.1])
+    encoding: str = "utf-8"
     tokenizer: str = "characters"
     block_size: int = 256
     batch_size: int = 64
@@ -60,6 +62,10 @@ class DataConfig:
         require(self.source in SOURCES, "data.source", f"one of {', '.join(SOURCES)}", self.source)
         if self.path is not None and self.source != "file":
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
+        try:
+            "".encode(self.encoding)
+        except LookupError as error:
+            raise UserError(f"data.encoding: {error}; others are windows-1252, latin-1, utf-16 and so on") from error
         require(self.tokenizer in KINDS, "data.tokenizer", f"one of {', '.join(KINDS)}", self.tokenizer)
         require_split("data", self.split)
         if self.val_path is not None or self.test_path is not None:

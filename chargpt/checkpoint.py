@@ -92,7 +92,7 @@ def find_checkpoint(
         path = find_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
         tell(f"The newest run: {path}")
         return path
-    path = Path(run_or_file)
+    path = Path(run_or_file).expanduser()
     names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt", WEIGHTS)
     for file in (path, *(path / name for name in names)):
         if file.is_file():
@@ -162,16 +162,13 @@ def _fit(facts: dict[str, Any], weights: "dict[str, torch.Tensor]", path: Path) 
     """The model with the configuration in `facts` and these weights, which keep their dtype."""
     import torch
 
-    from chargpt.model import MODEL_CONFIGS, GPTConfig, build_model
+    from chargpt.model import MODEL_CONFIGS, build_model
 
     try:
         config = read_settings("model", MODEL_CONFIGS, facts.get("model"))
         tokenizer = tokenizer_of(facts.get("characters", ""))
         misfit = UserError(f"its weights are not finite numbers that fit {config}")
         try:
-            numbers = sum(weight.numel() for weight in weights.values())
-            if isinstance(config, GPTConfig) and 12 * config.n_layer * config.n_embd**2 > numbers:
-                raise misfit  # before memory is filled with a model of that size
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the same
                 model = build_model(config, tokenizer.vocab_size)
             model.load_state_dict(weights, assign=True)

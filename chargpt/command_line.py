@@ -36,14 +36,6 @@ class Parser(argparse.ArgumentParser):
         return errors.run(lambda: action(self.parse_args(argv)))
 
 
-def utf8_text(argument: str) -> str:
-    """The argument as UTF-8, whatever encoding the locale made Python read it with."""
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeError:
-        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
-
-
 def file_name(argument: str) -> str:
     """The name of a file; `~` is the home folder."""
     return os.path.expanduser(argument)
@@ -64,8 +56,6 @@ def open_output(file: str | None) -> Iterator[TextIO]:
         if file is not None:
             with open(file, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
                 yield out
-        elif sys.stdout is None:
-            raise UserError("standard output is closed")
         else:
             yield sys.stdout
             sys.stdout.flush()

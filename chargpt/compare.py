@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import re
 import statistics
 import sys
 from collections import defaultdict
@@ -68,13 +67,13 @@ class Sweep(NamedTuple):
 
 def read_sweep(folder: Path) -> Sweep:
     """Read a sweep's folder; damaged files are ignored."""
-    results = []
+    results: dict[str, Result] = {}
     for run in sorted(file.parent for file in folder.glob(f"*/{JOB}")):
-        if job := read_job(run):
+        if (job := read_job(run)) and job.identity not in results:  # else a copy of a job's folder
             curve = read_losses(run)
             best = best_of(curve)
-            results.append(Result(run, job, curve, best.val_loss if best else math.inf))
-    return Sweep(folder, read_plan(folder), sorted(results, key=lambda each: (each.loss, each.job.number)))
+            results[job.identity] = Result(run, job, curve, best.val_loss if best else math.inf)
+    return Sweep(folder, read_plan(folder), sorted(results.values(), key=lambda each: (each.loss, each.job.number)))
 
 
 def report(sweep: Sweep) -> str:
@@ -84,10 +83,8 @@ def report(sweep: Sweep) -> str:
     if sweep.results and sweep.results[0].curve:
         parts.append(f"Sample the best: {quoted(['python', 'sample.py', '--ckpt', str(sweep.results[0].folder)])}")
     if sweep.plan.jobs and sweep.finished < sweep.size:
-        words = sweep.plan.arguments
-        flags = next((n for n, word in enumerate(words) if re.match(r"[^-].*=", word)), len(words))  # they come first
-        words = [*words[:flags], "resume=allow", f"hydra.sweep.dir={sweep.folder}", *words[flags:]]
-        parts.append(f"To resume: {quoted(['python', 'train.py', '-m', *words])}")
+        command = ["python", "train.py", "-m", "resume=allow", f"hydra.sweep.dir={sweep.folder}", *sweep.plan.arguments]
+        parts.append(f"To resume: {quoted(command)}")
     return "\n\n".join(filter(None, parts))
 
 

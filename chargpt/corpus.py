@@ -1,17 +1,18 @@
 """A text, encoded once on disk.
 
-A text is one or more UTF-8 files in order, plain or compressed by gzip. Its ids lie in the user's cache, in the
-smallest unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16`, `.uint32`, or `.bytes`), beside a
-description in JSON. A resumed run finds its text by the hash. `known.json` finds the hash of a text by the paths, sizes
-and times of its files, so that it need not be read again.
+A text is one or more files in order, plain or compressed by gzip. Its ids lie in the user's cache, in the smallest
+unsigned integers that hold the vocabulary (`SHA256.uint8`, `.uint16`, `.uint32`, or `.bytes`), beside a description in
+JSON. A resumed run finds its text by the hash. `known.json` finds the hash of a text by the paths, sizes and times of
+its files, so that it need not be read again.
 
-A byte order mark at the beginning of a file is left out of a text of characters. Nothing else is changed, not even
-`\\r\\n`, and nothing is put between files.
+In a text of characters, `\\r\\n` and `\\r` become `\\n`, and a byte order mark at the beginning of a file is left out.
+Nothing is put between files.
 """
 
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import logging
 import mmap
@@ -43,7 +44,7 @@ class Corpus:
     """An encoded text.
 
     Attributes:
-        sha256: of the text's bytes.
+        sha256: of the text in UTF-8, or of the bytes.
         tokenizer: its vocabulary is the text's sorted distinct characters, or bytes.
         ids: memory-mapped, read-only.
     """
@@ -54,21 +55,25 @@ class Corpus:
     ids: np.memmap
 
 
-def encode_text(text: Text, expected: str | None = None, kind: str = CharTokenizer.kind) -> Corpus:
+def encode_text(
+    text: Text, expected: str | None = None, kind: str = CharTokenizer.kind, encoding: str = "utf-8"
+) -> Corpus:
     """Encode a text, or open it if the cache has it.
 
     Args:
         expected: the SHA-256 that the text must have.
         kind: one of `chargpt.tokenizer.KINDS`.
+        encoding: of the files, for a text of characters.
     """
-    folder, stamp = _folder(), _stamp(text.files, kind)
+    encoding = "latin-1" if kind == ByteTokenizer.kind else encoding  # Latin-1 makes a character of each byte
+    folder, stamp = _folder(), _stamp(text.files, kind, encoding)
     corpus = find_encoded(_index().get(stamp, ""), text.name, kind)
-    sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind)
+    sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind, encoding)
     if expected not in (None, sha256):
         raise UserError(f"{text.name} is not the text that the run began with, or has changed; start a new run for it")
     if corpus is None:
         with locked(folder):  # another process may have encoded the text in the meantime
-            corpus = find_encoded(sha256, text.name, kind) or _encode(text, sha256, tokenizer)
+            corpus = find_encoded(sha256, text.name, kind) or _encode(text, sha256, tokenizer, encoding)
             write(folder / "known.json", json.dumps(_index() | {stamp: sha256}).encode())
     return corpus
 
@@ -119,11 +124,11 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.min_scalar_type(tokenizer.vocab_size - 1)
 
 
-def _stamp(files: list[Path], kind: str) -> str:
+def _stamp(files: list[Path], kind: str, encoding: str) -> str:
     """The key of files in the index, which changes with their paths, sizes and times of change."""
     stats = [(os.path.realpath(file), file.stat()) for file in files]
     stamps = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    return hashlib.sha256(json.dumps([kind, stamps]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([kind, encoding, stamps]).encode()).hexdigest()
 
 
 def _index() -> dict[str, str]:
@@ -134,19 +139,19 @@ def _index() -> dict[str, str]:
         return {}
 
 
-def _survey(text: Text, kind: str) -> tuple[str, Tokenizer]:
+def _survey(text: Text, kind: str, encoding: str) -> tuple[str, Tokenizer]:
     """The first pass over a text: its SHA-256 and its vocabulary."""
     digest, seen = hashlib.sha256(), np.zeros(UNICODE, bool)
-    for raw, code_points in _pieces(text.files, kind):
-        digest.update(raw)
-        seen[code_points] = True
+    for piece in _pieces(text.files, kind, encoding):
+        digest.update(piece.encode("latin-1" if kind == ByteTokenizer.kind else "utf-8"))
+        seen[_code_points(piece)] = True
     if seen.sum() < 2:
         raise UserError(f"{text.name} is empty, or one character again and again: there is nothing to learn")
     characters = "".join(map(chr, np.flatnonzero(seen)))
     return digest.hexdigest(), ByteTokenizer() if kind == ByteTokenizer.kind else CharTokenizer(characters)
 
 
-def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
+def _encode(text: Text, sha256: str, tokenizer: Tokenizer, encoding: str) -> Corpus:
     """The second pass over a text: write its ids, then their description."""
     what = "as bytes" if tokenizer.characters is None else f"{tokenizer.vocab_size:,} distinct characters"
     log.info(f"Encoding {text.name}: {what}")
@@ -154,9 +159,9 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer) -> Corpus:
     id_of = np.zeros(UNICODE, dtype)
     id_of[_code_points(tokenizer.characters or "".join(map(chr, range(256))))] = np.arange(tokenizer.vocab_size)
     with replacing(file) as half, half.open("wb") as out:
-        for raw, code_points in _pieces(text.files, tokenizer.kind):
-            digest.update(raw)
-            out.write(id_of[code_points])
+        for piece in _pieces(text.files, tokenizer.kind, encoding):
+            digest.update(piece.encode("latin-1" if tokenizer.characters is None else "utf-8"))
+            out.write(id_of[_code_points(piece)])
         length = out.tell() // dtype.itemsize
         if digest.hexdigest() != sha256:
             raise UserError(f"{text.name} changed while it was read; run again once it is complete")
@@ -170,35 +175,37 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def _pieces(files: list[Path], kind: str) -> Iterator[tuple[bytes, np.ndarray]]:
-    """A text in pieces: the bytes, and the code points of the characters that end in them."""
-    # Latin-1 makes a character of each byte. "-sig" leaves out the byte order mark.
-    encoding = "latin-1" if kind == ByteTokenizer.kind else "utf-8-sig"
+def _pieces(files: list[Path], kind: str, encoding: str) -> Iterator[str]:
+    """A text in pieces."""
+    is_utf8, translate = codecs.lookup(encoding).name == "utf-8", kind == CharTokenizer.kind
     for file in files:
-        decoder, end = codecs.getincrementaldecoder(encoding)(), 0
+        decode: Any = codecs.getincrementaldecoder("utf-8-sig" if is_utf8 else encoding)()
+        decoder, end = io.IncrementalNewlineDecoder(decode, translate), 0
         try:
             with file.open("rb") as opened:
                 is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # gzip's first bytes; no UTF-8 text begins so
                 stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
                 while raw := stream.read(PIECE):
                     end += len(raw)
-                    if kind == CharTokenizer.kind and b"\0" in raw and not raw.startswith(BOMS_OF_UTF16):
-                        raise UserError(f"{file} is binary, not text: it has NUL bytes")
-                    yield raw, _code_points(decoder.decode(raw))
-                decoder.decode(b"", final=True)
+                    if is_utf8 and b"\0" in raw and not raw.startswith(BOMS_OF_UTF16):
+                        advice = "save it as plain text, or train on its bytes: data.tokenizer=bytes"
+                        raise UserError(f"{file} is binary, not text: it has NUL bytes; {advice}")
+                    yield decoder.decode(raw)
+                yield decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise _not_text(file, end - len(error.object), error) from error
+            raise _not_text(file, end - len(error.object), error, encoding) from error
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _not_text(file: Path, offset: int, error: UnicodeDecodeError) -> UserError:
-    """What to say of bytes that are not UTF-8 text, which begin at this offset of the file."""
-    byte = error.object[error.start]
-    advice = "convert it to UTF-8 from the encoding that it is in, for example with iconv"
+def _not_text(file: Path, offset: int, error: UnicodeDecodeError, encoding: str) -> UserError:
+    """What to say of bytes that are no text in this encoding, which begin at this offset of the file."""
+    byte, advice = error.object[error.start], "name its encoding: data.encoding= (--encoding)"
     if offset == 0 and error.object.startswith(BOMS_OF_UTF16):
-        advice = "it begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8"
-    elif byte < 0xA0 and bytes([byte]).decode("cp1252", errors="ignore"):
-        advice = "if it is Windows-1252 (typographic quotes), convert it with iconv -f WINDOWS-1252 -t UTF-8"
+        advice = "it begins as UTF-16 does: data.encoding=utf-16 (--encoding utf-16)"
+    elif 0x91 <= byte <= 0x97:
+        advice = "it looks like Windows-1252 (typographic quotes): data.encoding=windows-1252 (--encoding windows-1252)"
     wrong = f"byte 0x{byte:02x} at byte offset {offset + error.start} ({error.reason})"
-    return UserError(f"{file} is not UTF-8: {wrong}; {advice}, or train on its bytes: data.tokenizer=bytes")
+    return UserError(
+        f"{file} is not {encoding.upper()}: {wrong}; {advice}, or train on its bytes: data.tokenizer=bytes"
+    )

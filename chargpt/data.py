@@ -1,6 +1,7 @@
 """The LightningDataModule: a text, and the blocks of it that a step needs."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -42,6 +43,7 @@ class CharDataModule(LightningDataModule):
         super().__init__()
         self.config = config
         self._expected = expected or {}
+        self._files: set[str] = set()
 
     def setup(self, stage: str | None = None) -> None:
         """Load the texts, once. Called before there is a Trainer, since the model's size depends on the vocabulary;
@@ -93,7 +95,11 @@ class CharDataModule(LightningDataModule):
             if prefix or config.source == "file":
                 raise UserError(f"the text of the run ({name}) is no longer in the cache: add data.{prefix}path=my.txt")
         text = find_files(path, f"data.{prefix}path=") if prefix else SOURCES[config.source](path)
-        return encode_text(text, sha256, config.tokenizer)
+        for file in map(os.path.realpath, text.files):
+            if file in self._files:
+                raise UserError(f"{file} is in two of data.path, val_path and test_path: the loss would mean nothing")
+        self._files.update(map(os.path.realpath, text.files))
+        return encode_text(text, sha256, config.tokenizer, config.encoding)
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer

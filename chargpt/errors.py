@@ -28,7 +28,7 @@ class Stopped(SystemExit):
     """A signal ended the run between two steps; `code` is the exit status of the process."""
 
 
-def explain(error: Exception) -> tuple[str, int] | None:
+def explain(error: BaseException) -> tuple[str, int] | None:
     """The line to show for an error and the exit status; None for a bug."""
     text = str(error)
     if isinstance(error, UserError | NonFiniteError):
@@ -61,19 +61,19 @@ def report(error: Exception) -> int:
 def run(action: Callable[[], object], reporter: Callable[[Exception], int] = report) -> int:
     """Run a command, report its error and return the exit status: 0, 1 if memory, the device or the numbers failed or
     there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
+    # Python has None for a stream that is closed, as under a daemon.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if logging.lastResort is not None:  # writes to standard error until logging is configured
         logging.lastResort.setFormatter(EscapingFormatter())
     try:
         action()
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows here
+        sys.stdout.flush()  # a full disk shows here
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         status = 0 if isinstance(error, BrokenPipeError) else reporter(error)  # a reader such as `head` has ended
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except OSError:  # Python flushes once more at exit, and would end with status 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status
@@ -113,6 +113,5 @@ class EscapingFormatter(logging.Formatter):
 
 def tell(message: str) -> None:
     """Print a line on standard error, if it is open."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(escape(message), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(escape(message), file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from chargpt.batches import IGNORED, PART_NAMES, SequentialBlocks, parts_of
 from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
 from chargpt.command_line import CKPT, DEVICE, Parser, file_name, open_output, pick_device, table
-from chargpt.corpus import PIECE, Ids, encode_text, find_encoded, ids_in
+from chargpt.corpus import PIECE, Corpus, Ids, encode_text, find_encoded, ids_in
 from chargpt.errors import NonFiniteError, UserError, escape, tell
 from chargpt.model import Model
 from chargpt.sources import Text, find_files
@@ -30,8 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m chargpt.evaluate", description="Score text: each character is predicted once.")
     several = "runs, checkpoints, shared folders, or a sweep's folder: all its runs (default: the newest run)"
     parser.add_argument("--ckpt", nargs="+", **CKPT | {"help": several})
-    text = "a UTF-8 file, a folder of .txt files or a glob (default: the run's validation text)"
+    text = "a file, a folder of .txt files or a glob (default: the run's validation text)"
     parser.add_argument("--text", type=file_name, metavar="FILE", help=text)
+    parser.add_argument("--encoding", default="utf-8", metavar="NAME", help="of that text (utf-8)")
     parser.add_argument("--split", choices=("val", "test"), help="the run's own validation or test text (val)")
     parser.add_argument("--min-context", type=int, default=1, metavar="N", help="characters before each (1: in blocks)")
     parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="unknown characters of the text")
@@ -73,7 +74,8 @@ def checkpoints_of(run_or_file: str | None) -> list[Path]:
 def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | None = None) -> dict[str, Any]:
     """Score a checkpoint on a text, by default on the one that it was validated on; returns the object for --json."""
     checkpoint, min_context = read_checkpoint(path), arguments.min_context
-    ids, name = ids_to_score(checkpoint, text, arguments.split, skip_unknown=arguments.unknown == "skip")
+    corpus = encode_text(text, kind=checkpoint.tokenizer.kind, encoding=arguments.encoding) if text else None
+    ids, name = ids_to_score(checkpoint, corpus, arguments.split, skip_unknown=arguments.unknown == "skip")
     device, tokenizer = pick_device(arguments.device), checkpoint.tokenizer
     loss, accuracy = score(checkpoint.model.to(device).eval(), ids, checkpoint.scoring, min_context)
     bits = loss / math.log(2)
@@ -92,7 +94,7 @@ def score_checkpoint(path: Path, arguments: argparse.Namespace, text: Text | Non
 
 
 def ids_to_score(
-    checkpoint: Checkpoint, text: Text | None, split: str | None, *, skip_unknown: bool = False
+    checkpoint: Checkpoint, text: Corpus | None, split: str | None, *, skip_unknown: bool = False
 ) -> tuple[Ids, str]:
     """The ids to score, and the text's name. Without a text, or if the run split it, these are the run's validation or
     test part."""
@@ -101,7 +103,7 @@ def ids_to_score(
     if not is_separate and part == "test" and len(shares) < 3:
         raise UserError("the run had no test part: train with data.split=[0.9,0.05,0.05] or data.test_path=...")
     sha256, own_name = (facts.get(f"{part}_{key}" if is_separate else key, "") for key in ("sha256", "name"))
-    corpus = encode_text(text, kind=tokenizer.kind) if text else find_encoded(sha256, own_name, tokenizer.kind)
+    corpus = text or find_encoded(sha256, own_name, tokenizer.kind)
     if corpus is None or (split and corpus.sha256 != sha256):
         wrong = f"which is not {corpus.name}" if corpus else "which is not in your cache: name it by --text FILE"
         raise UserError(f"the {PART_NAMES[part]} text is from {own_name or 'an unknown file'}, {wrong}")
@@ -112,9 +114,8 @@ def ids_to_score(
         found = ids_in(tokenizer, corpus.tokenizer, ids, skip_unknown=skip_unknown)
     except UnknownCharacterError as error:
         raise UserError(f"{name} has {error}; --unknown skip drops them") from None
-    if dropped := len(ids) - len(found):
-        tell(f"Unknown characters left out of {name}: {dropped:,}")
-    return found, name
+    dropped = len(ids) - len(found)
+    return found, name + f" without {dropped:,} unknown characters" * (dropped > 0)
 
 
 def bytes_of(tokenizer: Tokenizer, ids: Ids) -> int:

@@ -5,17 +5,18 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-REPLACE_TIMEOUT = 5.0  # seconds for which another program (a virus scanner, Excel) may keep a file from being replaced
+BUSY_TIMEOUT = 5.0  # seconds for which another program (a virus scanner, Excel) may keep a file from being written
 
 
 def find(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
@@ -38,14 +39,14 @@ def replacing(target: Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path. On success it is synced and renamed to `target`, and the old file to `keep`, if given; on
     an error nothing changes. One process at a time may write a target."""
     half = target.with_name(f".{target.name}.tmp")
-    half.unlink(missing_ok=True)  # left by a process that was killed; a link is not written through
+    patiently(lambda: half.unlink(missing_ok=True))  # left by a process that was killed; a link is not written through
     try:
         yield half
-        with half.open("rb+") as file:
+        with patiently(lambda: half.open("rb+")) as file:
             os.fsync(file.fileno())
         if keep is not None and target.exists():
-            replace(target, keep)
-        replace(half, target)
+            patiently(lambda: os.replace(target, keep))
+        patiently(lambda: os.replace(half, target))
     except BaseException:
         half.unlink(missing_ok=True)
         raise
@@ -63,12 +64,12 @@ def write_figure(target: Path, figure: Any) -> None:
         figure.savefig(half, format="png", dpi=120)
 
 
-def replace(source: Path, target: Path) -> None:
-    """Rename a file over another. On Windows this fails while a program has that file open, so try for some seconds."""
-    give_up = time.monotonic() + REPLACE_TIMEOUT
+def patiently(action: Callable[[], Result]) -> Result:
+    """Act on a file for some seconds, until it works: on Windows, another program that has it open prevents that."""
+    give_up = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
-            return os.replace(source, target)
+            return action()
         except PermissionError:
             if time.monotonic() > give_up:
                 raise

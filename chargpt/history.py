@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from chargpt.files import write
+from chargpt.files import patiently, write
 from chargpt.settings import make
 
 Item = TypeVar("Item")
@@ -151,13 +151,13 @@ def best_of(points: Sequence[Point]) -> Point | None:
 
 def add_losses(run: Path, point: Point) -> None:
     """Append a validation to `losses.csv`."""
-    with (run / LOSSES).open("a", encoding="utf-8", newline="\n") as file:
+    with patiently(lambda: (run / LOSSES).open("a", encoding="utf-8", newline="\n")) as file:
         file.write(_row(point) if file.tell() else _HEADER + _row(point))
 
 
 def add_sample(run: Path, sample: Sample) -> None:
     """Append a text sample to `samples.jsonl`."""
-    with (run / SAMPLES).open("ab") as file:
+    with patiently(lambda: (run / SAMPLES).open("ab")) as file:
         file.write(_line(sample))
 
 

@@ -25,7 +25,7 @@ CPU_PART = 4096  # characters
 def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether Lightning writes the metrics of an optimizer step, counted from 1, to the logger. On other steps, logging
     would only take time."""
-    return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer has it, undeclared
+    return step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore[attr-defined]
 
 
 class _InFP32:
@@ -96,9 +96,9 @@ class CharLM(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)
+        self.log("step", float(self.global_step + 1))  # also of other steps: ModelCheckpoint names files by it
         if is_logged(self.trainer, self.global_step + 1):
-            metrics: dict[str, Tensor | float] = {"train/loss": loss.detach(), "step": float(self.global_step + 1)}
-            self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
+            self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 def shakespeare(path: object) -> Text:
     """The lecture's text: from `CHARGPT_DATA_DIR` or the user's cache, downloaded into it if it is not there."""
-    folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder())
+    folder = Path(os.environ.get("CHARGPT_DATA_DIR") or cache_folder()).expanduser()
     file = folder / SHAKESPEARE_FILE
     if not file.exists():
         import pooch
@@ -101,7 +101,9 @@ def _files_at(path: str) -> list[Path]:
     if os.path.isdir(name):
         plain = find(name, "*.txt")
         return sorted([*plain, *(file for file in find(name, "*.txt.gz") if file.with_suffix("") not in plain)])
-    return sorted(Path(found) for found in glob.glob(name, recursive=True) if os.path.isfile(found))
+    folder, last = os.path.split(name)  # which may have brackets in its name
+    matches = glob.glob(name, recursive=True) or glob.glob(os.path.join(glob.escape(folder), last))
+    return sorted(Path(found) for found in matches if os.path.isfile(found))
 
 
 SOURCES: dict[str, Callable[..., Text]] = {"shakespeare": shakespeare, "pydocs": pydocs, "file": find_files}

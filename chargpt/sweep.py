@@ -25,9 +25,10 @@ from chargpt.history import SWEEP, Job, Plan, best_of, read_job, read_losses, re
 from chargpt.run import devices
 from chargpt.run.config import hydra_errors
 from chargpt.run.folder import check_contents, held
+from chargpt.run.resume import CONFIG
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
-MAY_CHANGE = ("trainer.", "callbacks.", "hydra", "resume")  # between two starts, such as to more steps
+MAY_CHANGE = ("trainer.", "callbacks.", "hydra")  # between two starts, such as to more steps
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
@@ -59,18 +60,28 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         sweep = read_sweep(folder)
         if sweep.results and config.resume != "allow":
             raise UserError(f"{folder} holds a sweep already: add resume=allow to resume it")
-        if not sweep.size and any(each.name != ".lock" for each in folder.iterdir()):
+        if not sweep.size and {each.name for each in folder.iterdir()} - {".lock", "multirun.yaml"}:
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
         words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
-        fixed = {
-            key: str(overrides[key].input_line) for key in overrides.keys() - swept if not key.startswith(MAY_CHANGE)
-        }
+        fixed = {key: str(overrides[key].input_line) for key in sorted(overrides.keys() - swept - {"resume"})}
         # A value that changed since the last start tells jobs apart, as do values that were swept before.
-        changed = [key for key in sorted(fixed) if sweep.results and fixed[key] != sweep.plan.fixed.get(key)]
-        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *changed]))
-        plan = Plan(keys, n_trials or _number_of_jobs(swept), words, fixed)
+        both = sorted({*fixed, *sweep.plan.fixed}) if sweep.results else []
+        changed = [key for key in both if fixed.get(key) != sweep.plan.fixed.get(key)]
+        others = [fixed.get(key, f"~{key}") for key in changed if key.startswith(MAY_CHANGE)]
+        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *(k for k in changed if not k.startswith(MAY_CHANGE))]))
+        number = n_trials or math.prod(len(list(each.sweep_string_iterator())) for each in swept.values())
+        if not number:
+            raise UserError("a key has no values: glob(...) takes names of files in conf/; commas separate values")
+        for each in sweep.results:  # in which a key that tells jobs apart from now on had one value
+            if (file := each.folder / CONFIG).exists():
+                was, plain = OmegaConf.load(file), int | float | str
+                values = {key: value for key in keys if isinstance(value := OmegaConf.select(was, key), plain)}
+                write_record(each.folder, replace(each.job, values=values | each.job.values))
+        plan = Plan(keys, number, words, fixed)
         write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
+        if others and sweep.finished:
+            tell(f"Jobs that have taken all their steps keep their results, without {' '.join(others)}")
         try:
             yield
         finally:
@@ -90,14 +101,6 @@ def _overrides(config: DictConfig) -> dict[str, Override]:
     task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(...) finds
     return {each.key_or_group: each for each in parser.parse_overrides([*searched, *task])}
-
-
-def _number_of_jobs(swept: dict[str, Override]) -> int:
-    numbers = {each.input_line: len(list(each.sweep_string_iterator())) for each in swept.values()}
-    for line, number in numbers.items():
-        if not number:
-            raise UserError(f"{line} has no values: glob(...) takes names of files in conf/; commas separate values")
-    return math.prod(numbers.values())
 
 
 def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) -> float:

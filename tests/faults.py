@@ -5,6 +5,7 @@ import signal
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 
 
 class Harm(Callback):
@@ -94,3 +95,10 @@ class Slow(Callback):
         self.on_before_optimizer_step = lambda *_: clock.sleep(step)
         for hook in ("on_validation_start", "on_validation_batch_start", "on_validation_end"):
             setattr(self, hook, lambda *_: clock.sleep(validation))
+
+
+class Early(EarlyStopping):
+    """Passes its arguments on, as a subclass may."""
+
+    def __init__(self, **options):
+        super().__init__(**options)

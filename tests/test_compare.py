@@ -53,7 +53,7 @@ def test_the_report(sweep):
     assert report(read_sweep(sweep)).splitlines()[-3:] == [
         f"Sample the best: python sample.py --ckpt {sweep}/3_job",
         "",
-        f"To resume: python train.py -m --config-dir 'a b' resume=allow {words} x=1,2",
+        f"To resume: python train.py -m resume=allow {words} --config-dir 'a b' x=1,2",
     ]
 
 
@@ -136,7 +136,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
     jobs = [
         job(tmp_path, 3, [3.0, 1.0, 2.0], seed=1),
         job(tmp_path, 4, [1.5], finished=False, **values),
-        job(tmp_path, 2, finished=False, error="\x1b[2J ü"),
+        job(tmp_path, 2, finished=False, error="\x1b[2J ü", seed=2),
         job(tmp_path, 10),
     ]
     plan = Plan(["seed"], 5, ["seed=1,2,3"])

@@ -1,3 +1,4 @@
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_separate_texts(tmp_path):
     only = {key: data.identities[key] for key in ("name", "sha256")}
     with pytest.raises(UserError, match=r"the run began without data\.val_path; start a new run for it"):
         data_of(only, val_path=f"{tmp_path}/v")
+
+
+@pytest.mark.parametrize("others", [{"val_path": "all/b.txt"}, {"val_path": "v.txt", "test_path": ["../texts/v.txt"]}])
+def test_a_text_has_one_part(others, tmp_path, monkeypatch):
+    """A loss on what the model was trained on would mean nothing."""
+    (tmp_path / "texts" / "all").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "texts")
+    for name in ("all/a.txt", "all/b.txt", "v.txt"):
+        Path(name).write_text(f"a few lines of {name}\n" * 9)
+    with pytest.raises(UserError, match=r"[bv]\.txt is in two of data\.path, val_path and test_path"):
+        data_of(path="all", **others)
 
 
 def test_the_text_of_a_resumed_run(text_file, tmp_path, monkeypatch):

@@ -132,9 +132,11 @@ def test_another_text(tiny_run, text_file, tmp_path, run):
     assert "odd.txt has characters outside the vocabulary: '€' (U+20AC), '文' (U+6587); --unknown skip" in err
     [expected] = json.loads(run("--ckpt", tiny_run, "--text", plain, "--json")[1])
     assert expected["characters"] == 499
-    _, out, err = run("--ckpt", tiny_run, "--text", odd, "--json", "--unknown", "skip")
-    assert f"Unknown characters left out of {odd}: 2\n" in err
-    assert json.loads(out) == [expected | {"text": str(odd)}]
+    plain.write_text(text, encoding="utf-16")
+    _, out, _ = run("--ckpt", tiny_run, "--text", plain, "--json", "--encoding", "utf-16")
+    assert json.loads(out) == [expected]
+    _, out, _ = run("--ckpt", tiny_run, "--text", odd, "--json", "--unknown", "skip")
+    assert json.loads(out) == [expected | {"text": f"{odd} without 2 unknown characters"}]
 
 
 def test_several_make_a_table(tiny_run, tmp_path, run):

@@ -1,12 +1,14 @@
 """Files are found once, and written completely or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from chargpt import files
 from chargpt.files import find, replacing, write, write_figure
+from chargpt.history import Point, add_losses, read_losses
 
 
 def test_find_follows_links_once_and_leaves_hidden_files_out(tmp_path):
@@ -36,7 +38,7 @@ def test_what_a_killed_process_left_is_replaced_and_a_link_is_not_written_throug
 
 def test_a_file_that_is_busy_for_a_moment(tmp_path, monkeypatch):
     """On Windows, a file cannot be replaced while a virus scanner reads it."""
-    monkeypatch.setattr(files, "REPLACE_TIMEOUT", 0.3)
+    monkeypatch.setattr(files, "BUSY_TIMEOUT", 0.3)
     real, denials = os.replace, [PermissionError(13, "Permission denied")] * 2
 
     def busy(source, target):
@@ -47,6 +49,18 @@ def test_a_file_that_is_busy_for_a_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", busy)
     write(tmp_path / "a.txt", b"whole")
     assert (tmp_path / "a.txt").read_bytes() == b"whole"
+    real_open, refusals = Path.open, [PermissionError(13, "Permission denied")] * 2
+
+    def open_in_excel(self, *arguments, **options):
+        if refusals:
+            raise refusals.pop()
+        return real_open(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_in_excel)
+        add_losses(tmp_path, Point(1, 1.0, 2.0, 2.5, 9.0))
+    assert len(read_losses(tmp_path)) == 1
+    (tmp_path / "losses.csv").unlink()
     denials += [PermissionError(13, "Permission denied")] * 1000
     with pytest.raises(PermissionError):
         write(tmp_path / "b.txt", b"whole")

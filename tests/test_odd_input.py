@@ -50,7 +50,7 @@ NEW = ["abc", "trainer.abc", "model.abc", "callbacks.abc", "data.abc.abc", "opti
 WORKS = [
     "hydra.verbose=true", "experiment=cpu", "trainer.fast_dev_run=true", "trainer.fast_dev_run=3", "seed=1 seed=2",
     "trainer.logger=false", "trainer.logger=true", "trainer.profiler=simple", "trainer.precision=64-true",
-    "trainer.precision=bf16-true", "trainer.num_sanity_val_steps=2", "trainer.limit_train_batches=1",
+    "trainer.precision=bf16-true", "trainer.limit_train_batches=1",
     "trainer.limit_val_batches=0", "trainer.inference_mode=false", "trainer.detect_anomaly=true",
     "trainer.deterministic=warn", "seed=4294967295", "trainer.enable_progress_bar=false",
     "trainer.enable_checkpointing=false", "trainer.enable_model_summary=true", "trainer.accumulate_grad_batches=3",

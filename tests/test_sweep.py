@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 from filelock import FileLock
@@ -84,11 +85,29 @@ def test_what_differs_between_two_starts_tells_jobs_apart(fixed, tmp_path):
     """A single value that is another one, and one that is added to values that were swept."""
     sweep(fixed, tmp_path, "optimizer.lr=1e-3", "seed=1,2")
     sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-1", "seed=2,3")
-    printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "trainer.max_steps=6")
-    jobs = {(each.job.values.get("optimizer.lr"), each.job.values["seed"]) for each in read_sweep(tmp_path).results}
-    assert jobs == {(None, 1), (None, 2), (0.1, 2), (0.1, 3), (0.01, 3)}
+    printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "callbacks.averaging.decay=0.5")
+    assert "have taken all their steps keep their results, without callbacks.averaging.decay=0.5\n" in printed
+    jobs = {(each.job.values["optimizer.lr"], each.job.values["seed"]) for each in read_sweep(tmp_path).results}
+    assert jobs == {(0.001, 1), (0.001, 2), (0.1, 2), (0.1, 3), (0.01, 3)}
     assert (tmp_path / "0_lr=0.01,seed=3").is_dir()
     assert "5 of 5 jobs finished" in printed
+    shutil.copytree(tmp_path / "0_lr=0.01,seed=3", tmp_path / "a copy")
+    assert len(read_sweep(tmp_path).results) == 5
+
+
+@pytest.mark.processes
+def test_more_seeds_later(fixed, tmp_path):
+    """The jobs of the seed that all had at first are kept; a job that is resumed by hand counts as well."""
+    fixed = [*fixed, "model.n_layer=1"]
+    sweep(fixed, tmp_path, "optimizer.lr=1e-3,2e-3")
+    before = {file: content for file, content in contents(tmp_path).items() if file.suffix == ".ckpt"}
+    sweep(fixed, tmp_path, "optimizer.lr=1e-3,2e-3", "seed=1337,1", *signal_at(3), "resume=allow", status=143)
+    assert {file: file.read_bytes() for file in before} == before
+    [cut] = [each.folder for each in read_sweep(tmp_path).results if each.job.state != "finished"]
+    done = run_script("train.py", f"resume={cut}", "+callbacks.stop=null")
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 jobs finished" in sweep(fixed, tmp_path, "optimizer.lr=1e-3,2e-3", "seed=1337,1", "resume=allow")
+    assert {file: file.read_bytes() for file in before} == before
 
 
 # What is refused before the first job
@@ -110,6 +129,8 @@ def test_refused_in_one_line(overrides, message, fixed, tmp_path):
     assert message in lines[-1]
     assert not list(tmp_path.glob("sweep/*/"))
     assert not (tmp_path / "sweep" / "sweep.json").exists()  # which compare would take for the newest sweep
+    again = sweep(fixed, tmp_path / "sweep", *overrides, status=2).splitlines()[-1]
+    assert "has files but no sweep" not in again
 
 
 def test_a_job_on_several_devices_ends_the_sweep(fixed, tmp_path):

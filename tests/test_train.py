@@ -67,7 +67,7 @@ def test_accumulation_keeps_steps_true(tiny, tiny_run, tmp_path):
     [
         ["model=bigram", "trainer.limit_val_batches=0", "trainer.logger=false"],
         ["trainer.fast_dev_run=true"],
-        ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=1"],
+        ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=true"],
         ["trainer.limit_train_batches=2", "trainer.min_steps=2"],
     ],
     ids=" ".join,

@@ -44,8 +44,6 @@ class TextSamples(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.sanity_checking:
-            return
         prompt = module.tokenizer.encode(self.prompt, skip_unknown=True) or [0]
         generator = torch.Generator(module.device).manual_seed(0)  # training draws the same numbers as without samples
         with validated_weights(trainer, module):
@@ -79,7 +77,7 @@ class Look(Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         loggers = tensorboards(trainer)
-        if not loggers or trainer.sanity_checking:
+        if not loggers:
             return
         length = min(self.length, module.net.config.block_size + 1)
         ids = module.tokenizer.encode(self.prompt, skip_unknown=True)[:length]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.module import is_logged
@@ -36,7 +35,7 @@ class Throughput(Callback):
         self._pause(trainer)
 
     def _pause(self, trainer: Trainer) -> None:
-        if not trainer.sanity_checking and self._paused is None:
+        if self._paused is None:
             if trainer.strategy.root_device.type != "cpu":
                 torch.accelerator.synchronize()  # finish the training steps in the device's queue
             self._paused = time.perf_counter()
@@ -55,14 +54,11 @@ class Throughput(Callback):
             self._step, self._since = trainer.global_step, now
 
 
-class Progress(ProgressBar):
+class Progress(Callback):
     """Logs a line after each validation, and at most every ten seconds: on a terminal, in a notebook and in a file.
 
-    Lightning's bars count batches, and wait for the GPU at each refresh.
+    (Lightning's bars, for which `trainer.enable_progress_bar` has to be true, wait for the GPU at each refresh.)
     """
-
-    def disable(self) -> None:
-        """Lightning calls this on all ranks but the first."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._first_step, self._started = trainer.global_step, time.perf_counter()
@@ -73,8 +69,7 @@ class Progress(ProgressBar):
             self._log(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._log(trainer)
+        self._log(trainer)
 
     @rank_zero_only
     def _log(self, trainer: Trainer) -> None:

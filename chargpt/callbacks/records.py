@@ -52,11 +52,10 @@ class Losses(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            names = ("train/loss", "val/loss", "chars_per_second")
-            values = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
-            with best_effort(LOSSES):
-                add_losses(Path(trainer.default_root_dir), Point(trainer.global_step, self._seconds(), *values))
+        names = ("train/loss", "val/loss", "chars_per_second")
+        values = (float(trainer.callback_metrics.get(name, math.nan)) for name in names)
+        with best_effort(LOSSES):
+            add_losses(Path(trainer.default_root_dir), Point(trainer.global_step, self._seconds(), *values))
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:  # if a disk is full, saves fail first
@@ -94,7 +93,7 @@ class RunRecord(Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         loggers = tensorboards(trainer)
-        if not loggers or trainer.sanity_checking or self._recorded:
+        if not loggers or self._recorded:
             return
         job = read_job(Path(self.settings.run_dir))
         swept = {f"* {key}": value for key, value in job.values.items()} if job else {}  # the star sorts them first

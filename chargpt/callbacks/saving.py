@@ -1,13 +1,13 @@
 """What a run saves: the weights of the lowest validation loss, and from time to time the whole state of training."""
 
 import io
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
@@ -53,8 +53,7 @@ class AtStepEnd(Callback):
             self._end_step(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._end_step(trainer, module)
+        self._end_step(trainer, module)
 
     def _end_step(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step > self._last_step:
@@ -74,9 +73,9 @@ class BestCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics
-        if not trainer.sanity_checking and metrics["val/loss"] <= metrics["val/best_loss"]:
+        if metrics["val/loss"] <= metrics["val/best_loss"]:
             with validated_weights(trainer, module):
-                save(trainer, self.path, weights_only=True)
+                trainer.save_checkpoint(self.path, weights_only=True)
 
 
 class LastCheckpoint(AtStepEnd, Checkpoint):
@@ -92,6 +91,10 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps = every_n_steps
         self._stop_is_due = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        check_loadable({"callbacks": {each.state_key: each.state_dict() for each in trainer.callbacks}})  # type: ignore[attr-defined]
 
     # Lightning calls checkpoint callbacks last, when the others' state is final and any stop has been requested.
 
@@ -115,7 +118,7 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         stopping = any(isinstance(each, AtStepEnd) and each.stopping for each in trainer.callbacks)  # type: ignore[attr-defined]
         is_last = stopping or trainer.global_step >= trainer.max_steps or stops(trainer)
         if is_last or trainer.global_step % self.every_n_steps == 0:
-            save(trainer, self.path, keep=self.path.with_name("previous.ckpt"))
+            trainer.save_checkpoint(self.path, storage_options={"keep": self.path.with_name("previous.ckpt")})
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if stopped_early(trainer):  # a resumed run would stop again after its next validation
@@ -123,10 +126,15 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         check_loadable(checkpoint)
 
 
-def save(trainer: Trainer, path: Path, *, weights_only: bool = False, keep: Path | None = None) -> None:
-    """Write a checkpoint atomically: if the disk is full, earlier ones are unchanged. All ranks call this."""
-    with replacing(path, keep) if trainer.is_global_zero else nullcontext(path) as file:
-        trainer.save_checkpoint(file, weights_only=weights_only)
+class AtomicFiles(TorchCheckpointIO):
+    """How the Trainer writes all checkpoints: if the disk is full, earlier ones are unchanged. With
+    `storage_options={"keep": path}`, the one before stays there. (Lightning's own way needs space for a copy in the
+    system's temporary folder.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path), **(storage_options or {})) as half, half.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:

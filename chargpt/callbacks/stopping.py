@@ -116,11 +116,6 @@ class StopOnNonFinite(Callback):
         if not finite:
             raise NonFiniteError(f"the training loss is {loss.item()} in step {trainer.global_step}{ADVICE}")
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        loss = trainer.callback_metrics["val/loss"]
-        if not loss.isfinite():
-            raise NonFiniteError(f"the validation loss is {loss.item()} after step {trainer.global_step}{ADVICE}")
-
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
             raise NonFiniteError(f"the weights are not finite after step {trainer.global_step}{ADVICE}")

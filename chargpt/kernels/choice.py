@@ -67,7 +67,7 @@ def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, i
     cpu = cpu or this_cpu()
     if not re.search("BF16|FP16|AMX|AVX10|ALL|DEFAULT", cpu.onednn_limit):
         return Precision("32-true", f"ONEDNN_MAX_CPU_ISA={cpu.onednn_limit} keeps oneDNN from multiplying in bf16")
-    if "amx_bf16" in cpu.units:
+    if "amx_bf16" in cpu.units and re.search("AMX|AVX10|ALL|DEFAULT", cpu.onednn_limit):
         return Precision("bf16-mixed", "this CPU multiplies bf16 matrices in AMX units")
     if "avx512_bf16" not in cpu.units:
         return Precision("32-true", "this CPU has no units that are known to multiply bf16 matrices faster")

@@ -97,40 +97,34 @@ def _about(checkpoint: Checkpoint, path: Path, weights: str) -> dict[str, Any]:
     folder = path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else folder
     curve = read_losses(run)
-    model, characters = checkpoint.model, checkpoint.tokenizer.characters or ""
+    model, text, characters = checkpoint.model, checkpoint.text, checkpoint.tokenizer.characters or ""
     parameters = f"{sum(weight.numel() for weight in model.parameters()):,} parameters"
-    name = public_name(checkpoint.text.get("name", "an unnamed text"))
-    summary = parameters
+    summary, best = parameters, best_of(curve)
     if isinstance(model, GPT):
         sizes = "{n_layer} layers of {n_head} heads, {n_embd} channels, a context of {block_size:,} characters"
         summary += f", {sizes.format(**asdict(model.config))}"
-    best = best_of(curve)
-    lowest = best.val_loss if best else checkpoint.best_loss
-    loss = "not known" if lowest is None else f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
+    lowest, loss = best.val_loss if best else checkpoint.best_loss, None
     if lowest is not None:
+        loss = f"{lowest:.4f} nats ({lowest / math.log(2):.4f} bits) per character"
         summary += f"; best validation loss of its run {loss}"
     facts = {
         "Characters": "".join(map(visible, characters[:MOST_PLACES])),
-        "Trained on": name,
-        "SHA-256 of the text": checkpoint.text.get("sha256", "not known")[:64],
+        "Trained on": public_name(text.get("name", "an unnamed text")),
+        "Validated on": public_name(text["val_name"]) if "val_name" in text else None,
+        "SHA-256 of the text": text.get("sha256", "not known")[:64],
         "Best validation loss of the run": f"{loss}, after {best.step:,} steps" if best else loss,
-        "Steps": "not known" if checkpoint.step is None else f"{checkpoint.step:,}",
+        "Steps": checkpoint.step and f"{checkpoint.step:,}",
         "Precision in training": checkpoint.scoring.precision,
         "Weights in this page": f"{parameters} in {weights}",
     }
-    if validated_on := checkpoint.text.get("val_name"):
-        facts["Validated on"] = public_name(validated_on)
     groups = {"scoring": asdict(checkpoint.scoring), "model": asdict(model.config), "optimizer": checkpoint.optimizer}
     return {
-        "name": name,
+        "name": facts["Trained on"],
         "summary": summary,
-        "facts": list(facts.items()),
+        "facts": [(name, value) for name, value in facts.items() if value],
         "settings": [(f"{group}.{key}", str(each)) for group in groups for key, each in groups[group].items()],
         "best": best and best.val_loss,
-        "curve": [
-            [point.step, point.train_loss if math.isfinite(point.train_loss) else None, point.val_loss]
-            for point in curve
-        ],
+        "curve": [[p.step, p.train_loss if math.isfinite(p.train_loss) else None, p.val_loss] for p in curve],
         "samples": [[sample.step, sample.text] for sample in read_samples(run)],
     }
 

@@ -1,7 +1,9 @@
-"""From the settings of a run to its parts: the text, the model, the callbacks and Lightning's Trainer."""
+"""From the settings of a run to its parts: the text, the model, the callbacks and Lightning's Trainer; and how a run
+starts from trained weights (`init_from=`), for another text."""
 
 import csv
 import inspect
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,28 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from omegaconf import DictConfig, OmegaConf
 
 from chargpt.callbacks.records import RunRecord
-from chargpt.checkpoint import Checkpoint, EvalSettings
+from chargpt.callbacks.saving import AtomicFiles
+from chargpt.checkpoint import Checkpoint, EvalSettings, find_checkpoint, read_checkpoint
 from chargpt.data import CharDataModule
 from chargpt.errors import UserError, did_you_mean, first_line
 from chargpt.kernels.choice import best_precision, compile_model
+from chargpt.model import Model
 from chargpt.module import CharLM
 from chargpt.run.config import Settings
-from chargpt.run.init_from import copy_weights, extended
 from chargpt.run.resume import Resumption, check_same
 from chargpt.run.state import TrainingState
+from chargpt.tokenizer import CharTokenizer, Tokenizer
+
+log = logging.getLogger(__name__)
 
 STEP_COUNTS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 EPOCH_COUNTS = ("max_epochs", "min_epochs", "overfit_batches", "check_val_every_n_epoch")
 ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
+MAY_DIFFER = ("dropout", "zero_init")  # from the model of init_from: they do not change what its weights compute
 NO_EPOCHS = "counts epochs, but random blocks do not end"
 NOT_SUPPORTED = {  # of Lightning's callbacks
     "GradientAccumulationScheduler": f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
@@ -137,8 +145,12 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     for name in EPOCH_COUNTS:
         if config.get(name):
             raise UserError(f"trainer.{name} {NO_EPOCHS}: use trainer.max_steps=")
+    if config.get("num_sanity_val_steps"):
+        raise UserError("trainer.num_sanity_val_steps is not supported: trainer.fast_dev_run=true tries everything")
     # With min_steps, Lightning would wait for the end of an epoch.
     arguments = {"min_epochs": 0} | instantiated("trainer", config)
+    plugins = arguments.get("plugins") or []
+    arguments["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicFiles()]
     if re.search(STRATEGIES, str(strategy := config.get("strategy")).lower()):
         raise UserError(f"trainer.strategy={strategy} is not supported: each process holds all weights; use ddp")
     if arguments.get("fast_dev_run"):
@@ -146,9 +158,8 @@ def build_trainer(config: dict[str, Any], callbacks: Iterable[Callback]) -> Trai
     else:
         arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
         arguments["check_val_every_n_epoch"] = None
-    for switch, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", CheckpointCallback)):
-        if arguments.get(switch) is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+    if arguments.get("enable_checkpointing") is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, CheckpointCallback)]
     try:
         return Trainer(**arguments, callbacks=list(callbacks))
     except Exception as error:  # whatever Lightning rejects here came from the arguments
@@ -182,3 +193,59 @@ def keep_rows(loggers: Iterable[Logger], step: int) -> None:
             rows = [row for row in rows if int(row["step"]) <= step]
             logger.experiment.metrics = [{key: value for key, value in row.items() if key and value} for row in rows]
             logger.save()
+
+
+def begin_from(cfg: DictConfig, resumption: Resumption | None = None) -> tuple[DictConfig, Checkpoint | None]:
+    """The configuration with the architecture of the model that `init_from` names, and that model. A run that resumes
+    has both in its checkpoint."""
+    if cfg.init_from is None:
+        return cfg, None
+    initial = None
+    if resumption is not None:
+        settings = asdict(resumption.checkpoint.model.config)
+    else:
+        initial = read_checkpoint(find_checkpoint(cfg.init_from))
+        settings = _architecture(cfg, asdict(initial.model.config))
+    cfg = cfg.copy()
+    OmegaConf.update(cfg, "model", settings, merge=False, force_add=True)
+    return cfg, initial
+
+
+def _architecture(cfg: DictConfig, trained: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trained model, with the typed ones that may differ; others must not."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {each.partition("=")[0].lstrip("+") for each in task}
+    chosen = {key: value for key, value in cfg.model.items() if key == "name" or f"model.{key}" in typed}
+    for key, value in chosen.items():
+        if key not in MAY_DIFFER and value != trained.get(key):
+            option = "model=" if key == "name" else f"model.{key}="
+            raise UserError(f"init_from={cfg.init_from} has weights for {option}{trained.get(key)}, not for {value}")
+    return trained | chosen
+
+
+def extended(initial: Checkpoint, text: Tokenizer) -> Tokenizer:
+    """The vocabulary of a model, extended by the characters of a text that are new to it."""
+    if initial.tokenizer.characters is None or text.characters is None:
+        if initial.tokenizer.characters != text.characters:
+            kind = initial.tokenizer.kind
+            raise UserError(f"init_from= names a model of {kind}: add data.tokenizer={kind}")
+        return text
+    new = "".join(sorted(set(text.characters) - set(initial.tokenizer.characters)))
+    if new:
+        log.info(f"{len(new)} characters are new to the model and start untrained: {new[:200]!r}")
+    return CharTokenizer("".join(sorted(set(initial.tokenizer.characters) | set(new))))
+
+
+def copy_weights(initial: Checkpoint, net: Model, vocabulary: Tokenizer) -> None:
+    """Copy the weights into a model of the same architecture. Rows of new characters keep their initial values."""
+    rows = torch.tensor(vocabulary.encode(initial.tokenizer.characters or ""))
+    before = initial.model.state_dict()
+    with torch.no_grad():
+        for name, weight in net.state_dict().items():
+            old = before[name].to(weight.dtype)
+            if old.shape == weight.shape:
+                weight.copy_(old)
+            elif old.shape[1:] == weight.shape[1:]:
+                weight[rows] = old
+            else:  # a bigram's table
+                weight[rows[:, None], rows] = old

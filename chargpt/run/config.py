@@ -29,8 +29,11 @@ from chargpt.settings import make, read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = ("data.path", "data.val_path", "data.test_path")
-PATHS = (*TEXTS, "init_from", "resume", "hydra.run.dir", "hydra.sweep.dir")
-HYDRA_VALUE = r"null$|[\[{]|.*\$\{|.*,|(choice|range|glob|shuffle|sort|tag|extend_list|str)\("
+NAMES = r"(.+\.)?(path|val_path|test_path|init_from|resume|dir|subdir|save_dir|dirpath|name|study_name|prompt)"
+FUNCTION = r"(?:choice|range|glob|shuffle|sort|tag|extend_list|str)\("  # Hydra's
+HYDRA_VALUE = rf"null$|[\[{{]|.*\$\{{|.*,|{FUNCTION}"
+ITEMS = rf"(?!{FUNCTION})(\[?)([^'\"${{}}]+?)(\]?)"  # a list, or the values of a sweep
+FLAG = "-[hpmric]|-sc|-c[pnd]|--(help|hydra-help|version|cfg|resolve|package|run|multirun|shell-comp.*|info|config-.*)"
 
 
 @dataclass
@@ -93,18 +96,28 @@ def read_config(cfg: DictConfig) -> Settings:
     return Settings(**(plain | checked))
 
 
-def with_quoted_paths(arguments: list[str]) -> list[str]:
-    """The command line with paths in quotes (Hydra would read the folder `2026_01_31` as a number) and `~` expanded. A
-    list of loggers removes the default one first: Hydra does not replace a mapping by a list."""
+def is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def prepared(arguments: list[str]) -> list[str]:
+    """The command line with flags first, paths and names in quotes (Hydra would read the folder `2026_01_31` as a
+    number) and `~` expanded. Whole loggers remove the default one first: Hydra merges mappings."""
     quoted = []
-    for argument in arguments:
-        if re.match(r"\+{0,2}trainer\.logger=\[", argument):
-            quoted.append("trainer.logger=null")
+    for argument in sorted(arguments, key=is_override):
+        if argument.startswith("-") and not re.fullmatch(FLAG, argument.partition("=")[0]):
+            how = "values are set as group.key=value (trainer.max_steps=100); python train.py --cfg job shows all"
+            raise UserError(f"unknown option {argument}: {how}")
+        if re.match(r"\+{0,2}trainer\.logger=[\[{]", argument):
+            quoted.append("~trainer.logger")
         key, _, value = argument.partition("=")
-        if key.lstrip("+") in PATHS and re.match("""['"]?~|[^'"]""", value):  # not what is in quotes already
+        if re.fullmatch(NAMES, key.lstrip("+")) and re.match("""['"]?~|[^'"]""", value):  # not in quotes already
             path = os.path.expanduser(value.strip("'\"") if value[0] in "'\"" else value)
             if os.path.exists(path) or not re.match(HYDRA_VALUE, path):
                 argument = f"{key}={in_hydras_quotes(path)}"
+            elif found := re.fullmatch(ITEMS, value):
+                names = [each if each == "null" else in_hydras_quotes(each.strip()) for each in found[2].split(",")]
+                argument = f"{key}={found[1]}{','.join(names)}{found[3]}"
         quoted.append(argument)
     return quoted
 
@@ -119,10 +132,9 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """The configuration with paths that are right in another directory (`hydra.job.chdir=true`)."""
     cfg = cfg.copy()
     for key in (*TEXTS, "init_from"):
-        path = OmegaConf.select(cfg, key)
-        names = [path] if isinstance(path, str) else path or []
-        found = [to_absolute_path(os.path.expanduser(str(each))) for each in names]
-        OmegaConf.update(cfg, key, found[0] if isinstance(path, str) else found or None)
+        if path := OmegaConf.select(cfg, key):
+            found = [to_absolute_path(os.path.expanduser(each)) for each in ([path] if isinstance(path, str) else path)]
+            OmegaConf.update(cfg, key, found[0] if isinstance(path, str) else found)
     return cfg
 
 
@@ -139,7 +151,9 @@ def hydra_errors() -> Iterator[None]:
         lines = [first_line(each) for each in (error, error.__cause__) if each]
         raise UserError(": ".join(dict.fromkeys(lines)) + _hint(error)) from error
     except ValueError as error:
-        if re.match("Config group override|The --resolve flag|Only one of --", str(error)):  # Hydra's
+        if isinstance(error.__cause__, OSError):  # the log cannot be written
+            raise error.__cause__ from None
+        if re.match("Config group override|The --resolve flag|Only one of --|Categorical", str(error)):  # or Optuna's
             raise UserError(first_line(error)) from error
         raise
 
@@ -150,8 +164,8 @@ def _hint(error: Exception) -> str:
         texts = next((key for key in TEXTS if f"'{key}=" in str(error)), "")
         return f"; several texts are a list: '{texts}=[a.txt,b.txt]'" if texts else "; -m trains a run for each value"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return did_you_mean(option, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
+        group, _, option = str(error.missing_cfg_file).partition("/")
+        return did_you_mean(Path(option).stem, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
     cause: Any = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
         key: str = str(cause.key)

@@ -34,9 +34,8 @@ def held(folder: Path) -> Iterator[None]:
         with locked(folder, timeout=0):
             yield
     except Timeout:
-        place, lock = short(folder), short(folder / ".lock")
-        advice = f"stop it, wait, or name another folder (hydra.run.dir=...). If no process is, remove {lock}"
-        raise UserError(f"another process is at work in {place}: {advice}") from None
+        advice = f"stop it, wait, or name another folder. If no process is, remove {short(folder / '.lock')}"
+        raise UserError(f"another process is at work in {short(folder)}: {advice}") from None
 
 
 def check_contents(folder: Path) -> None:

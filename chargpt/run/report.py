@@ -5,6 +5,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,13 @@ from omegaconf import DictConfig
 from chargpt.batches import PART_NAMES
 from chargpt.callbacks.records import tensorboards
 from chargpt.callbacks.saving import stopped_early
-from chargpt.checkpoint import Checkpoint, read_checkpoint
+from chargpt.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from chargpt.command_line import quoted
 from chargpt.corpus import Corpus
 from chargpt.errors import one_line
 from chargpt.evaluate import score
 from chargpt.files import best_effort
-from chargpt.history import Point, drop_after, read_losses
+from chargpt.history import Point, drop_after, read_job, read_losses, write_record
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, short
@@ -110,12 +111,15 @@ def finished_before(run: Run, resumption: Resumption) -> Outcome | None:
 
 def end(run: Run, seconds: float, resumption: Resumption | None) -> Outcome:
     """Log how the run ended after so many seconds, and score the test text."""
-    best, complete = float(run.module.best_val_loss.min_value), run.trainer.global_step >= run.trainer.max_steps
+    complete = run.trainer.global_step >= run.trainer.max_steps
+    outcome = Outcome(float(run.module.best_val_loss.min_value), complete or stopped_early(run.trainer))
     if run.trainer.is_global_zero:
         log.info(summary(run, seconds, resumption.step if resumption else 0))
         if complete:
             test(run)
-    return Outcome(best, complete or stopped_early(run.trainer))
+        if job := read_job(folder := Path(run.settings.run_dir)):  # a sweep's, which may be resumed by hand
+            write_record(folder, replace(job, finished=outcome.finished, error=None))
+    return outcome
 
 
 def summary(run: Run, seconds: float, first_step: int) -> str:
@@ -143,14 +147,13 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
 def test(run: Run) -> None:
     """Score the test text with the weights of the lowest validation loss, or else the last ones, and log the loss."""
     folder, ids = Path(run.settings.run_dir, "checkpoints"), run.data.test_ids
-    found = [file for file in (folder / "best.ckpt", folder / "last.ckpt") if file.exists()]
-    if ids is None or not found:
+    if ids is None or not any(folder.glob("*.ckpt")):
         return
     log.info("Scoring the test text")
-    trained = read_checkpoint(found[0])
+    trained = read_checkpoint(file := find_checkpoint(folder))
     loss, _ = score(trained.model.to(run.trainer.strategy.root_device).eval(), ids, trained.scoring)
     bits = f"{loss / math.log(2):.4f} bits per {trained.tokenizer.unit}"
-    log.info(f"Test loss {loss:.4f} ({bits}), with the weights in {found[0].name}")
+    log.info(f"Test loss {loss:.4f} ({bits}), with the weights in {file.name}")
     for logger in run.trainer.loggers:
         logger.log_metrics({"test/loss": loss}, run.trainer.global_step)
         logger.save()

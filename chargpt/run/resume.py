@@ -21,7 +21,7 @@ from chargpt.command_line import quoted
 from chargpt.errors import UserError, first_line
 from chargpt.files import find, write
 from chargpt.history import JOB
-from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, with_quoted_paths
+from chargpt.run.config import CONF, TEXTS, Settings, composed, in_hydras_quotes, is_override, prepared
 from chargpt.run.folder import CHECKPOINTS, check_contents, has_state, short
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Resumption(NamedTuple):
 def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[str]:
     """The command line with `resume=` written out: the run's stored overrides, the typed ones, and its folder.
     `resume=auto` looks for the newest run in `outputs`."""
-    arguments = with_quoted_paths(arguments)
+    arguments = prepared(arguments)
     resume, rest = _take("resume", arguments)
     folder, typed = _take("hydra.run.dir", rest)
     if resume in (None, "null"):
@@ -71,8 +71,7 @@ def with_resume(arguments: list[str], outputs: str | Path = "outputs") -> list[s
         raise UserError(f"a run resumes in its own folder, {run}, not in hydra.run.dir={folder}")
     place = in_hydras_quotes(str(run.resolve()))
     written_out = [*replayed(run, typed), f"resume={'allow' if resume == 'allow' else place}", f"hydra.run.dir={place}"]
-    first = next((n for n, each in enumerate(typed) if _is_override(each)), len(typed))  # after flags
-    return [*typed[:first], *written_out, *typed[first:]]
+    return sorted([*written_out, *typed], key=is_override)
 
 
 def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -86,10 +85,6 @@ def _take(key: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
-
-
-def _is_override(argument: str) -> bool:
-    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def newest_run(outputs: str | Path) -> Path:
@@ -112,7 +107,7 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
     """The stored overrides of a run that are replayed, without those that are typed now."""
     harmless, others = _stored(run, typed)
     if others:
-        again = _command(run, [*filter(_is_override, typed), *others])
+        again = _command(run, [*filter(is_override, typed), *others])
         why = "these are not taken from a run's folder; repeat them"
         raise UserError(f"{short(run)} was started with {' '.join(others)}: {why} (with --config-dir, if any): {again}")
     return harmless
@@ -120,7 +115,7 @@ def replayed(run: Path, typed: Sequence[str]) -> list[str]:
 
 def _stored(run: Path, typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The stored overrides that are harmless and those that are not, without those that are typed now."""
-    now = [_parsed(each) for each in typed if _is_override(each)]
+    now = [_parsed(each) for each in typed if is_override(each)]
     exact = (*NOT_REPLAYED, *(each.key_or_group for each in now))
     below = tuple(f"{each.key_or_group}." for each in now if not _is_option(each))  # an option keeps single values
     stored = [each for each in map(_parsed, read_overrides(run)) if each.key_or_group not in exact]
@@ -173,7 +168,7 @@ def command_to_resume(run: Path) -> str:
 
 def _command(run: Path, overrides: Sequence[str]) -> str:
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+    flags = [word for each in sources if "command-line" in each.provider for word in ("--config-dir", each.path)]
     return quoted(["python", "train.py", *flags, f"resume={short(run)}", *overrides])
 
 

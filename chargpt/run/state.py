@@ -75,9 +75,10 @@ class TrainingState(Callback):
                     log.warning(f"The state of {callback.state_key} is not restored: it names {path}, outside the run")
                     del states[callback.state_key]
                     continue
-                for name in inspect.signature(type(callback)).parameters:  # such as a new `patience`
-                    if name in state and hasattr(callback, name):
-                        state[name] = getattr(callback, name)
+                for kind in type(callback).__mro__[:-1]:
+                    for name in inspect.signature(kind).parameters:  # such as a new `patience`
+                        if name in state and hasattr(callback, name):
+                            state[name] = getattr(callback, name)
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.global_rank > 0:

@@ -1,13 +1,13 @@
 """What can be saved can be loaded; a checkpoint that is half written replaces nothing."""
 
 import os
-from pathlib import Path
+import tempfile
 
 import numpy as np
 import pytest
 import torch
-from helpers import STEPS, resume, start, state
-from lightning.pytorch import Callback, Trainer
+from helpers import STEPS, curves, resume, start, state
+from lightning.pytorch import Callback
 
 from chargpt.errors import UserError
 
@@ -15,9 +15,9 @@ from chargpt.errors import UserError
 class Keeps(Callback):
     """Has a value in its state or in the checkpoint, which from step 5 on is one that cannot be loaded as data."""
 
-    def __init__(self, extra):
+    def __init__(self, extra, value=None):
         self.extra = extra
-        self.value = {"best": 9.0, "x": torch.ones(2)}
+        self.value = value or {"best": 9.0, "x": torch.ones(2)}
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step >= 5:
@@ -45,19 +45,38 @@ def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_pat
     assert state(tmp_path)["global_step"] == 5
 
 
-def test_a_save_that_fails_leaves_the_one_before(tiny, tmp_path, monkeypatch):
-    whole_save, saves = Trainer.save_checkpoint, []
+def test_a_state_is_tried_before_the_first_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    keeps = "+callbacks.keeps={_target_: test_saving.Keeps, extra: false, value: {_target_: builtins.object}}"
+    with pytest.raises(UserError, match="could not resume: Keeps"):
+        start(tmp_path, *tiny, keeps)
+    assert not list(tmp_path.glob("checkpoints/*"))
 
-    def save(self, path, *arguments, **options):
-        if Path(path).name == ".last.ckpt.tmp":
-            saves.append(path)
+
+def test_lightnings_checkpoints_bear_their_steps(tiny, tmp_path, monkeypatch):
+    """Also between logged steps; and saving needs no space in the system's temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/nowhere")
+    mine = "_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_top_k: -1, every_n_train_steps: 2, "
+    more = ["trainer.max_steps=7", "trainer.val_check_interval=4", "trainer.log_every_n_steps=5"]
+    start(tmp_path, *tiny, *more, f"+callbacks.mine={{{mine}dirpath: {tmp_path}/mine, filename: '{{step}}'}}")
+    assert sorted(os.listdir(tmp_path / "mine")) == ["step=2.ckpt", "step=4.ckpt", "step=6.ckpt"]
+    assert [step for step, _ in curves(tmp_path)["train/loss"]] == [5, 7]
+
+
+def test_a_save_that_fails_leaves_the_one_before(tiny, tmp_path, monkeypatch, caplog):
+    whole_save, saves = torch.save, []
+
+    def save(content, file):
+        if getattr(file, "name", "").endswith(".last.ckpt.tmp"):
+            saves.append(file)
         if len(saves) == 2:
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        whole_save(self, path, *arguments, **options)
+        whole_save(content, file)
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match="No space left"):
         start(tmp_path, *tiny, *STEPS)
+    assert f"OSError after step 6; to resume: python train.py resume={tmp_path}" in caplog.text
     assert state(tmp_path)["global_step"] == 3
     assert not list((tmp_path / "checkpoints").glob(".*"))

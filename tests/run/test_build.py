@@ -52,7 +52,7 @@ def test_arguments_and_switches():
         ("trainer.precision=16-mixed", r"a CPU has no trainer\.precision=16-mixed; trainer\.precision="),
         ("trainer.devices=0", "trainer: "),
         ("trainer.strategy=fsdp", r"trainer\.strategy=fsdp is not supported"),
-        ("+callbacks.progress.colour=red", r"callbacks\.progress: .*colour"),
+        ("+callbacks.text_samples.colour=red", r"callbacks\.text_samples: .*colour"),
         ("callbacks.text_samples.length=0", r"callbacks\.text_samples.* at least 1"),
         ("callbacks.surprise.length=1", r"callbacks\.surprise: length must be at least 2; got 1"),
         ("callbacks.averaging.decay=0", r"callbacks\.averaging\.decay must be between 0 and 1, both excluded"),

@@ -8,7 +8,7 @@ from helpers import ROOT, composed, start
 from chargpt.errors import UserError
 from chargpt.module import CharLM
 from chargpt.run.build import build_callbacks, build_trainer, settle_precision
-from chargpt.run.config import hydra_errors, read_config
+from chargpt.run.config import hydra_errors, prepared, read_config
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml") if file.stem != "base")
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -69,6 +69,7 @@ def test_each_size_has_one_value():
             "cannot read optimizer.lr=1e-3,: values are set as group.key=value, special characters in quotes: ",
         ),
         (["model=gtp"], "Could not find 'model/gtp'; did you mean model=gpt?"),
+        (["experiment=conf/experiment/cpu.yaml"], "; did you mean experiment=cpu?"),  # as a shell completes it
         (["experiment=cpu", "model=bigram"], "raised while composing config: Key 'n_layer' not in 'BigramConfig'"),
         (["model.n_layer=two"], "Value 'two' of type 'str' could not be converted to Integer"),
         (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'; -m trains a run for each value"),
@@ -82,3 +83,50 @@ def test_mistakes(overrides, message):
         read_config(composed(*overrides, "run_dir=x"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "quoted"),
+    [
+        ("data.path=[Ünï.txt,(copy).txt, b[1].txt,1.10]", "data.path=['Ünï.txt','(copy).txt','b[1].txt','1.10']"),
+        ("data.path=a.txt,1_0.txt", "data.path='a.txt','1_0.txt'"),
+        ("init_from=null,2026_01_31", "init_from=null,'2026_01_31'"),
+        ("init_from=choice(a,b)", "init_from=choice(a,b)"),
+        ("callbacks.text_samples.prompt=1e3", "callbacks.text_samples.prompt='1e3'"),
+        ("trainer.logger.name=2026_01", "trainer.logger.name='2026_01'"),
+        ("+callbacks.mc.dirpath=${run_dir}/a,b", "+callbacks.mc.dirpath=${run_dir}/a,b"),
+    ],
+)
+def test_names_are_text(typed, quoted):
+    """Also if they look like numbers or like Hydra's own syntax."""
+    assert prepared([typed]) == [quoted]
+
+
+def test_flags_may_stand_anywhere():
+    words = ["seed=1", "-m", "optimizer.lr=1,2", "--config-dir", "my", "~callbacks.losses"]
+    assert prepared(words) == ["-m", "--config-dir", "my", "seed=1", "optimizer.lr=1,2", "~callbacks.losses"]
+    assert prepared(["seed=3", "--cfg", "job"]) == ["--cfg", "job", "seed=3"]
+
+
+@pytest.mark.parametrize("option", ["--max_steps", "--device=cpu", "-n"])
+def test_an_option_of_another_tool(option):
+    with pytest.raises(UserError, match=rf"unknown option {option}: values are set as group\.key=value"):
+        prepared(["seed=1", option, "100"])
+
+
+def test_whole_loggers_replace_the_default_one():
+    assert prepared(["trainer.logger=[{_target_: a}]"]) == ["~trainer.logger", "trainer.logger=[{_target_: a}]"]
+    own = "+trainer.logger={_target_: mine.Logger, uri: x}"
+    assert composed(*prepared([own]), "run_dir=x").trainer.logger == {"_target_": "mine.Logger", "uri": "x"}
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "shown"),
+    [
+        ("Unable to configure handler 'file'", PermissionError(13, "Denied", "train.log"), PermissionError),
+        ("CategoricalDistribution does not support dynamic value space.", None, UserError),  # Optuna's
+    ],
+)
+def test_errors_of_logging_and_of_plugins(error, cause, shown):
+    with pytest.raises(shown), hydra_errors():
+        raise ValueError(error) from cause

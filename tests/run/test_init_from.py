@@ -9,9 +9,8 @@ from helpers import QUIET, assert_same, composed, run_script, signal_at, start, 
 from chargpt import load_checkpoint
 from chargpt.errors import UserError
 from chargpt.evaluate import main as evaluate
-from chargpt.run.build import build
+from chargpt.run.build import begin_from, build
 from chargpt.run.config import read_config
-from chargpt.run.init_from import begin_from
 
 
 @pytest.fixture(scope="module")

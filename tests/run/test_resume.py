@@ -88,7 +88,7 @@ def test_more_steps(copy, caplog):
 def test_early_stopping(tiny, tmp_path):
     """`resume=allow` in a scheduler's loop does not train up to the next validation at each start. A new `patience`
     replaces the one in the callback's state."""
-    early = "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, min_delta: 100"
+    early = "_target_: faults.Early, monitor: val/loss, min_delta: 100"
     line = [*tiny, *QUIET, f"+callbacks.early={{{early}, patience: 1}}", "trainer.max_steps=40"]
     for _ in range(2):
         done = run_script("train.py", *line, "resume=allow", f"hydra.run.dir={tmp_path}/run")
