@@ -211,11 +211,6 @@ def test_foreign(change, message, contents, tmp_path):
     refused(tmp_path / "foreign.ckpt", message)
 
 
-def test_a_list(tmp_path):
-    torch.save([1, 2], tmp_path / "foreign.ckpt")
-    refused(tmp_path / "foreign.ckpt", "not a file that chargpt wrote")
-
-
 class Calls:
     """Unpickled as the result of a call."""
 

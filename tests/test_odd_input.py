@@ -1,14 +1,11 @@
 """All keys of `conf/` and arguments of the Trainer with extreme values, Hydra's command line, odd texts and paths:
 train.py trains or refuses them in a line, and harms nothing outside its folder."""
 
-import contextlib
 import inspect
 import os
 import random
 import re
 import shlex
-import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,24 +15,17 @@ from helpers import TINY, composed, run_script
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
-if sys.platform != "linux":
-    pytest.skip("memory is limited as Linux does it", allow_module_level=True)
-import resource
-
-MEMORY, SECONDS = 6 << 30, 30  # bytes that a case may map, and how long it may run
 USUAL = [
     *TINY, "data.path=verse.txt", "model.n_layer=1", "model.block_size=8", "trainer.max_steps=2",
     "trainer.val_check_interval=2", "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1",
     "hydra.run.dir=outputs/new",
 ]  # fmt: skip
 VALUES = [
-    "null", "true", "false", "0", "-0.0", "-1", "1", "0.5", "-1" + "0" * 30, "1e-320", "-1e308", "nan", "-inf", "''",
+    "null", "true", "false", "0", "-0.0", "-1", "1", "0.5", "1e-320", "-1e308", "nan", "-inf", "''",
     "' '", "abc", "'1'", "[]", "{}", "[null]", "{a:1}", "{a:{b:[]}}", "{_target_:abc}", "{_target_:builtins.int}",
     "???", "'\x01\x1b[31m'", "'\udcff'", "'\u2028'", "'\U0001f600\u202e'", "'%s%n'", "'{}'", "${nothing}",
     "${oc.env:NOTHING}", "${trainer}", "'" + "a" * 5000 + "'", "nowhere/at/all", "/dev/null", "00:00:00:01",
 ]  # fmt: skip
-MANY = ["1" + "0" * 30, "9223372036854775808", "1e308", "inf", "0x10", "1_000", "1e3", "[1,2,3]", "${seed}"]
-LONG = ("max_steps", "max_epochs", "text_samples.length", "accumulate_grad_batches")  # MANY would rightly take hours
 # These start processes or a compiler, which have tests elsewhere.
 LEFT_OUT = {"run_dir", "compile", "trainer.devices", "trainer.num_nodes", "trainer.strategy"}
 CLASSES = [
@@ -63,18 +53,15 @@ WORKS = [
     "+callbacks.rates._target_=lightning.pytorch.callbacks.LearningRateMonitor", "resume=null", "resume=allow",
 ]  # fmt: skip
 MAY_WORK = [
-    "", " ", "seed=1,2", "resume=auto", "resume=nowhere", "resume=verse.txt", "resume=.", "resume=[]", "resume='",
-    "+resume=auto", "hydra.run.dir=", "hydra.run.dir=verse.txt/a", "hydra.run.dir=.", "hydra.run.dir=/dev/null/a",
-    "hydra.run.dir=${nothing}", f"hydra.run.dir={'a' * 300}", "hydra.run.dir=outputs/\udcff", "hydra.job.chdir=true",
-    "hydra/job_logging=abc", "hydra.searchpath=[file://nowhere]", "=", "a=", "~", "+", "+model@model=bigram", "data=",
-    "data=nowhere", "data=../data/file", "data=[file,pydocs]", "model=null", "~model", "~data=pydocs",
-    "experiment=[cpu,cpu]", "optimizer=abc", "\udcff=1", "seed:1", "{", "seed={", "seed='", "seed=a'b", "seed=${seed}",
-    "seed=${oc.create:{_target_:os.mkdir,path:was_here}}", "seed.a=1", "optimizer.betas=[nan,nan]", "model.n_head=3",
-    "model.name=bigram", "data.source=abc", "data=shakespeare data.path=null", "run_dir=elsewhere",
+    "", "seed=1,2", "resume=auto", "resume=nowhere", "resume=verse.txt", "resume=.", "resume=[]", "resume='",
+    "hydra.run.dir=", "hydra.run.dir=verse.txt/a", "hydra.run.dir=.", "hydra.run.dir=${nothing}",
+    f"hydra.run.dir={'a' * 300}", "hydra.job.chdir=true", "hydra/job_logging=abc", "=", "a=", "~", "+", "data=",
+    "data=nowhere", "data=[file,pydocs]", "model=null", "~model", "~data=pydocs", "optimizer=abc", "seed:1", "seed={",
+    "seed=a'b", "seed=${oc.create:{_target_:os.mkdir,path:was_here}}", "seed.a=1", "optimizer.betas=[nan,nan]",
+    "model.n_head=3", "model.name=bigram", "data.source=abc", "data=shakespeare data.path=null", "run_dir=elsewhere",
     "trainer.default_root_dir=elsewhere", "trainer.strategy=deepspeed", "trainer.accelerator=tpu",
-    "trainer.precision=16-true", "trainer.overfit_batches=0.5", "trainer.max_time={abc:1}", "trainer.min_steps=5",
-    "trainer.check_val_every_n_epoch=1", "trainer.max_epochs=0", "trainer.plugins=abc", "callbacks=null", "data=1984",
-    "callbacks.surprise.prompt=1984", "optimizer.lr=1e300", "data.split=[0.001,0.999]", "data.batch_size=1000000000",
+    "trainer.precision=16-true", "trainer.max_time={abc:1}", "trainer.min_steps=5", "trainer.max_epochs=0",
+    "trainer.plugins=abc", "callbacks=null", "data=1984", "callbacks.surprise.prompt=1984", "optimizer.lr=1e300",
 ]  # fmt: skip
 SHOWS = ["--help", "--version", "--cfg job --resolve", "--cfg hydra", "--info all", "--cfg job --package trainer",
          "-m seed=1,2", "-m seed=choice(1,2) model.n_layer=1,2"]  # fmt: skip
@@ -87,11 +74,8 @@ OPTIONS = [
 VERSE = "".join(f"{n} green bottles hanging on the wall, and {n * 7 % 13} fell.\n" for n in range(40))
 TEXTS = {
     "spaces.txt": b" \t\n" * 200, "crlf.txt": VERSE.replace("\n", "\r\n").encode(), "long-line.txt": b"green " * 20_000,
-    "controls.txt": bytes(range(1, 32)) * 30, "escapes.txt": b"\x1b[31m\x1b]0;a\x07" * 60,
-    "noncharacters.txt": "\uffff\ufffe\U0010ffff".encode() * 150, "combining.txt": "e\u0301\u0302".encode() * 150,
-    "right-to-left.txt": "שלום \u202eabc\u202c ".encode() * 50, "breaks.txt": "\u2028\u2029\x85\x0b\x0c".encode() * 90,
-    "many.txt": "".join(chr(n) for n in range(0x10000, 0x11000)).encode(), "percent.txt": b"%s %(text)s {} {0} " * 30,
-    "mkdir.txt": b"${oc.create:{_target_:os.mkdir,path:was_here}} " * 40,
+    "escapes.txt": b"\x1b[31m\x1b]0;a\x07" * 60, "combining.txt": "e\u0301\u0302".encode() * 150,
+    "right-to-left.txt": "שלום \u202eabc\u202c ".encode() * 50, "percent.txt": b"%s %(text)s {} {0} " * 30,
 }  # fmt: skip
 GOOD_PATHS = [
     *(f"texts/{name}" for name in TEXTS), "good ones", "./good ones//", "good ones/**/*.txt",
@@ -99,10 +83,9 @@ GOOD_PATHS = [
     "books/é\u202e.txt", "[good ones/a.txt,books/b.TXT]", "~/diary.txt", "${oc.env:HOME}/diary.txt",
 ]  # fmt: skip
 PATHS = [
-    "books", "books/..", "empty", "**", "books/[", "books/{a,b}.txt", "books/folder.txt", "*", "~",
-    "books/dangling.txt", "books/loop.txt", "books/[x].txt/b", "/dev/null", "/proc/self/mem", "1.1", "-", ".", "null",
-    "$HOME/diary.txt", "http://127.0.0.1:9/a.txt", "true", "[]", "[1]", "{}", "' '", "''", "books/b.TXT,empty",
-    "\udcff", "a/" * 3000, "'a\x01b'", "'a\nb'", "${run_dir}", "[books/b.TXT,nowhere]", "$(mkdir was_here)",
+    "books", "books/..", "empty", "**", "books/[", "books/{a,b}.txt", "books/folder.txt", "*", "~", "books/loop.txt",
+    "books/dangling.txt", "/dev/null", "1.1", "-", ".", "null", "$HOME/diary.txt", "http://127.0.0.1:9/a.txt", "true",
+    "[]", "[1]", "{}", "' '", "''", "books/b.TXT,empty", "${run_dir}", "[books/b.TXT,nowhere]", "$(mkdir was_here)",
 ]  # fmt: skip
 
 
@@ -125,8 +108,7 @@ def cases() -> Iterator[tuple[list[str], bool]]:
     lines += [f"trainer.logger._target_={name}" for name in CLASSES]
     lines += [f"{plus}{key}={value}" for key in NEW for plus, value in (("+", "1"), ("++", "{a:1}"))]
     for key in keys():
-        values = VALUES if key.endswith(LONG) else VALUES + MANY
-        lines += [f"~{key}", *(f"{key}={value}" for value in random.Random(key).sample(values, 3))]
+        lines += [f"~{key}", *(f"{key}={value}" for value in random.Random(key).sample(VALUES, 3))]
     for path in GOOD_PATHS + PATHS:
         yield [*USUAL, f"data.path={path}"], path in GOOD_PATHS
     for line in lines:
@@ -145,38 +127,13 @@ CASES = [
 ]  # every thirtieth by default
 
 
-@contextlib.contextmanager
-def limits() -> Iterator[None]:
-    """Absurd sizes run out of memory, and a case that takes too long fails."""
-
-    def stop(*_: object) -> None:
-        pytest.fail(f"still running after {SECONDS} s")  # not an Exception: nothing catches it
-
-    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, stop)
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, before[1]))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 @pytest.fixture
 def box(tmp_path: Path) -> Path:
     """A home, a cache, and a working folder with texts of many kinds."""
     (tmp_path / "cache").mkdir()
     names = ["good ones/a.txt", "good ones/deep/a=b,c.txt", "good ones/deep/er/é.txt", "books/b.TXT", "books/[x].txt"]
-    names += [
-        "good ones/.ipynb_checkpoints/a.txt",
-        "books/é\u202e.txt",
-        "verse.txt",
-        "2024_05",
-        "1.10",
-        "../home/diary.txt",
-    ]
+    names += ["good ones/.ipynb_checkpoints/a.txt", "books/é\u202e.txt", "2024_05", "1.10", "verse.txt"]
+    names += ["../home/diary.txt"]
     contents = {f"texts/{name}": content for name, content in TEXTS.items()} | dict.fromkeys(names, VERSE.encode())
     contents |= {"books/binary.txt": b"\0", "good ones/empty.txt": b""}
     for name, content in contents.items():
@@ -202,7 +159,7 @@ def test_it_trains_or_is_refused_in_a_line(arguments: list[str], succeeds: bool,
     before = outside(box)
     env = {"HOME": f"{box}/home", "XDG_CACHE_HOME": f"{box}/cache", "CHARGPT_DATA_DIR": ""}
     env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # no server is there
-    with warnings.catch_warnings(), limits():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # else the project's settings for tests make errors of them
         done = run_script("train.py", *arguments, cwd=box / "work", env=env)
     about = f"status {done.returncode} of: {shlex.join(arguments)[-1000:]}\n{done.stderr[-3000:]}"

@@ -19,9 +19,9 @@ export function inText(character) {
   return isUnprintable(character) ? escaped(character) : character;
 }
 
-// A whole text, CR LF as a new line. Of accents on one letter 16 are kept: the time to draw them is quadratic.
+// A whole text. Of accents on one letter 16 are kept: the time to draw them is quadratic.
 export function printable(text) {
-  return Array.from(text.replace(/\r\n/g, "\n").replace(/(\p{M}{16})\p{M}+/gu, "$1…"), inText).join("");
+  return Array.from(text.replace(/(\p{M}{16})\p{M}+/gu, "$1…"), inText).join("");
 }
 
 // Blanks, and characters that draw nothing.

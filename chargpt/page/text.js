@@ -38,13 +38,9 @@ export class ShownText {
   append(id, seen = null, parent = at("text")) {
     const span = document.createElement("span");
     const character = this.characters[id];
-    if (character === "\r") {
-      span.className = "return"; // the style sheet shows it, unless a new line follows: CR LF is one line break
-    } else {
-      span.textContent = inText(character);
-      span.classList.toggle("newline", character === "\n");
-      span.classList.toggle("escape", isUnprintable(character));
-    }
+    span.textContent = inText(character);
+    span.classList.toggle("newline", character === "\n");
+    span.classList.toggle("escape", isUnprintable(character));
     span.dataset.at = this.length;
     parent.append(span);
     this.entries.push({ id, seen: null, span });

@@ -51,8 +51,6 @@ export class Writing {
     const { text } = this.page;
     const stop = text.encode(at("stop-at").value, "the text to stop at", at("error"));
     if (!stop) return false;
-    const [cr, lf] = [text.idOf.get("\r"), text.idOf.get("\n")];
-    const crlf = stop.flatMap((id) => (id === lf && cr !== undefined ? [cr, lf] : [id]));
     const number = (id) => (at(id).value === "" ? null : Number(at(id).value));
     this.options = {
       temperature: number("temperature"),
@@ -60,7 +58,7 @@ export class Writing {
       seed: number("seed"),
       topK: number("top-k"),
       topP: number("top-p"),
-      stops: stop.length ? [crlf, stop] : [],
+      stops: stop.length ? [stop] : [],
       exact: at("exact").checked,
     };
     return true;

@@ -322,20 +322,6 @@ def open_bigram(tab, folder, order, *options):
     return opened(tab, folder / "page.html")
 
 
-def test_cr_lf_is_one_line_break(tab, tmp_path):
-    """It is seen as one, and found as one; a carriage return alone is seen."""
-    page = open_bigram(tab, tmp_path, "ab\r\na")
-    write(page, prompt="a", length="5")
-    assert page.inner_text("#text") == "ab\nab"
-    shown = "(span) => getComputedStyle(span, '::before').content"
-    assert page.locator("#text .return >> nth=0").evaluate(shown) == "none"
-    page.click("summary >> nth=0")
-    assert write(page, "Found", stop_at="b↵") == "a"
-    page = open_bigram(tab, tmp_path, "ab\ra")
-    write(page, prompt="a")
-    assert page.locator("#text .return >> nth=0").evaluate(shown) == r'"\\u000d"'
-
-
 def test_the_tooltip_of_letters_from_right_to_left(tab, tmp_path):
     """Each letter stands before its own probability."""
     page = open_bigram(tab, tmp_path, "אבגדהא")
