@@ -29,13 +29,10 @@ VALUES = [
 # These start processes or a compiler, which have tests elsewhere.
 LEFT_OUT = {"run_dir", "compile", "trainer.devices", "trainer.num_nodes", "trainer.strategy"}
 CLASSES = [
-    "os.mkdir", "builtins.print", "nowhere.Nothing", "abc", "", ".", "a..b", "[]", "1", "torch.nn.Linear",
-    "lightning.pytorch.callbacks.EarlyStopping", "lightning.pytorch.callbacks.ModelCheckpoint",
-    "lightning.pytorch.callbacks.RichProgressBar", "lightning.pytorch.callbacks.DeviceStatsMonitor",
-    "lightning.pytorch.callbacks.Callback", "lightning.pytorch.loggers.CSVLogger",
+    "os.mkdir", "nowhere.Nothing", "abc", "", "a..b", "1", "torch.nn.Linear", "lightning.pytorch.loggers.CSVLogger",
+    "lightning.pytorch.callbacks.EarlyStopping", "lightning.pytorch.callbacks.RichProgressBar",
 ]  # fmt: skip
-NEW = ["abc", "trainer.abc", "model.abc", "callbacks.abc", "data.abc.abc", "optimizer.0", "seed.abc", "_target_",
-       "model._target_", "callbacks.abc._target_", "hydra.abc", "trainer.callbacks", "'é'", "a b"]  # fmt: skip
+NEW = ["abc", "trainer.abc", "model.abc", "callbacks.abc", "optimizer.0", "seed.abc", "_target_", "hydra.abc", "a b"]
 # Overrides after the usual ones: first those that must work, then those that may also be refused.
 WORKS = [
     "hydra.verbose=true", "experiment=cpu", "trainer.fast_dev_run=true", "trainer.fast_dev_run=3", "seed=1 seed=2",
