@@ -66,7 +66,7 @@ def sample(arguments: argparse.Namespace) -> None:
             parts = chain([prompt_ids], ([id] for id in until(stop, ids)))
             for text in decoded(parts, tokenizer, to_terminal=out.isatty()):
                 out.write(text)
-                if out.isatty() or "\n" in text:  # a notebook drops what comes in too many pieces
+                if out.isatty() or "\n" in text:  # notebooks drop output that comes in many pieces
                     out.flush()
             out.write("\n")
 

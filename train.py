@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 
 from chargpt import errors, sweep
 from chargpt.errors import Stopped, UserError, first_line
+from chargpt.history import read_job, write_record
 from chargpt.run import config, devices, resume
 from chargpt.run.folder import has_state, held
 
@@ -74,8 +76,11 @@ def run_in_folder(cfg: DictConfig) -> "Outcome":
         raise UserError("a run's folder is named on the command line, by hydra.run.dir=... or resume=...")
     with held(folder) if devices.is_first() else nullcontext():
         resumption = resume.load_state(folder) if cfg.resume and (cfg.resume != "allow" or has_state(folder)) else None
-        moved = Path.cwd() != Path(HydraConfig.get().runtime.cwd)  # by hydra.job.chdir=true
-        return train(config.with_absolute_paths(cfg) if moved else cfg, resumption)
+        os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to it, also with hydra.job.chdir=true
+        outcome = train(cfg, resumption)
+        if devices.is_first() and (job := read_job(folder)):  # of a sweep, perhaps resumed by hand
+            write_record(folder, replace(job, finished=outcome.finished, error=None))
+        return outcome
 
 
 @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")

@@ -62,10 +62,6 @@ class DataConfig:
         require(self.source in SOURCES, "data.source", f"one of {', '.join(SOURCES)}", self.source)
         if self.path is not None and self.source != "file":
             raise UserError(f"data.path is for a text of your own: data=file data.path={self.path}")
-        try:
-            "".encode(self.encoding)
-        except LookupError as error:
-            raise UserError(f"data.encoding: {error}; others are windows-1252, latin-1, utf-16 and so on") from error
         require(self.tokenizer in KINDS, "data.tokenizer", f"one of {', '.join(KINDS)}", self.tokenizer)
         require_split("data", self.split)
         if self.val_path is not None or self.test_path is not None:

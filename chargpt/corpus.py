@@ -65,7 +65,12 @@ def encode_text(
         kind: one of `chargpt.tokenizer.KINDS`.
         encoding: of the files, for a text of characters.
     """
-    encoding = "latin-1" if kind == ByteTokenizer.kind else encoding  # Latin-1 makes a character of each byte
+    try:
+        "".encode(encoding)
+    except (LookupError, UnicodeError) as error:
+        raise UserError(f"{error}; encodings are utf-8, windows-1252, latin-1, utf-16 and so on") from error
+    # Latin-1 makes a character of each byte.
+    encoding = codecs.lookup("latin-1" if kind == ByteTokenizer.kind else encoding).name
     folder, stamp = _folder(), _stamp(text.files, kind, encoding)
     corpus = find_encoded(_index().get(stamp, ""), text.name, kind)
     sha256, tokenizer = (corpus.sha256, corpus.tokenizer) if corpus else _survey(text, kind, encoding)
@@ -142,9 +147,9 @@ def _index() -> dict[str, str]:
 def _survey(text: Text, kind: str, encoding: str) -> tuple[str, Tokenizer]:
     """The first pass over a text: its SHA-256 and its vocabulary."""
     digest, seen = hashlib.sha256(), np.zeros(UNICODE, bool)
-    for piece in _pieces(text.files, kind, encoding):
-        digest.update(piece.encode("latin-1" if kind == ByteTokenizer.kind else "utf-8"))
-        seen[_code_points(piece)] = True
+    for content, code_points in _pieces(text.files, kind, encoding):
+        digest.update(content)
+        seen[code_points] = True
     if seen.sum() < 2:
         raise UserError(f"{text.name} is empty, or one character again and again: there is nothing to learn")
     characters = "".join(map(chr, np.flatnonzero(seen)))
@@ -159,9 +164,9 @@ def _encode(text: Text, sha256: str, tokenizer: Tokenizer, encoding: str) -> Cor
     id_of = np.zeros(UNICODE, dtype)
     id_of[_code_points(tokenizer.characters or "".join(map(chr, range(256))))] = np.arange(tokenizer.vocab_size)
     with replacing(file) as half, half.open("wb") as out:
-        for piece in _pieces(text.files, tokenizer.kind, encoding):
-            digest.update(piece.encode("latin-1" if tokenizer.characters is None else "utf-8"))
-            out.write(id_of[_code_points(piece)])
+        for content, code_points in _pieces(text.files, tokenizer.kind, encoding):
+            digest.update(content)
+            out.write(id_of[code_points])
         length = out.tell() // dtype.itemsize
         if digest.hexdigest() != sha256:
             raise UserError(f"{text.name} changed while it was read; run again once it is complete")
@@ -175,26 +180,27 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def _pieces(files: list[Path], kind: str, encoding: str) -> Iterator[str]:
-    """A text in pieces."""
-    is_utf8, translate = codecs.lookup(encoding).name == "utf-8", kind == CharTokenizer.kind
+def _pieces(files: list[Path], kind: str, encoding: str) -> Iterator[tuple[bytes, np.ndarray]]:
+    """A text in pieces: what identifies it, its bytes or its characters in UTF-8, and the code points."""
+    of_characters = kind == CharTokenizer.kind
     for file in files:
-        decode: Any = codecs.getincrementaldecoder("utf-8-sig" if is_utf8 else encoding)()
-        decoder, end = io.IncrementalNewlineDecoder(decode, translate), 0
+        decode: Any = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
+        decoder, end, raw = io.IncrementalNewlineDecoder(decode, translate=of_characters), 0, b" "
         try:
             with file.open("rb") as opened:
                 is_gzip = opened.peek(2).startswith(b"\x1f\x8b")  # gzip's first bytes; no UTF-8 text begins so
                 stream = gzip.GzipFile(fileobj=opened) if is_gzip else opened
-                while raw := stream.read(PIECE):
+                while raw:
+                    raw = stream.read(PIECE)
                     end += len(raw)
-                    if is_utf8 and b"\0" in raw and not raw.startswith(BOMS_OF_UTF16):
+                    if encoding == "utf-8" and b"\0" in raw and not raw.startswith(BOMS_OF_UTF16):
                         advice = "save it as plain text, or train on its bytes: data.tokenizer=bytes"
                         raise UserError(f"{file} is binary, not text: it has NUL bytes; {advice}")
-                    yield decoder.decode(raw)
-                yield decoder.decode(b"", final=True)
+                    piece = decoder.decode(raw, final=not raw)
+                    yield piece.encode("utf-8" if of_characters else encoding), _code_points(piece)
         except UnicodeDecodeError as error:
             raise _not_text(file, end - len(error.object), error, encoding) from error
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, UnicodeError) as error:
             raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -38,6 +39,8 @@ class CharDataModule(LightningDataModule):
         tokenizer: of the vocabulary of all texts together, as the lecture takes it from the whole text.
         train_ids, val_ids, test_ids: the parts in that vocabulary; the last is None without a test part.
     """
+
+    trainer: Any  # Lightning sets it
 
     def __init__(self, config: DataConfig, expected: dict[str, str] | None = None):
         super().__init__()
@@ -95,29 +98,26 @@ class CharDataModule(LightningDataModule):
             if prefix or config.source == "file":
                 raise UserError(f"the text of the run ({name}) is no longer in the cache: add data.{prefix}path=my.txt")
         text = find_files(path, f"data.{prefix}path=") if prefix else SOURCES[config.source](path)
-        for file in map(os.path.realpath, text.files):
-            if file in self._files:
-                raise UserError(f"{file} is in two of data.path, val_path and test_path: the loss would mean nothing")
-        self._files.update(map(os.path.realpath, text.files))
+        files = {*map(os.path.realpath, text.files)}
+        if both := files & self._files:
+            raise UserError(f"{min(both)} is in two of data.path, val_path and test_path: the loss would mean nothing")
+        self._files |= files
         return encode_text(text, sha256, config.tokenizer, config.encoding)
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
-        assert trainer is not None
         place = (trainer.global_rank, trainer.world_size)
         blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place)
         # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        return self._loader(blocks, StepsFrom(lambda: progress.total.processed))  # type: ignore[attr-defined]
+        return self._loader(blocks, StepsFrom(lambda: progress.total.processed))
 
     def val_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
-        assert trainer is not None
         place = (trainer.global_rank, trainer.world_size)
         return self._loader(SequentialBlocks(self.val_ids, config.block_size, config.batch_size, *place))
 
     def _loader(self, blocks: Dataset[Batch], sampler: Sampler | None = None) -> DataLoader:
-        assert self.trainer is not None
         return DataLoader(
             blocks,
             batch_size=None,  # an item is a batch

@@ -61,8 +61,9 @@ def report(error: Exception) -> int:
 def run(action: Callable[[], object], reporter: Callable[[Exception], int] = report) -> int:
     """Run a command, report its error and return the exit status: 0, 1 if memory, the device or the numbers failed or
     there is a bug (the only case with a traceback), 2 for wrong input, 130 for Ctrl-C."""
-    # Python has None for a stream that is closed, as under a daemon.
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as under a daemon
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115
     if logging.lastResort is not None:  # writes to standard error until logging is configured
         logging.lastResort.setFormatter(EscapingFormatter())
     try:

@@ -65,7 +65,7 @@ def write_figure(target: Path, figure: Any) -> None:
 
 
 def patiently(action: Callable[[], Result]) -> Result:
-    """Act on a file for some seconds, until it works: on Windows, another program that has it open prevents that."""
+    """Retry for some seconds: on Windows, a file that another program has open cannot be written."""
     give_up = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:

@@ -66,13 +66,14 @@ def read_samples(run: Path) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep was last started: the keys whose values tell jobs apart, how many jobs run, train.py's arguments, and
-    the overrides of single values."""
+    """How a sweep was last started: the keys whose values tell jobs apart, how many jobs run, train.py's arguments, the
+    overrides of single values, and the values of those keys that no job has an override for."""
 
     swept: list[str] = field(default_factory=list)
     jobs: int = 0
     arguments: list[str] = field(default_factory=list)
     fixed: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,8 +97,10 @@ class CharLM(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)
-        self.log("step", float(self.global_step + 1))  # also of other steps: ModelCheckpoint names files by it
-        if is_logged(self.trainer, self.global_step + 1):
+        logged = is_logged(self.trainer, self.global_step + 1)
+        if logged or any(isinstance(each, ModelCheckpoint) for each in self.trainer.checkpoint_callbacks):
+            self.log("step", float(self.global_step + 1))  # ModelCheckpoint names files by it
+        if logged:
             self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
         return loss
 

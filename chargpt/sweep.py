@@ -28,7 +28,10 @@ from chargpt.run.folder import check_contents, held
 from chargpt.run.resume import CONFIG
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
-MAY_CHANGE = ("trainer.", "callbacks.", "hydra")  # between two starts, such as to more steps
+MAY_CHANGE = (  # between two starts: more steps, and what does not change the result
+    "trainer.max_", "trainer.val_check_", "trainer.log", "trainer.enable_", "trainer.accelerator", "hydra",
+    "callbacks.text_samples", "callbacks.attention_maps", "callbacks.surprise", "callbacks.last_checkpoint",
+)  # fmt: skip
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
@@ -65,23 +68,20 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
         fixed = {key: str(overrides[key].input_line) for key in sorted(overrides.keys() - swept - {"resume"})}
         # A value that changed since the last start tells jobs apart, as do values that were swept before.
-        both = sorted({*fixed, *sweep.plan.fixed}) if sweep.results else []
-        changed = [key for key in both if fixed.get(key) != sweep.plan.fixed.get(key)]
-        others = [fixed.get(key, f"~{key}") for key in changed if key.startswith(MAY_CHANGE)]
+        before = sweep.plan.fixed if sweep.results else fixed
+        changed = [key for key in sorted({*fixed, *before}) if fixed.get(key) != before.get(key)]
         keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *(k for k in changed if not k.startswith(MAY_CHANGE))]))
         number = n_trials or math.prod(len(list(each.sweep_string_iterator())) for each in swept.values())
         if not number:
             raise UserError("a key has no values: glob(...) takes names of files in conf/; commas separate values")
+        typed_before = {key: before[key].partition("=")[2] for key in keys if key in before}  # options of groups, too
         for each in sweep.results:  # in which a key that tells jobs apart from now on had one value
             if (file := each.folder / CONFIG).exists():
-                was, plain = OmegaConf.load(file), int | float | str
-                values = {key: value for key in keys if isinstance(value := OmegaConf.select(was, key), plain)}
-                write_record(each.folder, replace(each.job, values=values | each.job.values))
-        plan = Plan(keys, number, words, fixed)
+                values = each.job.values | typed_before | _values(OmegaConf.load(file), keys) | each.job.values
+                write_record(each.folder, replace(each.job, values=values))
+        plan = Plan(keys, number, words, fixed, _values(config, [key for key in keys if key not in overrides]))
         write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
-        if others and sweep.finished:
-            tell(f"Jobs that have taken all their steps keep their results, without {' '.join(others)}")
         try:
             yield
         finally:
@@ -93,6 +93,12 @@ def sweeping(config: DictConfig) -> Iterator[None]:
                 (folder / SWEEP).unlink()
     if missing := len(sweep.results) - sweep.finished:
         sys.exit(f"error: {missing} of {sweep.size} jobs did not finish")
+
+
+def _values(config: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """The plain values that a configuration has for keys."""
+    found = {key: OmegaConf.select(config, key, default=...) for key in keys}
+    return {key: value for key, value in found.items() if isinstance(value, int | float | str | None)}
 
 
 def _overrides(config: DictConfig) -> dict[str, Override]:
@@ -116,7 +122,8 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) ->
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
-    write_record(folder, job)
+    if not (before and before.finished):  # else it may only be looked at
+        write_record(folder, job)
     loss = math.inf
     try:
         with hydra_errors():
@@ -151,7 +158,7 @@ OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for c
 
 def _swept_values(plan: Plan, overrides: Iterable[str]) -> dict[str, Any]:
     """The values of the swept keys among a job's overrides: numbers, booleans, null, or text."""
-    values: dict[str, Any] = {}
+    values = dict(plan.defaults)
     for each in OverridesParser.create().parse_overrides(list(overrides)):
         if each.key_or_group in plan.swept:
             value = each.value()

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from chargpt.model import GPT, GPTConfig
-from chargpt.muon import NEWTON_SCHULZ, orthogonalized
-from chargpt.optim import MuonConfig
+from chargpt.optim import NEWTON_SCHULZ, MuonConfig, orthogonalized
 
 SMALL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 

@@ -80,8 +80,6 @@ def test_wrong_options_are_named(wrong, message):
             r"data\.split must be two shares with data\.val_path or",
         ),
         (DataConfig, {"tokenizer": "words"}, r"data\.tokenizer must be one of characters, bytes; got 'words'"),
-        (DataConfig, {"encoding": "utf-9"}, r"data\.encoding: unknown encoding: utf-9; others are windows-1252"),
-        (DataConfig, {"encoding": "base64"}, r"data\.encoding: 'base64' is not a text encoding"),
         (DataConfig, {"block_size": 0}, r"data\.block_size must be at least 1; got 0"),
         (DataConfig, {"seed": -1}, r"data\.seed must be at least 0; got -1"),
         (DataConfig, {"source": "shakespear"}, r"data\.source must be one of shakespeare, .*; got 'shakespear'"),

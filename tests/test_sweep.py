@@ -86,12 +86,13 @@ def test_what_differs_between_two_starts_tells_jobs_apart(fixed, tmp_path):
     sweep(fixed, tmp_path, "optimizer.lr=1e-3", "seed=1,2")
     sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-1", "seed=2,3")
     printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "callbacks.averaging.decay=0.5")
-    assert "have taken all their steps keep their results, without callbacks.averaging.decay=0.5\n" in printed
-    jobs = {(each.job.values["optimizer.lr"], each.job.values["seed"]) for each in read_sweep(tmp_path).results}
-    assert jobs == {(0.001, 1), (0.001, 2), (0.1, 2), (0.1, 3), (0.01, 3)}
-    assert (tmp_path / "0_lr=0.01,seed=3").is_dir()
+    names = ("optimizer.lr", "seed", "callbacks.averaging.decay")
+    jobs = {tuple(each.job.values[name] for name in names) for each in read_sweep(tmp_path).results}
+    assert jobs == {(0.001, 1, None), (0.001, 2, None), (0.1, 2, None), (0.1, 3, None), (0.01, 3, 0.5)}
+    assert (tmp_path / "0_lr=0.01,seed=3,decay=0.5").is_dir()
     assert "5 of 5 jobs finished" in printed
-    shutil.copytree(tmp_path / "0_lr=0.01,seed=3", tmp_path / "a copy")
+    assert "5 of 5 jobs finished" in sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-3", "seed=1,2")
+    shutil.copytree(tmp_path / "0_lr=0.01,seed=3,decay=0.5", tmp_path / "a copy")
     assert len(read_sweep(tmp_path).results) == 5
 
 

@@ -28,17 +28,13 @@ class Throughput(Callback):
         self._step, self._since = trainer.global_step, time.perf_counter()
         self._paused: float | None = None
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._pause(trainer)
-
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._pause(trainer)
-
-    def _pause(self, trainer: Trainer) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._paused is None:
             if trainer.strategy.root_device.type != "cpu":
                 torch.accelerator.synchronize()  # finish the training steps in the device's queue
             self._paused = time.perf_counter()
+
+    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._paused is not None:

@@ -24,7 +24,7 @@ def stops(trainer: Trainer) -> bool:
 def stopped_early(trainer: Trainer) -> bool:
     """Whether a callback ends the run before its last step, and not because a time limit is reached."""
     timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-    in_time = all((each.time_remaining() or 1) > 0 for each in timers)
+    in_time = all(left is None or left > 0 for left in (each.time_remaining() for each in timers))
     return stops(trainer) and in_time and trainer.global_step < trainer.max_steps
 
 
@@ -92,10 +92,6 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
         self.every_n_steps = every_n_steps
         self._stop_is_due = False
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        super().on_train_start(trainer, module)
-        check_loadable({"callbacks": {each.state_key: each.state_dict() for each in trainer.callbacks}})  # type: ignore[attr-defined]
-
     # Lightning calls checkpoint callbacks last, when the others' state is final and any stop has been requested.
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -127,14 +123,18 @@ class LastCheckpoint(AtStepEnd, Checkpoint):
 
 
 class AtomicFiles(TorchCheckpointIO):
-    """How the Trainer writes all checkpoints: if the disk is full, earlier ones are unchanged. With
-    `storage_options={"keep": path}`, the one before stays there. (Lightning's own way needs space for a copy in the
-    system's temporary folder.)"""
+    """Writes every checkpoint of the Trainer atomically: if the disk is full, earlier ones are unchanged.
+    `storage_options={"keep": path}` keeps the previous file there. (Lightning first writes a copy to the system's
+    temporary folder.)"""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path)
+            return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path), **(storage_options or {})) as half, half.open("wb") as file:
-            torch.save(checkpoint, file)
+        torch.save(checkpoint, content := io.BytesIO())  # to a file, torch would hide the reason for a failure
+        with replacing(Path(path), **(storage_options or {})) as half:
+            half.write_bytes(content.getbuffer())
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:

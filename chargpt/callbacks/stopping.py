@@ -85,6 +85,7 @@ class StopOnSignal(AtStepEnd):
         if getattr(self._handler_before, "__module__", "").startswith("submitit."):
             with contextlib.suppress(Exception):  # raised after the last allowed requeue; else it ends the process
                 self._handler_before(self._signal, None)
+        time.sleep(max(0.0, self._since + TOGETHER - time.monotonic()))  # a second signal may be on its way
         # The other ranks end with 0: at any other status, torchrun and srun would end rank 0 before it has reported.
         raise Stopped(_status(self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
@@ -115,6 +116,11 @@ class StopOnNonFinite(Callback):
             finite = trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
             raise NonFiniteError(f"the training loss is {loss.item()} in step {trainer.global_step}{ADVICE}")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        loss = trainer.callback_metrics["val/loss"]
+        if not loss.isfinite():
+            raise NonFiniteError(f"the validation loss is {loss.item()} after step {trainer.global_step}{ADVICE}")
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):

@@ -17,7 +17,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -29,10 +28,10 @@ from chargpt.settings import make, read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = ("data.path", "data.val_path", "data.test_path")
-NAMES = r"(.+\.)?(path|val_path|test_path|init_from|resume|dir|subdir|save_dir|dirpath|name|study_name|prompt)"
+NAMES = r"(.+\.)?(path|val_path|test_path|init_from|resume|dir|subdir|save_dir|dirpath|name|encoding|study_name|prompt)"
 FUNCTION = r"(?:choice|range|glob|shuffle|sort|tag|extend_list|str)\("  # Hydra's
 HYDRA_VALUE = rf"null$|[\[{{]|.*\$\{{|.*,|{FUNCTION}"
-ITEMS = rf"(?!{FUNCTION})(\[?)([^'\"${{}}]+?)(\]?)"  # a list, or the values of a sweep
+ITEMS = rf"(?!{FUNCTION}|.*\],\[)(\[?)([^'\"${{}}\\]+?)(\]?)"  # a list, or the values of a sweep
 FLAG = "-[hpmric]|-sc|-c[pnd]|--(help|hydra-help|version|cfg|resolve|package|run|multirun|shell-comp.*|info|config-.*)"
 
 
@@ -102,13 +101,13 @@ def is_override(argument: str) -> bool:
 
 def prepared(arguments: list[str]) -> list[str]:
     """The command line with flags first, paths and names in quotes (Hydra would read the folder `2026_01_31` as a
-    number) and `~` expanded. Whole loggers remove the default one first: Hydra merges mappings."""
+    number) and `~` expanded. `trainer.logger={...}` first removes the default logger: Hydra merges mappings."""
     quoted = []
     for argument in sorted(arguments, key=is_override):
         if argument.startswith("-") and not re.fullmatch(FLAG, argument.partition("=")[0]):
             how = "values are set as group.key=value (trainer.max_steps=100); python train.py --cfg job shows all"
             raise UserError(f"unknown option {argument}: {how}")
-        if re.match(r"\+{0,2}trainer\.logger=[\[{]", argument):
+        if re.match(r"\+{0,2}trainer\.logger=[\[{]", argument) and "~trainer.logger" not in arguments:
             quoted.append("~trainer.logger")
         key, _, value = argument.partition("=")
         if re.fullmatch(NAMES, key.lstrip("+")) and re.match("""['"]?~|[^'"]""", value):  # not in quotes already
@@ -126,16 +125,6 @@ def in_hydras_quotes(value: str) -> str:
     """A text as Hydra reads it on a command line: a quote is escaped, as are backslashes before it and at the end."""
     doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)
     return "'" + doubled.replace("'", "\\'") + "'"
-
-
-def with_absolute_paths(cfg: DictConfig) -> DictConfig:
-    """The configuration with paths that are right in another directory (`hydra.job.chdir=true`)."""
-    cfg = cfg.copy()
-    for key in (*TEXTS, "init_from"):
-        if path := OmegaConf.select(cfg, key):
-            found = [to_absolute_path(os.path.expanduser(each)) for each in ([path] if isinstance(path, str) else path)]
-            OmegaConf.update(cfg, key, found[0] if isinstance(path, str) else found)
-    return cfg
 
 
 @contextmanager
@@ -164,8 +153,9 @@ def _hint(error: Exception) -> str:
         texts = next((key for key in TEXTS if f"'{key}=" in str(error)), "")
         return f"; several texts are a list: '{texts}=[a.txt,b.txt]'" if texts else "; -m trains a run for each value"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        group, _, option = str(error.missing_cfg_file).partition("/")
-        return did_you_mean(Path(option).stem, [file.stem for file in (CONF / group).glob("*.yaml")], f"{group}=")
+        file = Path(str(error.missing_cfg_file))
+        folder = next(each for each in file.parents if (CONF / each).is_dir())
+        return did_you_mean(file.stem, [each.stem for each in (CONF / folder).glob("*.yaml")], f"{folder.as_posix()}=")
     cause: Any = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(cause.parent_node):
         key: str = str(cause.key)

@@ -5,7 +5,6 @@ import math
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +20,10 @@ from chargpt.corpus import Corpus
 from chargpt.errors import one_line
 from chargpt.evaluate import score
 from chargpt.files import best_effort
-from chargpt.history import Point, drop_after, read_job, read_losses, write_record
+from chargpt.history import Point, drop_after, read_losses
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
-from chargpt.run.folder import claim, short
+from chargpt.run.folder import claim, has_state, short
 from chargpt.run.resume import Resumption, began_with, command_to_resume, store
 
 log = logging.getLogger("train")
@@ -111,15 +110,12 @@ def finished_before(run: Run, resumption: Resumption) -> Outcome | None:
 
 def end(run: Run, seconds: float, resumption: Resumption | None) -> Outcome:
     """Log how the run ended after so many seconds, and score the test text."""
-    complete = run.trainer.global_step >= run.trainer.max_steps
-    outcome = Outcome(float(run.module.best_val_loss.min_value), complete or stopped_early(run.trainer))
+    best, complete = float(run.module.best_val_loss.min_value), run.trainer.global_step >= run.trainer.max_steps
     if run.trainer.is_global_zero:
         log.info(summary(run, seconds, resumption.step if resumption else 0))
         if complete:
             test(run)
-        if job := read_job(folder := Path(run.settings.run_dir)):  # a sweep's, which may be resumed by hand
-            write_record(folder, replace(job, finished=outcome.finished, error=None))
-    return outcome
+    return Outcome(best, complete or stopped_early(run.trainer))
 
 
 def summary(run: Run, seconds: float, first_step: int) -> str:
@@ -132,7 +128,7 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"
     shown = verdict(read_losses(path), trainer.max_steps)
     lines = ["", scored if best < math.inf else f"Not validated, {steps}", *filter(None, [shown])]
-    if trainer.global_step < trainer.max_steps:  # a time limit, early stopping or the like
+    if trainer.global_step < trainer.max_steps and has_state(path):  # a time limit, early stopping or the like
         lines.append(f"To resume:   {command_to_resume(path)}")
     if (path / "checkpoints" / "best.ckpt").exists():
         lines.append(f"Checkpoint:  {short(path / 'checkpoints' / 'best.ckpt')}")
@@ -151,7 +147,7 @@ def test(run: Run) -> None:
         return
     log.info("Scoring the test text")
     trained = read_checkpoint(file := find_checkpoint(folder))
-    loss, _ = score(trained.model.to(run.trainer.strategy.root_device).eval(), ids, trained.scoring)
+    loss = score(trained.model.to(run.trainer.strategy.root_device).eval(), ids, trained.scoring)[0]
     bits = f"{loss / math.log(2):.4f} bits per {trained.tokenizer.unit}"
     log.info(f"Test loss {loss:.4f} ({bits}), with the weights in {file.name}")
     for logger in run.trainer.loggers:

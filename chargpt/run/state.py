@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
+from chargpt.callbacks.saving import check_loadable
 from chargpt.errors import UserError
 from chargpt.module import CharLM
 from chargpt.optim import lr_factor
@@ -75,12 +76,13 @@ class TrainingState(Callback):
                     log.warning(f"The state of {callback.state_key} is not restored: it names {path}, outside the run")
                     del states[callback.state_key]
                     continue
-                for kind in type(callback).__mro__[:-1]:
+                for kind in filter(lambda each: issubclass(each, Callback), type(callback).__mro__):
                     for name in inspect.signature(kind).parameters:  # such as a new `patience`
                         if name in state and hasattr(callback, name):
                             state[name] = getattr(callback, name)
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        check_loadable({"callbacks": {each.state_key: each.state_dict() for each in trainer.callbacks}})  # type: ignore[attr-defined]
         if trainer.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if self.step is not None:

@@ -154,7 +154,7 @@ def test_a_time_limit_works_with_min_steps_and_is_not_early_stopping(tiny, tmp_p
     [
         (4, "on_train_batch_start", "the training loss is nan in step 5; earlier checkpoints are kept"),
         (6, "on_train_batch_end", "the weights are not finite after step 6"),
-        (12, "on_validation_batch_start", "the model's outputs are not finite"),
+        (12, "on_validation_batch_start", "the validation loss is nan after step 12"),
     ],
 )
 def test_what_is_not_finite_ends_the_run_and_is_not_saved(step, when, message, tiny, tmp_path, handlers):
