@@ -28,10 +28,7 @@ from chargpt.run.folder import check_contents, held
 from chargpt.run.resume import CONFIG
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
-MAY_CHANGE = (  # between two starts: more steps, and what does not change the result
-    "trainer.max_", "trainer.val_check_", "trainer.log", "trainer.enable_", "trainer.accelerator", "hydra",
-    "callbacks.text_samples", "callbacks.attention_maps", "callbacks.surprise", "callbacks.last_checkpoint",
-)  # fmt: skip
+MAY_CHANGE = r"hydra|trainer\.(?!precision|gradient_clip|accumulate)|callbacks\.(?!averaging)"  # between two starts
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 
@@ -70,7 +67,7 @@ def sweeping(config: DictConfig) -> Iterator[None]:
         # A value that changed since the last start tells jobs apart, as do values that were swept before.
         before = sweep.plan.fixed if sweep.results else fixed
         changed = [key for key in sorted({*fixed, *before}) if fixed.get(key) != before.get(key)]
-        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *(k for k in changed if not k.startswith(MAY_CHANGE))]))
+        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *(k for k in changed if not re.match(MAY_CHANGE, k))]))
         number = n_trials or math.prod(len(list(each.sweep_string_iterator())) for each in swept.values())
         if not number:
             raise UserError("a key has no values: glob(...) takes names of files in conf/; commas separate values")
