@@ -96,7 +96,7 @@ class CharDataModule(LightningDataModule):
             if corpus := find_encoded(sha256, name, config.tokenizer):
                 return corpus
             if prefix or config.source == "file":
-                raise UserError(f"the text of the run ({name}) is no longer in the cache: add data.{prefix}path=my.txt")
+                raise UserError(f"the text of the run ({name}) is not in your cache: add data.{prefix}path=my.txt")
         text = find_files(path, f"data.{prefix}path=") if prefix else SOURCES[config.source](path)
         files = {*map(os.path.realpath, text.files)}
         if both := files & self._files:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import torch
 from lightning.pytorch import Callback
@@ -22,17 +23,21 @@ class Harm(Callback):
 
 
 class SignalAt(Harm):
-    """Sends this process a signal in each of several steps; the file `once` keeps later processes from it."""
+    """Sends this process a signal in each of several steps, or so many seconds `late`; the file `once` keeps later
+    processes from it."""
 
-    def __init__(self, steps, signum=signal.SIGTERM, once=None, **options):
+    def __init__(self, steps, signum=signal.SIGTERM, once=None, late=0, **options):
         super().__init__(None, **options)
         self.steps = set() if once is not None and os.path.exists(once) else set(steps)
-        self.signum, self.once = signum, once
+        self.signum, self.once, self.late = signum, once, late
 
     def strike(self, module):
         if self.once is not None:
             open(self.once, "w").close()
-        os.kill(os.getpid(), self.signum)
+        if self.late:
+            threading.Timer(self.late, os.kill, (os.getpid(), self.signum)).start()
+        else:
+            os.kill(os.getpid(), self.signum)
 
 
 class Stop(Harm):

@@ -141,7 +141,7 @@ def test_the_text_of_a_resumed_run(text_file, tmp_path, monkeypatch):
     assert data_of(known, path=f"{tmp_path}/again.txt").corpus.name.endswith("again.txt")
     with pytest.raises(UserError, match=r"verse\.txt is not the text that the run began with, or has changed; start"):
         data_of(known, path=str(text_file))
-    with pytest.raises(UserError, match=r"the text of the run \(a text\) is no longer in the cache: add data\.path="):
+    with pytest.raises(UserError, match=r"the text of the run \(a text\) is not in your cache: add data\.path="):
         data_of(lost)
     monkeypatch.setitem(SOURCES, "shakespeare", lambda path: Text("tiny Shakespeare", [text_file]))
     with pytest.raises(UserError, match=r"^tiny Shakespeare is not the text that the run began with"):

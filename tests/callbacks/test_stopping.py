@@ -44,9 +44,10 @@ def send(signum):
     os.kill(os.getpid(), signum)
 
 
-def test_a_signal_lets_the_step_end_and_saves_it(tiny, tmp_path, handlers, caplog, capfd):
+@pytest.mark.parametrize("late", [0, 0.15])
+def test_a_signal_lets_the_step_end_and_saves_it(late, tiny, tmp_path, handlers, caplog, capfd):
     """Signals within half a second count as one: a launcher forwards Ctrl-C, or a key is hit twice."""
-    again = [each.replace(".stop.", ".again.") for each in signal_at(2, signum=2)]
+    again = [each.replace(".stop.", ".again.") for each in signal_at(2, signum=2, late=late)]
     with pytest.raises(Stopped) as stop:
         start(tmp_path, *tiny, *signal_at(2, signum=2), *again)
     assert stop.value.code == 130
