@@ -13,15 +13,12 @@ import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from chargpt.command_line import Parser, file_name, open_output, quoted, table
 from chargpt.errors import UserError, escape
 from chargpt.files import best_effort, find, write, write_figure
 from chargpt.history import JOB, SWEEP, Job, Plan, Point, best_of, read_job, read_losses, read_plan, short_names, shown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SEEDS = ("seed", "data.seed")
 MEASURED = {  # columns of table.csv: their heads and formats in the table
@@ -126,8 +123,8 @@ def _table_over_seeds(sweep: Sweep) -> str:
     return f"Over seeds:\n{table([*short_names(keys).values(), 'mean best', 'deviation', 'range', 'jobs'], lines)}"
 
 
-def draw(sweep: Sweep) -> "Figure":
-    """A picture of a sweep: the best loss over each swept value, and all curves."""
+def draw(sweep: Sweep) -> Any:
+    """A figure of a sweep: the best loss over each swept value, and all curves."""
     from matplotlib.figure import Figure
 
     keys = [key for key in sweep.keys if key not in SEEDS] or sweep.keys[:1]

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chargpt import errors
-from chargpt.compare import read_sweep, report, save
+from chargpt.compare import Sweep, read_sweep, report, save
 from chargpt.errors import UserError, tell
 from chargpt.history import SWEEP, Job, Plan, best_of, read_job, read_losses, read_plan, write_record
 from chargpt.run import devices
@@ -48,13 +48,9 @@ class RecordSweep(Callback):
 def sweeping(config: DictConfig) -> Iterator[None]:
     """Hold the folder of a sweep while its jobs run, and compare them at the end; the status is 1 if some did not
     finish."""
-    folder, n_trials = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("n_trials")  # of a search by Optuna
+    folder = Path(config.hydra.sweep.dir)
     if (devices.launched() or 1) > 1:
         raise UserError(ONE_DEVICE)
-    overrides = _overrides(config)
-    swept = {key: each for key, each in overrides.items() if each.is_sweep_override()}
-    if "data.tokenizer" in swept:
-        raise UserError("a sweep compares losses, and those per byte do not compare with those per character")
     check_contents(folder)
     with held(folder):
         sweep = read_sweep(folder)
@@ -62,21 +58,7 @@ def sweeping(config: DictConfig) -> Iterator[None]:
             raise UserError(f"{folder} holds a sweep already: add resume=allow to resume it")
         if not sweep.size and {each.name for each in folder.iterdir()} - {".lock", "multirun.yaml"}:
             raise UserError(f"{folder} has files but no sweep: choose another folder with hydra.sweep.dir=...")
-        words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
-        fixed = {key: str(overrides[key].input_line) for key in sorted(overrides.keys() - swept - {"resume"})}
-        # A value that changed since the last start tells jobs apart, as do values that were swept before.
-        before = sweep.plan.fixed if sweep.results else fixed
-        changed = [key for key in sorted({*fixed, *before}) if fixed.get(key) != before.get(key)]
-        keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *(k for k in changed if not re.match(MAY_CHANGE, k))]))
-        number = n_trials or math.prod(len(list(each.sweep_string_iterator())) for each in swept.values())
-        if not number:
-            raise UserError("a key has no values: glob(...) takes names of files in conf/; commas separate values")
-        typed_before = {key: before[key].partition("=")[2] for key in keys if key in before}  # options of groups, too
-        for each in sweep.results:  # in which a key that tells jobs apart from now on had one value
-            if (file := each.folder / CONFIG).exists():
-                values = each.job.values | typed_before | _values(OmegaConf.load(file), keys) | each.job.values
-                write_record(each.folder, replace(each.job, values=values))
-        plan = Plan(keys, number, words, fixed, _values(config, [key for key in keys if key not in overrides]))
+        plan = _plan(config, sweep)
         write_record(folder, plan)
         tell(f"{plan.jobs} job{'s' * (plan.jobs != 1)} in {folder}; the lines of each are in its train.log")
         try:
@@ -90,6 +72,31 @@ def sweeping(config: DictConfig) -> Iterator[None]:
                 (folder / SWEEP).unlink()
     if missing := len(sweep.results) - sweep.finished:
         sys.exit(f"error: {missing} of {sweep.size} jobs did not finish")
+
+
+def _plan(config: DictConfig, sweep: Sweep) -> Plan:
+    """The plan of a start: jobs are told apart by what is swept, what was, and what has changed since the last start.
+    Jobs of earlier starts get their values of these keys."""
+    overrides = _overrides(config)
+    swept = {key: each for key, each in overrides.items() if each.is_sweep_override()}
+    if "data.tokenizer" in swept:
+        raise UserError("a sweep compares losses, and those per byte do not compare with those per character")
+    n_trials = config.hydra.sweeper.get("n_trials")  # of a search by Optuna
+    number = n_trials or math.prod(len(list(each.sweep_string_iterator())) for each in swept.values())
+    if not number:
+        raise UserError("a key has no values: glob(...) takes names of files in conf/; commas separate values")
+    fixed = {key: str(overrides[key].input_line) for key in sorted(overrides.keys() - swept - {"resume"})}
+    before = sweep.plan.fixed if sweep.results else fixed
+    may_differ = [key for key in sorted({*fixed, *before}) if not re.match(MAY_CHANGE, key)]
+    changed = [key for key in may_differ if fixed.get(key) != before.get(key)]
+    keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *changed]))
+    typed_before = {key: before[key].partition("=")[2] for key in keys if key in before}  # also a group's option
+    for folder, job, *_ in sweep.results:
+        if (file := folder / CONFIG).exists():
+            values = job.values | typed_before | _values(OmegaConf.load(file), keys) | job.values
+            write_record(folder, replace(job, values=values))
+    words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
+    return Plan(keys, number, words, fixed, _values(config, [key for key in keys if key not in overrides]))
 
 
 def _values(config: Any, keys: Iterable[str]) -> dict[str, Any]:
@@ -124,12 +131,11 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) ->
     loss = math.inf
     try:
         with hydra_errors():
-            loss, finished = run(cfg)
-        job = replace(job, finished=finished)
+            loss, _ = run(cfg)
     except Exception as raised:
         errors.report(raised)
-        job = replace(job, error=errors.in_words(raised))
-    write_record(folder, job)
+        write_record(folder, replace(job, error=errors.in_words(raised)))
+    job = read_job(folder) or job
     went = job.state
     if (best := best_of(curve := read_losses(folder))) and not job.error:
         went = f"val loss {best.val_loss:.4f} at step {best.step:,}, {curve[-1].seconds:,.0f} s, {went}"

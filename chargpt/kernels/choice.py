@@ -100,8 +100,7 @@ def compile_model(net: nn.Module, setting: str | bool, device: torch.device, ste
     if not isinstance(setting, bool) and setting != "auto":
         raise UserError(f"compile must be auto, true or false; got {setting}")
     if setting == "auto":
-        has_triton = importlib.util.find_spec("triton") is not None
-        setting = device.type == "cuda" and steps >= LONG_RUN and has_triton
+        setting = device.type == "cuda" and steps >= LONG_RUN and importlib.util.find_spec("triton") is not None
     if setting:
         net.compile(dynamic=False)
     return bool(setting)
