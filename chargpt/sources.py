@@ -101,9 +101,7 @@ def _files_at(path: str) -> list[Path]:
     if os.path.isdir(name):
         plain = find(name, "*.txt")
         return sorted([*plain, *(file for file in find(name, "*.txt.gz") if file.with_suffix("") not in plain)])
-    folder, last = os.path.split(name)  # which may have brackets in its name
-    matches = glob.glob(name, recursive=True) or glob.glob(os.path.join(glob.escape(folder), last))
-    return sorted(Path(found) for found in matches if os.path.isfile(found))
+    return sorted(Path(found) for found in glob.glob(name, recursive=True) if os.path.isfile(found))
 
 
 SOURCES: dict[str, Callable[..., Text]] = {"shakespeare": shakespeare, "pydocs": pydocs, "file": find_files}

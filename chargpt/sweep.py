@@ -75,8 +75,9 @@ def sweeping(config: DictConfig) -> Iterator[None]:
 
 
 def _plan(config: DictConfig, sweep: Sweep) -> Plan:
-    """The plan of a start: jobs are told apart by what is swept, what was, and what has changed since the last start.
-    Jobs of earlier starts get their values of these keys."""
+    """How a sweep starts. The keys that tell its jobs apart are those swept now or at an earlier start, and those whose
+    single value has changed since the last one. Records of earlier jobs are completed with their values of these keys.
+    """
     overrides = _overrides(config)
     swept = {key: each for key, each in overrides.items() if each.is_sweep_override()}
     if "data.tokenizer" in swept:
@@ -90,11 +91,11 @@ def _plan(config: DictConfig, sweep: Sweep) -> Plan:
     may_differ = [key for key in sorted({*fixed, *before}) if not re.match(MAY_CHANGE, key)]
     changed = [key for key in may_differ if fixed.get(key) != before.get(key)]
     keys = list(dict.fromkeys([*sweep.plan.swept, *swept, *changed]))
-    typed_before = {key: before[key].partition("=")[2] for key in keys if key in before}  # also a group's option
     for folder, job, *_ in sweep.results:
-        if (file := folder / CONFIG).exists():
-            values = job.values | typed_before | _values(OmegaConf.load(file), keys) | job.values
-            write_record(folder, replace(job, values=values))
+        missing = [key for key in keys if key not in job.values]
+        if missing and (file := folder / CONFIG).exists():
+            options = {key: before[key].partition("=")[2] for key in missing if key in before}  # of groups
+            write_record(folder, replace(job, values=job.values | options | _values(OmegaConf.load(file), missing)))
     words = [each for each in typed if not re.match(r"-m$|--m|resume=|hydra\.sweep\.dir=", each)]
     return Plan(keys, number, words, fixed, _values(config, [key for key in keys if key not in overrides]))
 
@@ -126,8 +127,7 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) ->
     for handler in logging.getLogger().handlers[:]:
         if not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
-    if not (before and before.finished):  # else it may only be looked at
-        write_record(folder, job)
+    write_record(folder, before or job)  # an earlier record stays until the job trains on
     loss = math.inf
     try:
         with hydra_errors():
@@ -139,7 +139,7 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig], tuple[float, bool]]) ->
     went = job.state
     if (best := best_of(curve := read_losses(folder))) and not job.error:
         went = f"val loss {best.val_loss:.4f} at step {best.step:,}, {curve[-1].seconds:,.0f} s, {went}"
-    tell(f"{job.number + 1} of {plan.jobs}: {job.title}: {went}")
+    tell(f"{hydra.job.num + 1} of {plan.jobs}: {job.title}: {went}")
     return loss
 
 

@@ -36,11 +36,6 @@ def found(*paths):
     return [file.read_text() for file in find_files([path, *more] if more else path).files]
 
 
-def test_a_glob_below_a_folder_with_brackets(tmp_path):
-    make(tmp_path, "books [2024]/a.md", "books [2024]/b.txt")
-    assert found(f"{tmp_path}/books [2024]/*.md") == ["books [2024]/a.md"]
-
-
 def test_a_folder(tmp_path):
     """Its texts at any depth, sorted; hidden files and those of other kinds are left out."""
     make(

@@ -34,7 +34,7 @@ class Throughput(Callback):
                 torch.accelerator.synchronize()  # finish the training steps in the device's queue
             self._paused = time.perf_counter()
 
-    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
+    on_save_checkpoint = on_validation_start  # type: ignore[assignment]  # a pause, too
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._paused is not None:

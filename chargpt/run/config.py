@@ -96,6 +96,7 @@ def read_config(cfg: DictConfig) -> Settings:
 
 
 def is_override(argument: str) -> bool:
+    """Whether a word of the command line is one of Hydra's overrides, and not a flag or a flag's value."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 

@@ -5,6 +5,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from chargpt.corpus import Corpus
 from chargpt.errors import one_line
 from chargpt.evaluate import score
 from chargpt.files import best_effort
-from chargpt.history import Point, drop_after, read_losses
+from chargpt.history import Point, drop_after, read_job, read_losses, write_record
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, has_state, short
@@ -60,6 +61,8 @@ def begin(run: Run, cfg: DictConfig, resumption: Resumption | None, initial: Che
             store(cfg, folder)
         else:
             run.state.at_first_step = partial(store, cfg, folder)
+        if job := read_job(folder):  # of a sweep
+            write_record(folder, replace(job, finished=False, error=None))
         with best_effort("losses.csv or samples.jsonl"):
             drop_after(folder, first_step)
         keep_rows(run.trainer.loggers, first_step)
