@@ -268,6 +268,8 @@ def test_a_job_that_a_time_limit_ends_has_not_finished(fixed, tmp_path):
     printed = sweep(fixed, tmp_path, "trainer.max_time=00:01:00:00", f"trainer.max_steps={steps + 1}")
     assert "1 of 1 jobs finished" in printed
     assert state(tmp_path / "0_defaults")["global_step"] == steps + 1
+    printed = sweep(fixed, tmp_path, "trainer.max_steps=9999999", *signal_at(steps + 4), status=143)  # it trains on
+    assert "0 of 1 jobs finished" in printed
 
 
 # Other launchers and sweepers
