@@ -39,6 +39,8 @@ class DataConfig:
         tokenizer: one of `chargpt.tokenizer.KINDS`.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
+        replace: share of the training inputs, not of the targets, that random characters replace: a model that sees
+            its text many times then learns less of it by heart.
         seed: of the random blocks.
     """
 
@@ -51,6 +53,7 @@ class DataConfig:
     tokenizer: str = "characters"
     block_size: int = 256
     batch_size: int = 64
+    replace: float = 0.0
     seed: int = 1337
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class DataConfig:
         if self.val_path is not None or self.test_path is not None:
             require(len(self.split) == 2, "data.split", "two shares with data.val_path or data.test_path", self.split)
         require_at_least(1, self, "data", "block_size", "batch_size")
+        require(0 <= self.replace < 1, "data.replace", "at least 0 and below 1", self.replace)
         require_at_least(0, self, "data", "seed")
 
 
@@ -82,18 +86,29 @@ class RandomBlocks(Dataset[Batch]):
     An item is a pure function of (seed, step): a resumed run sees the batches of an uninterrupted one. Each rank takes
     its slice of one draw: two ranks with 32 blocks each see the batches of one rank with 64. It has no length, as every
     step is an item.
+
+    With `replace`, random ones of the `vocab_size` ids replace that share of the inputs.
     """
 
-    def __init__(self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
+        replace: float = 0.0, vocab_size: int = 0,
+    ):  # fmt: skip
         self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.replace, self.vocab_size = replace, vocab_size
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
-        starts = rng.integers(0, len(self.ids) - self.block_size, size=(self.world_size * self.batch_size, 1))
-        starts = starts[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        blocks = torch.from_numpy(self.ids[starts + np.arange(self.block_size + 1)].astype(np.int64))  # (B, T + 1)
-        return blocks[:, :-1], blocks[:, 1:]
+        rows = self.world_size * self.batch_size
+        share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        starts = rng.integers(0, len(self.ids) - self.block_size, size=(rows, 1))[share]
+        blocks = self.ids[starts + np.arange(self.block_size + 1)].astype(np.int64)  # (B, T + 1)
+        inputs, targets = blocks[:, :-1], blocks[:, 1:]
+        if self.replace:
+            others = rng.integers(0, self.vocab_size, size=(rows, self.block_size))[share]
+            inputs = np.where(rng.random((rows, self.block_size))[share] < self.replace, others, inputs)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 class SequentialBlocks(Dataset[Batch]):

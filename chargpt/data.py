@@ -106,8 +106,8 @@ class CharDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
-        place = (trainer.global_rank, trainer.world_size)
-        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place)
+        place, replaced = (trainer.global_rank, trainer.world_size), (config.replace, self.tokenizer.vocab_size)
+        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place, *replaced)
         # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return self._loader(blocks, StepsFrom(lambda: progress.total.processed))

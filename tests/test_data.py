@@ -28,11 +28,23 @@ def test_blocks_start_where_they_always_did():
         assert inputs.dtype == targets.dtype == torch.int64
 
 
+def test_random_characters_replace_a_share_of_the_inputs():
+    """Any of the vocabulary, anywhere; the blocks and the targets stay, and a step gives the same batch again."""
+    plain, replaced = RandomBlocks(IDS, 8, 500, seed=5), RandomBlocks(IDS, 8, 500, 5, replace=0.1, vocab_size=3)
+    (inputs, targets), (noisy, expected) = plain[7], replaced[7]
+    assert torch.equal(targets, expected)
+    changed = noisy != inputs
+    assert 0.08 < changed.float().mean() < 0.12
+    assert set(noisy[changed].tolist()) == {0, 1, 2}
+    assert torch.equal(noisy, replaced[7][0])
+    assert not torch.equal(changed, replaced[8][0] != plain[8][0])
+
+
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 100))
 def test_several_ranks_share_the_batch_of_one(world, batch, step):
     """Their slices, one after the other, are the batch of one rank that takes all blocks."""
-    whole = RandomBlocks(IDS, 8, world * batch, seed=3)[step]
-    slices = [RandomBlocks(IDS, 8, batch, 3, rank, world)[step] for rank in range(world)]
+    whole = RandomBlocks(IDS, 8, world * batch, 3, 0, 1, 0.5, len(IDS))[step]
+    slices = [RandomBlocks(IDS, 8, batch, 3, rank, world, 0.5, len(IDS))[step] for rank in range(world)]
     for part, expected in zip(zip(*slices, strict=True), whole, strict=True):
         assert torch.equal(torch.cat(part), expected)
 

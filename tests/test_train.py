@@ -90,13 +90,13 @@ def test_a_run_by_hand(tiny, tmp_path):
     done = run_script("train.py", *tiny, *STEPS, f"data.path={text}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    ending = re.escape(verdict(read_losses(tmp_path / "run"), 12))
+    time, ending = r"\d+ s \(.+, \d+ threads?\)", re.escape(verdict(read_losses(tmp_path / "run"), 12))
     assert ending
     for pattern in (
         r"^Text: .*/two\\nlines\.txt, 2,000 characters, 7 of them distinct \(training 1,800, validation 200\)$",
         r"^Model: gpt, [\d,]+ parameters, on cpu in 32-true",
         r"step 4/12, loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ chars/s, 0:00:\d\d left",
-        rf"^Best validation loss \d\.\d{{4}} \(nats per character, on .*lines\.txt\), 12 steps in \d+ s\n{ending}$",
+        rf"^Best validation loss \d\.\d{{4}} \(nats per character, on .*lines\.txt\), 12 steps in {time}\n{ending}$",
         rf"^Checkpoint:  {tmp_path}/run/checkpoints/best\.ckpt$",
         rf"^Sample it:   python sample\.py --ckpt {tmp_path}/run$",
         rf"^Look inside: python -m chargpt\.page --ckpt {tmp_path}/run$",

@@ -48,6 +48,16 @@ def this_cpu() -> CPU:
     return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True), limit.upper())
 
 
+def machine_name(device: torch.device) -> str:
+    """The GPU, or the CPU and the number of threads in use, to name beside a time."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    return f"{torch.cpu.get_capabilities().get('cpu_name', 'a CPU')}, {threads} thread{'s' * (threads > 1)}"
+
+
 def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, int] | None = None) -> Precision:
     """The precision that trains fastest.
 

@@ -22,6 +22,7 @@ from chargpt.errors import one_line
 from chargpt.evaluate import score
 from chargpt.files import best_effort
 from chargpt.history import Point, drop_after, read_job, read_losses, write_record
+from chargpt.kernels.choice import machine_name
 from chargpt.run.build import Run, keep_rows
 from chargpt.run.devices import check_number
 from chargpt.run.folder import claim, has_state, short
@@ -125,7 +126,9 @@ def summary(run: Run, seconds: float, first_step: int) -> str:
     """The best loss, the verdict on the curve, and the commands that come next."""
     path, trainer, tokenizer = Path(run.settings.run_dir), run.trainer, run.data.tokenizer
     best, folder = float(run.module.best_val_loss.min_value), str(short(path))
-    steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s"
+    number = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    machine = number + machine_name(trainer.strategy.root_device)
+    steps = f"{trainer.global_step - first_step} steps in {seconds:.0f} s ({machine})"
     steps += f", {trainer.global_step} in all" if first_step else ""
     text = one_line(run.data.parts["val"][0].name)
     scored = f"Best validation loss {best:.4f} (nats per {tokenizer.unit}, on {text}), {steps}"

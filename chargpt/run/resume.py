@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 FIXED = (  # weights, optimizer state and batches depend on these: another value is another run
-    "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.split", "data.tokenizer",
-    "trainer.accumulate_grad_batches",
+    "model", "optimizer", "seed", "data.seed", "data.batch_size", "data.block_size", "data.replace", "data.split",
+    "data.tokenizer", "trainer.accumulate_grad_batches",
 )  # fmt: skip
 NOT_REPLAYED = (*TEXTS, "resume", "run_dir")  # a run finds its texts by hash
 
