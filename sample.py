@@ -1,6 +1,7 @@
 """Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -101,11 +102,11 @@ def until(stop: list[int], ids: Iterator[int]) -> Iterator[int]:
 def decoded(parts: Iterable[list[int]], tokenizer: Tokenizer, *, to_terminal: bool) -> Iterator[str]:
     """A text that comes in parts. On a terminal, CR LF is a new line and other control characters are escaped; a file
     gets bytes as they are, by streams with `surrogateescape`."""
-    if to_terminal:
-        return (escape(text.replace("\r", "")) for text in tokenizer.decode_parts(parts))
-    if tokenizer.characters is None:
-        return (bytes(ids).decode(errors="surrogateescape") for ids in parts)
-    return tokenizer.decode_parts(parts)
+    if tokenizer.characters is None:  # a part may end within a character
+        texts = codecs.iterdecode(map(bytes, parts), "utf-8", "replace" if to_terminal else "surrogateescape")
+    else:
+        texts = map(tokenizer.decode, parts)
+    return (escape(text.replace("\r", "")) for text in texts) if to_terminal else texts
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Several runs by one command (`--multirun`): how a sweep begins and ends, and one of its jobs."""
 
-import hashlib
 import logging
 import math
 import re
@@ -150,10 +149,7 @@ def job_folder(sweep: str, number: int, overrides: ListConfig) -> str:
     job = Job(number, _swept_values(found.plan, overrides))
     before = {each.job.identity: each.folder.name for each in found.results}
     plain = re.sub(r"[^\w.,=+-]", "_", f"{number}_{job.title.replace(', ', ',')}").encode()
-    name = plain[:190].decode(errors="ignore")  # file systems take 255
-    if name in before.values():  # another job's values look the same in a name
-        name += f"-{hashlib.sha256(job.identity.encode()).hexdigest()[:8]}"
-    return before.get(job.identity, name)
+    return before.get(job.identity, plain[:190].decode(errors="ignore"))  # file systems take 255
 
 
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/train.yaml

@@ -1,9 +1,8 @@
 """Text to ids and back: by characters, or by the bytes of UTF-8."""
 
-import codecs
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from chargpt.errors import UserError
 
@@ -56,10 +55,6 @@ class CharTokenizer:
         """The text of ids: any iterable of whole numbers, such as a 1-D tensor or array."""
         return "".join(self.characters[i] for i in ids)
 
-    def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
-        """The text of ids that come in parts, as they come."""
-        return map(self.decode, parts)
-
 
 class ByteTokenizer:
     """The bytes of UTF-8: 256 ids for any text, without a vocabulary to build.
@@ -79,13 +74,6 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """As `CharTokenizer.decode`."""
         return bytes(map(int, ids)).decode(errors="replace")
-
-    def decode_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[str]:
-        """The text of ids that come in parts: after each, the characters that are complete by then."""
-        pending = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for ids in parts:
-            yield pending.decode(bytes(map(int, ids)))
-        yield pending.decode(b"", final=True)
 
 
 Tokenizer = CharTokenizer | ByteTokenizer

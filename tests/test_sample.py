@@ -16,6 +16,7 @@ from helpers import ROOT, run_fresh
 
 import sample
 from chargpt.errors import NonFiniteError
+from chargpt.tokenizer import ByteTokenizer
 from sample import until
 
 
@@ -79,6 +80,16 @@ def test_prompts(run, tmp_path, monkeypatch):
     prompts.append(("--prompt", "3 gre€en", "--unknown", "skip"))
     texts = [run("--max-new-tokens", "9", "--seed", "1", *prompt)[1] for prompt in prompts]
     assert texts == texts[:1] * 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_bytes_that_come_in_parts(size):
+    """Whole characters, and nothing lost at the end; a terminal gets those that are not UTF-8 as U+FFFD."""
+    content = "naïve 道\U0001f600".encode() + b"\xff\xe9\x81"
+    parts = [list(content[at : at + size]) for at in range(0, len(content), size)]
+    for to_terminal, errors in ((True, "replace"), (False, "surrogateescape")):
+        text = "".join(sample.decoded(parts, ByteTokenizer(), to_terminal=to_terminal))
+        assert text == content.decode(errors=errors)
 
 
 def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):

@@ -44,15 +44,6 @@ def test_no_vocabulary(characters):
         CharTokenizer(characters)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 50])
-def test_bytes_that_come_in_parts(size):
-    """Whole characters, and nothing lost at the end."""
-    content = "naïve 道\U0001f600".encode() + b"\xff\xe9\x81"
-    parts = [content[at : at + size] for at in range(0, len(content), size)]
-    texts = list(ByteTokenizer().decode_parts(parts))
-    assert "".join(texts) == ByteTokenizer().decode(content) == "naïve 道\U0001f600\ufffd\ufffd"
-
-
 def test_bytes_that_a_command_line_had():
     assert ByteTokenizer().encode("a\udcff") == [97, 255]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.module import is_logged
 
@@ -67,7 +66,6 @@ class Progress(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._log(trainer)
 
-    @rank_zero_only
     def _log(self, trainer: Trainer) -> None:
         self._logged = time.perf_counter()
         pace = (self._logged - self._started) / max(1, trainer.global_step - self._first_step)

@@ -33,12 +33,10 @@ class Losses(Callback):
     """Adds a row to `losses.csv` in the run's folder after each validation, and draws `loss.png` at the end, even after
     a signal or an infinite loss."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._before = 0.0  # seconds of training up to the checkpoint that the run resumes from
+    _started = _before = 0.0  # of the clock; seconds of training up to the checkpoint that the run resumes from
 
     def _seconds(self) -> float:
-        return round(self._before + time.perf_counter() - self._started, 3)
+        return round(time.perf_counter() - self._started, 3)
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._seconds()}
@@ -46,9 +44,8 @@ class Losses(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = float(state_dict["seconds"])
 
-    @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self._before
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -92,8 +89,7 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        loggers = tensorboards(trainer)
-        if not loggers or self._recorded:
+        if self._recorded:
             return
         job = read_job(Path(self.settings.run_dir))
         swept = {f"* {key}": value for key, value in job.values.items()} if job else {}  # the star sorts them first
@@ -108,7 +104,7 @@ class RunRecord(Callback):
             "precision": trainer.precision,
         }
         best = {"val/best_loss": trainer.callback_metrics["val/best_loss"]}
-        for logger in loggers:
+        for logger in tensorboards(trainer):
             logger.log_hyperparams(hparams, best, step=trainer.global_step)
         self._recorded = True
 

@@ -6,9 +6,7 @@ shows all combinations, so that the rules can be checked on any machine.
 
 import functools
 import importlib.util
-import os
 import platform
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +32,6 @@ class CPU(NamedTuple):
 
     vendor: str = "other"
     units: frozenset[str] = frozenset()  # of those that torch.cpu.get_capabilities names
-    onednn_limit: str = "DEFAULT"  # the newest instructions that oneDNN may use
 
 
 @functools.cache
@@ -44,8 +41,7 @@ def this_cpu() -> CPU:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     names = f"{capabilities.get('cpu_name', '')} {platform.processor()} {text}"
     vendor = next((vendor for vendor in ("AMD", "Intel") if vendor in names), "other")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or "DEFAULT"
-    return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True), limit.upper())
+    return CPU(vendor, frozenset(name for name, value in capabilities.items() if value is True))
 
 
 def machine_name(device: torch.device) -> str:
@@ -75,9 +71,7 @@ def best_precision(device: str, cpu: CPU | None = None, capability: tuple[int, i
     if device != "cpu":
         return Precision("32-true", f"no other is known to be faster on {device}")
     cpu = cpu or this_cpu()
-    if not re.search("BF16|FP16|AMX|AVX10|ALL|DEFAULT", cpu.onednn_limit):
-        return Precision("32-true", f"ONEDNN_MAX_CPU_ISA={cpu.onednn_limit} keeps oneDNN from multiplying in bf16")
-    if "amx_bf16" in cpu.units and re.search("AMX|AVX10|ALL|DEFAULT", cpu.onednn_limit):
+    if "amx_bf16" in cpu.units:
         return Precision("bf16-mixed", "this CPU multiplies bf16 matrices in AMX units")
     if "avx512_bf16" not in cpu.units:
         return Precision("32-true", "this CPU has no units that are known to multiply bf16 matrices faster")

@@ -27,10 +27,7 @@ BF16 = frozenset({"avx512_bf16", "avx512_f"})
         ("cpu", CPU("AMD", BF16), "bf16-mixed", "AMD"),
         ("cpu", CPU("Intel", AMX), "bf16-mixed", "AMX"),
         ("cpu", CPU("Intel", BF16), "32-true", "Intel CPUs"),
-        ("cpu", CPU("Intel", AMX, "AVX512_CORE_BF16"), "32-true", "no AMX"),
         ("cpu", CPU(), "32-true", "no units"),
-        ("cpu", CPU("AMD", BF16, "AVX2"), "32-true", "ONEDNN_MAX_CPU_ISA=AVX2"),
-        ("cpu", CPU("AMD", BF16, "AVX512_CORE_BF16"), "bf16-mixed", "AMD"),
         ("cuda", (9, 0), "bf16-mixed", "GPU"),
         ("cuda", (7, 5), "16-mixed", "GPU"),  # it only imitates bf16
         ("cuda", (6, 1), "32-true", "GPU"),
