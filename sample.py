@@ -102,10 +102,9 @@ def until(stop: list[int], ids: Iterator[int]) -> Iterator[int]:
 def decoded(parts: Iterable[list[int]], tokenizer: Tokenizer, *, to_terminal: bool) -> Iterator[str]:
     """A text that comes in parts. On a terminal, CR LF is a new line and other control characters are escaped; a file
     gets bytes as they are, by streams with `surrogateescape`."""
+    texts: Iterator[str] = map(tokenizer.decode, parts)
     if tokenizer.characters is None:  # a part may end within a character
         texts = codecs.iterdecode(map(bytes, parts), "utf-8", "replace" if to_terminal else "surrogateescape")
-    else:
-        texts = map(tokenizer.decode, parts)
     return (escape(text.replace("\r", "")) for text in texts) if to_terminal else texts
 
 

@@ -5,7 +5,7 @@ holds JSON and numbers. The configuration in them must be valid, and the weights
 
 A checkpoint is a mapping that Lightning writes:
 
-    state_dict            weights (`net.*`; with averaging their average) and the lowest validation loss
+    state_dict            weights (`net.*`) and the lowest validation loss
     hyper_parameters      model, optimizer, characters, corpus and scoring, see `chargpt.module.CharLM`
     global_step           optimizer steps taken
 
@@ -13,7 +13,6 @@ and in full ones (last.ckpt), to resume:
 
     optimizer_states, callbacks                  Lightning's own (so are loops, which are in all files)
     fixed, random_states                         settings to keep; random states by rank (run/state.py)
-    current_model_state, averaging_state         weights in training, with averaging (callbacks/averaging.py)
     stopped_early                                true after early stopping (callbacks/saving.py)
 """
 

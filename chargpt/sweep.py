@@ -27,7 +27,7 @@ from chargpt.run.folder import check_contents, held
 from chargpt.run.resume import CONFIG
 
 ONE_DEVICE = "each job of a sweep takes one device (trainer.devices=1): further processes would start the sweep again"
-MAY_CHANGE = r"hydra|trainer\.(?!precision|gradient_clip|accumulate)|callbacks\.(?!averaging)"  # between two starts
+MAY_CHANGE = r"hydra|trainer\.(?!precision|gradient_clip|accumulate)|callbacks"  # between two starts
 typed: list[str] = []  # the command line before `resume=` was written out and paths were quoted
 ending = ExitStack()  # closed however the command ends; Hydra's hook at the end runs only after a success
 

@@ -101,7 +101,7 @@ ODD = ["data.split=[0.99,0.005,0.005]", "trainer.accumulate_grad_batches=2", "tr
 )
 def test_several_devices_do_what_one_does(number, batch, more, tiny, tmp_path):
     """Training by 2 x 32 follows 1 x 64. Validation and test text are scored once, also where a device has no share."""
-    every = [*tiny, *more, "model.dropout=0", "trainer.log_every_n_steps=1", "callbacks.averaging.decay=0.3"]
+    every = [*tiny, *more, "model.dropout=0", "trainer.log_every_n_steps=1"]
     options = [f"trainer.devices={number}", f"data.batch_size={batch // number}"]
     assert "Warning" not in train(*every, *options, f"hydra.run.dir={tmp_path}/several")
     run_script("train.py", *every, f"data.batch_size={batch}", f"hydra.run.dir={tmp_path}/one")

@@ -84,14 +84,14 @@ def test_what_differs_between_two_starts_tells_jobs_apart(fixed, tmp_path):
     """A single value that is another one, and one that is added to values that were swept."""
     sweep(fixed, tmp_path, "optimizer.lr=1e-3", "seed=1,2")
     sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-1", "seed=2,3")
-    printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "callbacks.averaging.decay=0.5")
-    names = ("optimizer.lr", "seed", "callbacks.averaging.decay")
+    printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "optimizer.weight_decay=0.5")
+    names = ("optimizer.lr", "seed", "optimizer.weight_decay")
     jobs = {tuple(each.job.values[name] for name in names) for each in read_sweep(tmp_path).results}
     assert jobs == {(0.001, 1, None), (0.001, 2, None), (0.1, 2, None), (0.1, 3, None), (0.01, 3, 0.5)}
-    assert (tmp_path / "0_lr=0.01,seed=3,decay=0.5").is_dir()
+    assert (tmp_path / "0_lr=0.01,seed=3,weight_decay=0.5").is_dir()
     assert "5 of 5 jobs finished" in printed
     assert "5 of 5 jobs finished" in sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-3", "seed=1,2")
-    shutil.copytree(tmp_path / "0_lr=0.01,seed=3,decay=0.5", tmp_path / "a copy")
+    shutil.copytree(tmp_path / "0_lr=0.01,seed=3,weight_decay=0.5", tmp_path / "a copy")
     assert len(read_sweep(tmp_path).results) == 5
 
 
@@ -118,7 +118,7 @@ def test_more_seeds_later(fixed, tmp_path):
     [
         (["data.tokenizer=chars,bytes"], "do not compare with those per character"),
         (["init_from=glob(outputs/*)"], "has no values: glob(...) takes names of files in conf/"),
-        (["callbacks.averaging.decay=choice(null,0.9)"], "choice(null,0.9): TypeError while evaluating"),
+        (["callbacks.text_samples.prompt=choice(null,0.9)"], "choice(null,0.9): TypeError while evaluating"),
         (["model.n_layer=1,abc"], "model.n_layer=abc: Value 'abc' of type 'str' could not be converted to Integer"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from chargpt.callbacks.averaging import validated_weights
 from chargpt.callbacks.records import tensorboards, verbatim
 from chargpt.errors import UserError
 from chargpt.files import best_effort
@@ -46,8 +45,7 @@ class TextSamples(Callback):
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         prompt = module.tokenizer.encode(self.prompt, skip_unknown=True) or [0]
         generator = torch.Generator(module.device).manual_seed(0)  # training draws the same numbers as without samples
-        with validated_weights(trainer, module):
-            ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
+        ids = list(generate(module.net, torch.tensor([prompt], device=module.device), self.sampling, generator))
         text = module.tokenizer.decode([*prompt, *torch.cat(ids).tolist()])
         with best_effort(SAMPLES):
             add_sample(Path(trainer.default_root_dir), Sample(trainer.global_step, text))
@@ -56,7 +54,7 @@ class TextSamples(Callback):
 
 
 class Look(Callback):
-    """Draws pictures of a prompt for TensorBoard after each validation, with the validated weights.
+    """Draws pictures of a prompt for TensorBoard after each validation.
 
     Args:
         prompt: characters outside the vocabulary are left out; if fewer than two remain, or it is null, the beginning
@@ -86,7 +84,7 @@ class Look(Callback):
         idx = torch.tensor([ids], device=module.device)
         text = "".join(module.tokenizer.decode([i]) for i in ids)  # one character each, also for a part of a character
         # A compiled model would be compiled again for this one length.
-        with validated_weights(trainer, module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for name, figure in self.draw(module.net, idx, text):
                 for logger in loggers:
                     with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks

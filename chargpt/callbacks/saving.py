@@ -9,11 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from chargpt.callbacks.averaging import validated_weights
 from chargpt.errors import UserError
 from chargpt.files import replacing
 
-LARGE = ("state_dict", "current_model_state", "optimizer_states", "callbacks")  # parts of a checkpoint
+LARGE = ("state_dict", "optimizer_states", "callbacks")  # parts of a checkpoint
 
 
 def stops(trainer: Trainer) -> bool:
@@ -74,8 +73,7 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics
         if metrics["val/loss"] <= metrics["val/best_loss"]:
-            with validated_weights(trainer, module):
-                trainer.save_checkpoint(self.path, weights_only=True)
+            trainer.save_checkpoint(self.path, weights_only=True)
 
 
 class LastCheckpoint(AtStepEnd, Checkpoint):

@@ -61,6 +61,7 @@ class CPULinear(torch.autograd.Function):
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias; the weight may be a transposed view, x would be copied."""
+    assert kernels.onednn_linear is not None
     return kernels.onednn_linear(x, weight, bias, "none", [], "")
 
 

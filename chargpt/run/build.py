@@ -40,10 +40,11 @@ ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
 MAY_DIFFER = ("dropout", "zero_init")  # from the model of init_from: they do not change what its weights compute
 NO_EPOCHS = "counts epochs, but random blocks do not end"
+NO_AVERAGE = "a learning rate that falls to 0 does as well, such as optimizer.schedule=linear optimizer.min_lr_factor=0"
 NOT_SUPPORTED = {  # of Lightning's callbacks
     "GradientAccumulationScheduler": f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
-    "StochasticWeightAveraging": f"{NO_EPOCHS}: use callbacks.averaging.decay=0.99",
-    "WeightAveraging": "does not save its average in best.ckpt: use callbacks.averaging.decay=0.99",
+    "StochasticWeightAveraging": f"{NO_EPOCHS}: {NO_AVERAGE}",
+    "WeightAveraging": f"does not save its average in best.ckpt: {NO_AVERAGE}",
     "ModelPruning": NO_EPOCHS,
 }
 

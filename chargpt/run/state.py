@@ -57,8 +57,6 @@ class TrainingState(Callback):
             torch.distributed.all_gather_object(states, state)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "current_model_state" in checkpoint:  # `state_dict` is an average: training resumes from its own weights
-            module.load_state_dict(checkpoint["current_model_state"])
         checkpoint["lr_schedulers"] = []  # they follow from the step and the settings
         random_states = checkpoint["random_states"]
         if len(random_states) == trainer.world_size:

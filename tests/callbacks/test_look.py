@@ -94,7 +94,7 @@ def test_a_context_and_a_vocabulary_of_the_smallest_size_in_half_precision(tiny,
 
 
 def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
-    options = [*tiny, *STEPS, "model.dropout=0.2", "callbacks.averaging.decay=0.3"]
+    options = [*tiny, *STEPS, "model.dropout=0.2"]
     start(tmp_path / "none", *options, *NONE)
     with pytest.raises(Stopped):
         start(tmp_path / "looks", *options, *signal_at(6))

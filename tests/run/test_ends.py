@@ -23,7 +23,7 @@ from chargpt.run.resume import load_state
     "overrides",
     [
         "trainer.accumulate_grad_batches=3 optimizer.schedule=cosine optimizer.warmup_steps=3",
-        "optimizer=muon callbacks.averaging.decay=0.3 trainer.gradient_clip_val=0.5 trainer.precision=bf16-mixed",
+        "optimizer=muon data.replace=0.2 trainer.gradient_clip_val=0.5 trainer.precision=bf16-mixed",
     ],
 )
 def test_interrupted_is_bitwise_the_same(overrides, tiny, tmp_path, monkeypatch):

@@ -96,11 +96,9 @@ def test_the_test_text_is_scored_once_at_the_end_with_the_best_weights(tiny, tmp
     assert f"Test loss {loss:.4f} ({bits}), with the weights in best.ckpt" in caplog.text
 
 
-@pytest.mark.parametrize("averaged", [[], ["callbacks.averaging.decay=0.5"]])
-def test_without_a_best_checkpoint_the_last_weights_are_scored(averaged, tiny, tmp_path, capsys, caplog):
-    """Or their average."""
+def test_without_a_best_checkpoint_the_last_weights_are_scored(tiny, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
-    start(tmp_path, *tiny, THREE, "callbacks.best_checkpoint=null", *averaged)
+    start(tmp_path, *tiny, THREE, "callbacks.best_checkpoint=null")
     [(_, loss)] = curves(tmp_path)["test/loss"]
     assert evaluated(capsys, tmp_path / "checkpoints" / "last.ckpt") == pytest.approx(loss, rel=1e-6)
     assert "with the weights in last.ckpt" in caplog.text

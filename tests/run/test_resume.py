@@ -202,7 +202,7 @@ HARMLESS = [
     "seed=2", "optimizer=muon", "data.batch_size=2", "optimizer.betas=[0.9,0.95]", "callbacks.throughput=null",
     "~callbacks.throughput", "trainer.limit_val_batches=2", "optimizer.schedule=linear", "trainer.precision=auto",
     "callbacks.text_samples.prompt='ROMEO: a/b'", "callbacks.surprise.prompt=ROMEO",
-    "callbacks.averaging.decay=0.9", "trainer.logger=false", "trainer.devices=auto", "+callbacks.x=null",
+    "trainer.gradient_clip_val=0.9", "trainer.logger=false", "trainer.devices=auto", "+callbacks.x=null",
 ]  # fmt: skip
 OTHERS = [
     "+callbacks.x._target_=os.mkdir", "callbacks.throughput._target_=os.mkdir", "++callbacks.x.path=was_here",
