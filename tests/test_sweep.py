@@ -87,7 +87,7 @@ def test_what_differs_between_two_starts_tells_jobs_apart(fixed, tmp_path):
     printed = sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-2", "seed=3", "optimizer.weight_decay=0.5")
     names = ("optimizer.lr", "seed", "optimizer.weight_decay")
     jobs = {tuple(each.job.values[name] for name in names) for each in read_sweep(tmp_path).results}
-    assert jobs == {(0.001, 1, None), (0.001, 2, None), (0.1, 2, None), (0.1, 3, None), (0.01, 3, 0.5)}
+    assert jobs == {(0.001, 1, 0.01), (0.001, 2, 0.01), (0.1, 2, 0.01), (0.1, 3, 0.01), (0.01, 3, 0.5)}
     assert (tmp_path / "0_lr=0.01,seed=3,weight_decay=0.5").is_dir()
     assert "5 of 5 jobs finished" in printed
     assert "5 of 5 jobs finished" in sweep(fixed, tmp_path, "resume=allow", "optimizer.lr=1e-3", "seed=1,2")
