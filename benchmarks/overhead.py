@@ -40,7 +40,7 @@ def bare(settings: Settings, steps: int, device: str) -> float:
     optimizer = settings.optimizer.build(module.net)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings.optimizer, step, steps))
     clip = settings.trainer["gradient_clip_val"]
-    blocks = RandomBlocks(data.train_ids, settings.data.block_size, settings.data.batch_size, settings.data.seed)
+    blocks = RandomBlocks(data.train_ids, settings.data, data.tokenizer.vocab_size)
 
     def loop(first: int, last: int) -> None:
         for step in range(first, last):

@@ -49,7 +49,8 @@ def prepare(folder: str, cache: str) -> list[float]:
     encoded = seconds(setup)
     memory = peak_memory("cpu") - before
     found = seconds(setup)
-    blocks = RandomBlocks(setup().train_ids, 256, 64, seed=1)
+    data = setup()
+    blocks = RandomBlocks(data.train_ids, data.config, data.tokenizer.vocab_size)
     drawn = seconds(lambda: [blocks[step] for step in range(BATCHES)]) / BATCHES
     return [encoded, found, drawn, memory]
 

@@ -39,8 +39,8 @@ class DataConfig:
         tokenizer: one of `chargpt.tokenizer.KINDS`.
         block_size: characters of context (T).
         batch_size: blocks per batch (B), on each device.
-        replace: share of the training inputs, not of the targets, that random characters replace: a model that sees
-            its text many times then learns less of it by heart.
+        replace: the share of the training inputs that random characters replace, so that a model that sees its text
+            many times learns less of it by heart. Targets stay.
         seed: of the random blocks.
     """
 
@@ -85,29 +85,22 @@ class RandomBlocks(Dataset[Batch]):
 
     An item is a pure function of (seed, step): a resumed run sees the batches of an uninterrupted one. Each rank takes
     its slice of one draw: two ranks with 32 blocks each see the batches of one rank with 64. It has no length, as every
-    step is an item.
-
-    With `replace`, random ones of the `vocab_size` ids replace that share of the inputs.
+    step is an item. A share of `config.replace` of the inputs is replaced by random ids below `vocab_size`.
     """
 
-    def __init__(
-        self, ids: Ids, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
-        replace: float = 0.0, vocab_size: int = 0,
-    ):  # fmt: skip
-        self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.replace, self.vocab_size = replace, vocab_size
+    def __init__(self, ids: Ids, config: DataConfig, vocab_size: int, rank: int = 0, world_size: int = 1):
+        self.ids, self.config, self.vocab_size = ids, config, vocab_size
+        self.rows = world_size * config.batch_size  # of all ranks
+        self.mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, step))
-        rows = self.world_size * self.batch_size
-        share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        starts = rng.integers(0, len(self.ids) - self.block_size, size=(rows, 1))[share]
-        blocks = self.ids[starts + np.arange(self.block_size + 1)].astype(np.int64)  # (B, T + 1)
+        rng, T = np.random.default_rng((self.config.seed, step)), self.config.block_size
+        starts = rng.integers(0, len(self.ids) - T, size=(self.rows, 1))[self.mine]
+        blocks = self.ids[starts + np.arange(T + 1)].astype(np.int64)  # (B, T + 1)
         inputs, targets = blocks[:, :-1], blocks[:, 1:]
-        if self.replace:
-            others = rng.integers(0, self.vocab_size, size=(rows, self.block_size))[share]
-            inputs = np.where(rng.random((rows, self.block_size))[share] < self.replace, others, inputs)
+        if self.config.replace:
+            others = rng.integers(0, self.vocab_size, size=(self.rows, T))[self.mine]
+            inputs = np.where(rng.random((self.rows, T))[self.mine] < self.config.replace, others, inputs)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 

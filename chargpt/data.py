@@ -105,9 +105,8 @@ class CharDataModule(LightningDataModule):
         return encode_text(text, sha256, config.tokenizer, config.encoding)
 
     def train_dataloader(self) -> DataLoader:
-        config, trainer = self.config, self.trainer
-        place, replaced = (trainer.global_rank, trainer.world_size), (config.replace, self.tokenizer.vocab_size)
-        blocks = RandomBlocks(self.train_ids, config.block_size, config.batch_size, config.seed, *place, *replaced)
+        trainer, vocab_size = self.trainer, self.tokenizer.vocab_size
+        blocks = RandomBlocks(self.train_ids, self.config, vocab_size, trainer.global_rank, trainer.world_size)
         # Batches, not optimizer steps: an epoch may end within an accumulated step. Lightning has no documented count.
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return self._loader(blocks, StepsFrom(lambda: progress.total.processed))

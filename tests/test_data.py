@@ -17,9 +17,13 @@ from chargpt.sources import SOURCES, Text
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
 
 
+def random_blocks(rank=0, world=1, **config):
+    return RandomBlocks(IDS, DataConfig(block_size=8, **config), len(IDS), rank, world)
+
+
 def test_blocks_start_where_they_always_did():
     """At places that follow from (seed, step): were that to change, runs could not be repeated."""
-    blocks = RandomBlocks(IDS, 8, 32, seed=5)
+    blocks = random_blocks(batch_size=32, seed=5)
     for step in (0, 1, 1000):
         inputs, targets = blocks[step]
         starts = np.random.default_rng((5, step)).integers(0, len(IDS) - 8, size=(32, 1))
@@ -30,12 +34,13 @@ def test_blocks_start_where_they_always_did():
 
 def test_random_characters_replace_a_share_of_the_inputs():
     """Any of the vocabulary, anywhere; the blocks and the targets stay, and a step gives the same batch again."""
-    plain, replaced = RandomBlocks(IDS, 8, 500, seed=5), RandomBlocks(IDS, 8, 500, 5, replace=0.1, vocab_size=3)
+    plain, replaced = random_blocks(batch_size=500), random_blocks(batch_size=500, replace=0.1)
     (inputs, targets), (noisy, expected) = plain[7], replaced[7]
     assert torch.equal(targets, expected)
     changed = noisy != inputs
     assert 0.08 < changed.float().mean() < 0.12
-    assert set(noisy[changed].tolist()) == {0, 1, 2}
+    assert noisy[changed].min() < 50
+    assert 950 < noisy[changed].max() < len(IDS)
     assert torch.equal(noisy, replaced[7][0])
     assert not torch.equal(changed, replaced[8][0] != plain[8][0])
 
@@ -43,8 +48,8 @@ def test_random_characters_replace_a_share_of_the_inputs():
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 100))
 def test_several_ranks_share_the_batch_of_one(world, batch, step):
     """Their slices, one after the other, are the batch of one rank that takes all blocks."""
-    whole = RandomBlocks(IDS, 8, world * batch, 3, 0, 1, 0.5, len(IDS))[step]
-    slices = [RandomBlocks(IDS, 8, batch, 3, rank, world, 0.5, len(IDS))[step] for rank in range(world)]
+    whole = random_blocks(batch_size=world * batch, replace=0.5)[step]
+    slices = [random_blocks(rank, world, batch_size=batch, replace=0.5)[step] for rank in range(world)]
     for part, expected in zip(zip(*slices, strict=True), whole, strict=True):
         assert torch.equal(torch.cat(part), expected)
 
@@ -82,7 +87,7 @@ def test_the_loader_resumes_where_training_stands(text_file):
     data.trainer = MagicMock(global_rank=1, world_size=2)
     data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = 5
     before = torch.get_rng_state()
-    expected = RandomBlocks(data.train_ids, 16, 4, data.config.seed, 1, 2)
+    expected = RandomBlocks(data.train_ids, data.config, data.tokenizer.vocab_size, 1, 2)
     for n, (inputs, targets) in zip(range(5), data.train_dataloader(), strict=False):
         assert torch.equal(inputs, expected[5 + n][0])
         assert torch.equal(targets, expected[5 + n][1])

@@ -33,7 +33,8 @@ class Losses(Callback):
     """Adds a row to `losses.csv` in the run's folder after each validation, and draws `loss.png` at the end, even after
     a signal or an infinite loss."""
 
-    _started = _before = 0.0  # of the clock; seconds of training up to the checkpoint that the run resumes from
+    _before = 0.0  # seconds of training before the checkpoint that the run resumes from
+    _started = 0.0  # when training began, less those seconds
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self._started, 3)

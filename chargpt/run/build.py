@@ -40,7 +40,7 @@ ARGUMENTS = frozenset(inspect.signature(Trainer).parameters) - {"callbacks"}
 STRATEGIES = "fsdp|deepspeed|model_?parallel|spawn|fork|notebook"  # shard the model, or are for notebooks
 MAY_DIFFER = ("dropout", "zero_init")  # from the model of init_from: they do not change what its weights compute
 NO_EPOCHS = "counts epochs, but random blocks do not end"
-NO_AVERAGE = "a learning rate that falls to 0 does as well, such as optimizer.schedule=linear optimizer.min_lr_factor=0"
+NO_AVERAGE = "let the learning rate fall to 0 instead: optimizer.schedule=linear optimizer.min_lr_factor=0"
 NOT_SUPPORTED = {  # of Lightning's callbacks
     "GradientAccumulationScheduler": f"{NO_EPOCHS}: use trainer.accumulate_grad_batches=",
     "StochasticWeightAveraging": f"{NO_EPOCHS}: {NO_AVERAGE}",
