@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from chargpt.kernels import unscale_before_step
-from chargpt.settings import require
+from chargpt.settings import require, require_at_least
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0; carries singular values of (0, 1] near 1 in five steps
 STEPS = 5
@@ -26,10 +26,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass
 class OptimizerConfig:
-    """The settings of every optimizer: a peak learning rate and its schedule.
+    """The settings of every optimizer.
 
     Attributes:
         lr: the peak learning rate.
+        weight_decay: of matrices; biases, LayerNorms and embeddings do not decay. A weight forgets its earlier values
+            in 1 / (lr * weight_decay) steps.
+        betas: the decay rates of AdamW's two moments.
         schedule: after the warm-up the learning rate stays (`constant`), or falls to `min_lr_factor` times its peak at
             the last step (`cosine`, `linear`).
         decay_share: the last share of the run, over which the rate falls; until then it stays at its peak.
@@ -38,50 +41,42 @@ class OptimizerConfig:
 
     name: str = ""
     lr: float = 3e-4
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     schedule: str = "constant"
     decay_share: float = 1.0
     warmup_steps: int = 0
     min_lr_factor: float = 0.1
 
     def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, "optimizer.lr", "above 0", self.lr)
+        require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        are_rates = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(are_rates, "optimizer.betas", "two numbers, each at least 0 and below 1", self.betas)
         require(self.schedule in SCHEDULES, "optimizer.schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
         require(0 < self.decay_share <= 1, "optimizer.decay_share", "above 0 and at most 1", self.decay_share)
+        require_at_least(0, self, "optimizer", "warmup_steps")
         require(0 <= self.min_lr_factor <= 1, "optimizer.min_lr_factor", "between 0 and 1", self.min_lr_factor)
-        for name, value in vars(self).items():
-            if name in ("lr", "adamw_lr"):
-                require(0 < value < math.inf, f"optimizer.{name}", "above 0", value)
-            if name == "warmup_steps" or name.endswith("_decay"):
-                require(0 <= value < math.inf, f"optimizer.{name}", "at least 0", value)
-            if name == "momentum":
-                require(0 <= value < 1, f"optimizer.{name}", "at least 0 and below 1", value)
-            if name == "betas":
-                is_right = len(value) == 2 and all(0 <= beta < 1 for beta in value)
-                require(is_right, f"optimizer.{name}", "two numbers, each at least 0 and below 1", value)
 
     def build(self, net: nn.Module) -> Optimizer:
         """The optimizer of a model's parameters."""
         raise NotImplementedError
 
+    def decay_of(self, name: str, weight: Tensor) -> float:
+        """The decay of one parameter."""
+        return self.weight_decay if weight.dim() == 2 and "embedding" not in name else 0.0
+
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov & Hutter 2019); the defaults are the lecture's.
-
-    Attributes:
-        weight_decay: of matrices; biases, LayerNorms and embeddings do not decay.
-        betas: the decay rates of the two moments.
-    """
+    """AdamW (Loshchilov & Hutter 2019); the defaults are the lecture's."""
 
     name: str = "adamw"
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
 
     def build(self, net: nn.Module) -> Optimizer:
-        embeddings = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
-        groups: dict[float, list[nn.Parameter]] = {self.weight_decay: [], 0.0: []}
-        for parameter in net.parameters():
-            decays = parameter.dim() >= 2 and id(parameter) not in embeddings
-            groups[self.weight_decay if decays else 0.0].append(parameter)
+        groups: dict[float, list[nn.Parameter]] = defaultdict(list)  # by their decay
+        for name, weight in net.named_parameters():
+            groups[self.decay_of(name, weight)].append(weight)
         params = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
         optimizer = AdamW(params, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)
         unscale_before_step(optimizer)
@@ -92,26 +87,23 @@ class AdamWConfig(OptimizerConfig):
 class MuonConfig(OptimizerConfig):
     """Muon on the matrices of the blocks (query, key and value are one each), AdamW on all other parameters.
 
-    A weight forgets its earlier values in 1 / (lr * decay) steps: choose a decay by that.
-
     Attributes:
         lr: roughly how much one step changes a matrix's output.
         momentum: the share of the mean of earlier gradients that a step keeps.
-        weight_decay: of these matrices.
         adamw_lr: the peak learning rate of AdamW, with the same schedule.
-        embedding_decay: of the two embedding tables, by AdamW.
-        head_decay: of the last layer, by AdamW.
-        betas: the decay rates of its two moments.
     """
 
     name: str = "muon"
     lr: float = 0.02
-    momentum: float = 0.95
     weight_decay: float = 0.1
-    adamw_lr: float = 6e-3
-    embedding_decay: float = 0.0
-    head_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    momentum: float = 0.95
+    adamw_lr: float = 6e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "optimizer.momentum", "at least 0 and below 1", self.momentum)
+        require(0 < self.adamw_lr < math.inf, "optimizer.adamw_lr", "above 0", self.adamw_lr)
 
     def build(self, net: nn.Module) -> Optimizer:
         matrices: dict[int, list[nn.Parameter]] = defaultdict(list)  # by the number stacked in one
@@ -119,10 +111,8 @@ class MuonConfig(OptimizerConfig):
         for name, weight in net.named_parameters():
             if name.startswith("blocks.") and weight.dim() == 2:
                 matrices[3 if name.endswith("qkv.weight") else 1].append(weight)
-            elif "embedding" in name:
-                others[self.embedding_decay].append(weight)
             else:
-                others[self.head_decay if weight.dim() == 2 else 0.0].append(weight)
+                others[self.decay_of(name, weight)].append(weight)
         groups: list[dict[str, Any]] = [
             {"params": params, "parts": parts, "momentum": self.momentum, "weight_decay": self.weight_decay}
             for parts, params in matrices.items()

@@ -57,7 +57,7 @@ def plain_step(net, means, moments, config, t, factor):
                 part *= 1 - lr * config.weight_decay
                 part -= lr * math.sqrt(part.shape[0] / part.shape[1]) * orthogonalized(direction[None])[0]
             continue
-        decay = config.embedding_decay if "embedding" in name else config.head_decay if "lm_head.w" in name else 0.0
+        decay = config.weight_decay if name == "lm_head.weight" else 0.0
         (b1, b2), (m, v) = config.betas, moments.get(name, (0, 0))
         m, v = b1 * m + (1 - b1) * weight.grad, b2 * v + (1 - b2) * weight.grad**2
         moments[name] = m, v
@@ -68,7 +68,7 @@ def plain_step(net, means, moments, config, t, factor):
 def test_steps_follow_the_formulas():
     """With a state that is restored, and learning rates that are set in the groups afterwards, as by a schedule."""
     torch.manual_seed(0)
-    config = MuonConfig(embedding_decay=0.5, head_decay=0.25)
+    config = MuonConfig(weight_decay=0.25)
     net = GPT(SMALL, 11)
     plain = GPT(SMALL, 11)
     plain.load_state_dict(net.state_dict())

@@ -14,7 +14,7 @@ def test_decay_on_matrices_only():
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     optimizer = AdamWConfig(lr=1e-3, weight_decay=0.1, betas=[0.9, 0.99]).build(net)
     assert isinstance(optimizer, torch.optim.AdamW)
-    decay, plain = optimizer.param_groups
+    plain, decay = optimizer.param_groups
     assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     blocks = {f"blocks.{n}.{part}.weight" for n in (0, 1) for part in ("sa.qkv", "sa.proj", "ffwd.net.0", "ffwd.net.2")}
     assert {names[id(p)] for p in decay["params"]} == blocks | {"lm_head.weight"}
