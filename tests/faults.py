@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
@@ -100,6 +101,24 @@ class Slow(Callback):
         self.on_before_optimizer_step = lambda *_: clock.sleep(step)
         for hook in ("on_validation_start", "on_validation_batch_start", "on_validation_end"):
             setattr(self, hook, lambda *_: clock.sleep(validation))
+
+
+class Keeps(Callback):
+    """Has a value in its state or in the checkpoint, which from step 5 on is one that cannot be loaded as data."""
+
+    def __init__(self, extra, value=None):
+        self.extra = extra
+        self.value = value or {"best": 9.0, "x": torch.ones(2)}
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step >= 5:
+            self.value = (lambda: 9) if self.extra else np.float64(9)
+
+    def state_dict(self):
+        return {"value": None if self.extra else self.value}
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        checkpoint["extra_state"] = self.value if self.extra else None
 
 
 class Early(EarlyStopping):

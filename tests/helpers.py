@@ -2,15 +2,18 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -81,6 +84,12 @@ def start(folder: Path, *overrides: str) -> float:
     return train(composed(*overrides, f"run_dir={folder}")).best_loss
 
 
+def interrupt(folder: Path, *overrides: str) -> None:
+    """The same, of a run that a signal ends."""
+    with pytest.raises(errors.Stopped):
+        start(folder, *overrides)
+
+
 def resume(folder: Path, *overrides: str) -> float:
     """Resume a run as `python train.py resume=FOLDER OVERRIDES` does, in this process."""
     stored = [*replayed(folder, overrides), *overrides]
@@ -103,6 +112,12 @@ def events(folder: Path) -> EventAccumulator:
     reader = EventAccumulator(str(folder))
     reader.Reload()
     return reader
+
+
+def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
+    """The steps of a text in TensorBoard, and what it was then."""
+    found = events(folder).Tensors(f"{tag}/text_summary")
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -135,6 +150,19 @@ def assert_same_end(one: Path, other: Path) -> None:
         assert_same(a[key], b[key], key)
 
 
+def bigram(file: Path, characters: str | None, order: Sequence[str | int] = "") -> Path:
+    """Write a checkpoint of a bigram: each character is followed by the next one in `order`, or all are as likely.
+    None stands for bytes."""
+    vocabulary: Any = range(256) if characters is None else characters
+    weights = torch.zeros(len(vocabulary), len(vocabulary))
+    for each, following in itertools.pairwise(order):
+        weights[vocabulary.index(each), vocabulary.index(following)] = 100
+    settings = {"characters": characters, "model": {"name": "bigram"}}
+    contents = {"hyper_parameters": settings, "state_dict": {"net.token_embedding_table.weight": weights}}
+    torch.save(contents, file)
+    return file
+
+
 def random_qkv(T: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Queries, keys and values of 5 sequences and 3 heads, (3, 5, 3, T, 8), laid out as the model does."""
     generator = torch.Generator().manual_seed(0)
@@ -153,10 +181,11 @@ def plain_attention(
 
 
 def run_script(
-    script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
+    script: str, *arguments: str, status: int | None = 0, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run train.py or sample.py in this process, as if it had been started in that folder; output as text. (A new
-    process takes seconds: `run_fresh` is for streams, signals and the environment.)"""
+    """Run train.py or sample.py in this process, as if it had been started in that folder; output as text. It ends with
+    that status, or any if it is None. (A new process takes seconds: `run_fresh` is for streams, signals and the
+    environment.)"""
     command = train_command if script == "train.py" else sample.main
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
     before = torch.get_num_threads(), root.handlers[:], root.level
@@ -173,11 +202,11 @@ def run_script(
         mock.patch.object(sys, "argv", [str(ROOT / script), *arguments]),
     ):
         try:
-            status = errors.run(command) if command is train_command else command(list(arguments))
+            found = errors.run(command) if command is train_command else command(list(arguments))
         except SystemExit as end:
             if isinstance(end.code, str):
                 err.write(f"{end.code}\n")
-            status = 1 if isinstance(end.code, str) else end.code or 0
+            found = 1 if isinstance(end.code, str) else end.code or 0
     torch.set_num_threads(before[0])
     torch.use_deterministic_algorithms(False)
     GlobalHydra.instance().clear()  # Hydra's state of a process
@@ -189,7 +218,8 @@ def run_script(
     logging.disable(logging.NOTSET)
     for logger in root.manager.loggerDict.values():
         logger.disabled = False  # type: ignore[union-attr]  # by hydra/job_logging=disabled
-    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+    assert status in (None, found), err.getvalue()
+    return subprocess.CompletedProcess([script, *arguments], found, out.getvalue(), err.getvalue())
 
 
 def _process(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
@@ -199,10 +229,12 @@ def _process(script: str, arguments: tuple[str, ...], options: dict[str, Any]) -
     return {"args": [sys.executable, str(file), *arguments], "cwd": ROOT, "env": environment} | options
 
 
-def run_fresh(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
-    """Run a script in a new process; output as text."""
+def run_fresh(script: str, *arguments: str, status: int | None = 0, **options: Any) -> subprocess.CompletedProcess:
+    """Run a script in a new process, which ends with that status, or any if it is None; output as text."""
     options = {"timeout": 120, "input": "", "encoding": "utf-8", "capture_output": True} | options
-    return subprocess.run(**_process(script, arguments, options))
+    done = subprocess.run(**_process(script, arguments, options))
+    assert status in (None, done.returncode), done.stderr
+    return done
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:

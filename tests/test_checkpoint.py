@@ -98,10 +98,6 @@ def test_find_the_newest_run(tmp_path):
     assert find_checkpoint(outputs=outputs) == best
     only_last = touch(outputs / "2026-01-03" / "checkpoints" / "last.ckpt", 500)
     assert find_checkpoint(outputs=outputs) == only_last
-    touch(tmp_path / "disk" / "10-00-00" / "checkpoints" / "best.ckpt", 600)
-    (outputs / "2026-11-30").symlink_to(tmp_path / "disk")
-    linked = outputs / "2026-11-30" / "10-00-00" / "checkpoints" / "best.ckpt"
-    assert find_checkpoint(outputs=outputs) == linked
 
 
 def test_find_by_name(tmp_path):
@@ -130,27 +126,13 @@ def refused(path, message=""):
 
 
 def test_damaged(saved, tmp_path):
+    """Also by one bit among the weights, which torch.load does not notice."""
     content, path = saved[0].read_bytes(), tmp_path / "bad.ckpt"
-    for damaged in (b"", content[: len(content) // 2], content[:-1], pickle.dumps({"state_dict": {}})):
+    at = content.index(saved[1].net.lm_head.weight.detach().numpy().tobytes())
+    flipped = content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
+    for damaged in (b"", content[: len(content) // 2], content[:-1], flipped, pickle.dumps({"state_dict": {}})):
         path.write_bytes(damaged)
         refused(path, "is damaged, or not a file that chargpt wrote")
-
-
-def test_flipped_bits(saved, tmp_path):
-    """One among the weights, which torch.load does not notice; and elsewhere, which may be padding."""
-    content, path, noticed = saved[0].read_bytes(), tmp_path / "bad.ckpt", []
-    weights = read_checkpoint(saved[0]).model.state_dict()
-    among_weights = content.index(weights["blocks.0.ffwd.net.0.weight"].numpy().tobytes())
-    for at in [among_weights, *range(0, len(content), len(content) // 150)]:
-        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
-        try:
-            found = read_checkpoint(path).model.state_dict()
-        except UserError:
-            noticed.append(at)
-        else:
-            assert all(torch.equal(found[name], weights[name]) for name in weights)
-    assert among_weights in noticed
-    assert len(noticed) > 25
 
 
 def test_not_there_or_not_readable(tmp_path):
@@ -196,10 +178,7 @@ CHANGES = [
     (weight(torch.empty(5, device="meta")), "weights are not"),
     (weight(torch.zeros(5).double()), "weights are not"),
     (weight(torch.full((5,), torch.nan)), "weights are not"),
-    (
-        lambda contents: contents.update(state_dict={k: w.cfloat() for k, w in contents["state_dict"].items()}),
-        "weights",
-    ),
+    (lambda made: made.update(state_dict={k: w.cfloat() for k, w in made["state_dict"].items()}), "weights are not"),
     (lambda contents: contents.pop("state_dict"), "not a file that chargpt wrote"),  # such as nanoGPT's
 ]
 

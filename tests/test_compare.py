@@ -108,9 +108,8 @@ def test_seeds_of_one_setting_only_are_one_row(tmp_path):
     """Values are compared, not how the table shows them."""
     for n, (value, loss) in enumerate(((f"{'x' * 70}a", 1.0), (f"{'x' * 70}a", 2.0), (f"a{'x' * 70}", 3.0))):
         job(tmp_path, n, [loss], data__path=value, seed=n)
-    assert [
-        line.split()[-1] for line in report(read_sweep(tmp_path)).partition("Over seeds:")[2].splitlines()[2:4]
-    ] == ["2", "1"]
+    rows = report(read_sweep(tmp_path)).partition("Over seeds:")[2].splitlines()[2:4]
+    assert [row.split()[-1] for row in rows] == ["2", "1"]
 
 
 def test_the_newest_is_the_default(sweep, tmp_path, monkeypatch, capsys):

@@ -1,17 +1,16 @@
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, assert_same, curves, resume, signal_at, start, state
+from helpers import QUIET, assert_same_end, curves, interrupt, resume, signal_at, start
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.batches import IGNORED, DataConfig, RandomBlocks, SequentialBlocks, parts_of
 from chargpt.corpus import encode_text
 from chargpt.data import CharDataModule
-from chargpt.errors import Stopped, UserError
+from chargpt.errors import UserError
 from chargpt.sources import SOURCES, Text
 
 IDS = np.arange(1000, dtype=np.uint16)  # each id is its own place, so a batch tells where it came from
@@ -81,21 +80,6 @@ def data_of(expected=None, **config):
     return data
 
 
-def test_the_loader_resumes_where_training_stands(text_file):
-    """And draws no random number that training draws."""
-    data = data_of(path=str(text_file), batch_size=4)
-    data.trainer = MagicMock(global_rank=1, world_size=2)
-    data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = 5
-    before = torch.get_rng_state()
-    expected = RandomBlocks(data.train_ids, data.config, data.tokenizer.vocab_size, 1, 2)
-    for n, (inputs, targets) in zip(range(5), data.train_dataloader(), strict=False):
-        assert torch.equal(inputs, expected[5 + n][0])
-        assert torch.equal(targets, expected[5 + n][1])
-    assert n == 4
-    next(iter(data.val_dataloader()))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(("accumulate", "at"), [(1, 4), (2, 6)])
 def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
     """Interrupted at the end of one, and in one that ends within an accumulated step. No batch is left out."""
@@ -105,11 +89,9 @@ def test_epochs_of_a_few_batches(accumulate, at, tiny, tmp_path, monkeypatch):
     settings = [*tiny, *QUIET, *epochs, "model.dropout=0.1"]
     start(tmp_path / "once", *settings)
     assert seen == list(range(len(seen)))
-    with pytest.raises(Stopped):
-        start(tmp_path / "twice", *settings, *signal_at(at))
+    interrupt(tmp_path / "twice", *settings, *signal_at(at))
     resume(tmp_path / "twice", "+callbacks.stop=null")
-    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_same(state(tmp_path / "once")[key], state(tmp_path / "twice")[key], key)
+    assert_same_end(tmp_path / "once", tmp_path / "twice")
     assert curves(tmp_path / "once") == curves(tmp_path / "twice")
 
 

@@ -39,29 +39,25 @@ def test_what_a_killed_process_left_is_replaced_and_a_link_is_not_written_throug
 def test_a_file_that_is_busy_for_a_moment(tmp_path, monkeypatch):
     """On Windows, a file cannot be replaced while a virus scanner reads it."""
     monkeypatch.setattr(files, "BUSY_TIMEOUT", 0.3)
-    real, denials = os.replace, [PermissionError(13, "Permission denied")] * 2
 
-    def busy(source, target):
-        if denials:
-            raise denials.pop()
-        real(source, target)
+    def busy(owner, name, times):
+        real, denials = getattr(owner, name), [PermissionError(13, "Permission denied")] * times
 
-    monkeypatch.setattr(os, "replace", busy)
+        def denied(*arguments, **options):
+            if denials:
+                raise denials.pop()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, denied)
+
+    busy(os, "replace", 2)
     write(tmp_path / "a.txt", b"whole")
     assert (tmp_path / "a.txt").read_bytes() == b"whole"
-    real_open, refusals = Path.open, [PermissionError(13, "Permission denied")] * 2
-
-    def open_in_excel(self, *arguments, **options):
-        if refusals:
-            raise refusals.pop()
-        return real_open(self, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", open_in_excel)
-        add_losses(tmp_path, Point(1, 1.0, 2.0, 2.5, 9.0))
+    busy(Path, "open", 2)  # as while Excel has it open
+    add_losses(tmp_path, Point(1, 1.0, 2.0, 2.5, 9.0))
     assert len(read_losses(tmp_path)) == 1
     (tmp_path / "losses.csv").unlink()
-    denials += [PermissionError(13, "Permission denied")] * 1000
+    busy(os, "replace", 1000)
     with pytest.raises(PermissionError):
         write(tmp_path / "b.txt", b"whole")
     assert os.listdir(tmp_path) == ["a.txt"]

@@ -1,16 +1,6 @@
 import math
 
-from chargpt.history import (
-    LOSSES,
-    SAMPLES,
-    Point,
-    Sample,
-    add_losses,
-    add_sample,
-    drop_after,
-    read_losses,
-    read_samples,
-)
+from chargpt.history import LOSSES, Point, Sample, add_losses, add_sample, drop_after, read_losses, read_samples
 
 POINTS = [Point(4, 0.5, 3.25, 3.5, 1000.0), Point(8, 1.0, 3.0, 3.125, 2000.0), Point(12, 1.5, 2.75, 3.0, 1500.0)]
 TEXTS = [Sample(4 * step, text) for step, text in enumerate(["line\nline", "\u2028 道 \x1b[2J", ""], 1)]
@@ -52,5 +42,5 @@ def test_damaged_losses_are_left_out(tmp_path):
 def test_damaged_samples_are_left_out(tmp_path):
     bad = [b"", b"no json", b"\xff", b"[]", b'{"step": 1}', b'{"step": 1e999, "text": "a"}', b'{"step": 1, "text": 1}']
     bad += [b"[" * 100_000, b'{"step": 1, "text": "\\ud800"}', b'{"step": 2, "text": "b"}', b'{"step": 3, "te']
-    (tmp_path / SAMPLES).write_bytes(b"\n".join([b'{"step": 1, "text": "a"}', *bad]))
+    (tmp_path / "samples.jsonl").write_bytes(b"\n".join([b'{"step": 1, "text": "a"}', *bad]))
     assert read_samples(tmp_path) == [Sample(1, "a"), Sample(2, "b")]

@@ -1,15 +1,13 @@
 import math
-from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from chargpt.batches import IGNORED
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPTConfig
 from chargpt.module import CharLM
-from chargpt.optim import AdamWConfig, lr_factor
+from chargpt.optim import AdamWConfig
 
 MODEL = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
@@ -57,43 +55,7 @@ def test_metrics_stay_in_fp32_under_bf16_true():
     assert module.to(torch.bfloat16).best_val_loss.compute().item() == pytest.approx(1.6446, rel=1e-6)
 
 
-def test_the_learning_rate_follows_the_schedule_step_by_step():
-    config = AdamWConfig(lr=1e-3, schedule="cosine", warmup_steps=3)
-    module = CharLM(MODEL, config, "abc")
-    module._trainer = SimpleNamespace(max_steps=12)
-    made = module.configure_optimizers()
-    assert made["lr_scheduler"]["interval"] == "step"
-    for step in range(12):
-        rates = [group["lr"] for group in made["optimizer"].param_groups]
-        assert rates == pytest.approx([1e-3 * lr_factor(config, step, 12)] * 2)
-        made["optimizer"].step()
-        made["lr_scheduler"]["scheduler"].step()
-
-
-def test_hyper_parameters_are_plain_and_restore_the_configurations():
-    """Missing options have their defaults."""
-    optimizer = AdamWConfig(schedule="linear")
-    first = CharLM(MODEL, optimizer, "abc", {"name": "a text", "sha256": "0"})
-    record = dict(first.hparams)
-    assert record == {
-        "model": asdict(MODEL),
-        "optimizer": asdict(optimizer),
-        "characters": "abc",
-        "corpus": {"name": "a text", "sha256": "0"},
-        "scoring": {},
-    }
-    assert all(type(record[name]) is dict for name in ("model", "optimizer", "corpus"))
-    again = CharLM(**record)
-    assert (again.net.config, again.optimizer_config, dict(again.hparams)) == (MODEL, optimizer, record)
-    old = CharLM({"name": "gpt", "block_size": 8}, {"name": "adamw", "lr": 0.1}, "abc")
-    assert isinstance(old.net, GPT)
-    assert (old.net.config, old.optimizer_config) == (GPTConfig(block_size=8), AdamWConfig(lr=0.1))
-
-
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [(40, [5]), (39, [4, 1]), (3, [1] * 5)],
-)
+@pytest.mark.parametrize(("part", "expected"), [(40, [5]), (39, [4, 1]), (3, [1] * 5)])
 def test_a_cpu_takes_a_batch_in_parts_and_nothing_changes(part, expected, monkeypatch):
     """Neither the loss nor the gradients; a part has the size allowed at most, and a row is never cut."""
     monkeypatch.setattr("chargpt.module.CPU_PART", part)

@@ -44,6 +44,7 @@ def test_from_a_run_to_its_models_in_a_notebook(tiny_run):
     model, tokenizer = chargpt.load_checkpoint(file)
     assert module.net.config == model.config
     assert module.hparams["characters"] == tokenizer.characters
+    assert vars(module.optimizer_config) == module.hparams["optimizer"]
     assert module.net.state_dict().keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(module.net.state_dict()[name], value)

@@ -45,16 +45,10 @@ TOOL_LINES = [line for line in LINES if line.startswith(tuple(TOOLS))]
 
 
 def test_every_command_is_tried():
-    others = (
-        "python -m venv .venv && ",
-        "python -m pip install -c constraints.txt -e ",
-        "python -m chargpt.compare",  # after each sweep
-        "tensorboard --logdir ",
-        'eval "$(python train.py -sc install=bash)"',
-    )
+    others = "python -m (venv .venv && |pip install -c constraints.txt -e |chargpt.compare)|tensorboard --logdir |eval "
     rest = [line for line in LINES if not line.startswith(("python train.py", *TOOLS))]
     assert LINES
-    assert all(line.startswith(others) for line in rest)
+    assert all(re.match(others, line) for line in rest)
 
 
 @pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
@@ -84,10 +78,8 @@ def test_train_commands(overrides, tiny, tiny_run, text_file, tmp_path, monkeypa
 def test_resume_commands(arguments, tiny, tmp_path):
     named = re.search("outputs/[^ ]+", " ".join(arguments))
     run = tmp_path / (named[0] if named else "outputs/2026-01-31/12-00-00")
-    first = run_script("train.py", *tiny, f"hydra.run.dir={run}", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    run_script("train.py", *tiny, f"hydra.run.dir={run}", cwd=tmp_path)
     done = run_script("train.py", *arguments, "trainer.max_steps=8", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     assert f"Run: {run.relative_to(tmp_path)}, from step 6" in done.stderr
 
 
@@ -100,7 +92,6 @@ def test_sweep_commands(overrides, tiny, tmp_path):
     jobs = math.prod(each.count(",") + 1 for each in overrides)
     quiet = ("callbacks.text_samples=null", "callbacks.losses=null", "trainer.max_steps=3")
     done = run_script("train.py", *kept, *small, *quiet, f"hydra.sweep.dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/checkpoints/best.ckpt"))) == jobs
     assert compare.main([str(tmp_path)]) == 0
     assert f"{jobs} of {jobs} jobs finished" in done.stderr
@@ -125,7 +116,7 @@ def test_commands_on_a_run(line, tiny_run, text_file, tmp_path, monkeypatch, cap
 @pytest.mark.processes
 def test_completion():
     environment = {"COMP_LINE": "python train.py model=", "COMP_POINT": "22", "COMP_CWORD": "2"}
-    done = run_fresh("train.py", "-sc", "query=bash", env=environment)
+    done = run_fresh("train.py", "-sc", "query=bash", status=None, env=environment)
     assert "model=bigram" in done.stdout, done.stderr
 
 
@@ -151,7 +142,6 @@ def test_extending(tiny, tmp_path):
     typed = [override for command in commands(EXAMPLES) for override in shlex.split(command)[2:]]
     small = [*(each for each in tiny if not each.startswith("data")), "trainer.limit_val_batches=2"]
     done = run_fresh("train.py", *small, *typed, "hydra.run.dir=run", cwd=tmp_path, script_folder=tmp_path)
-    assert done.returncode == 0, done.stderr
     assert "val loss" in done.stdout
     settings = (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
     assert all(text in settings for text in ("name: sgd", "momentum: 0.8", "source: python_code"))

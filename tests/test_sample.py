@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import os
 import re
 import shutil
@@ -11,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import ROOT, run_fresh
+from helpers import ROOT, bigram, run_fresh
 
 import sample
 from chargpt.errors import NonFiniteError
@@ -29,23 +27,6 @@ def run(tiny_run, capsys):
         return status, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture
-def bigram(tmp_path):
-    """Write a checkpoint of a bigram; each character is followed by the next one in `order`, or all are as likely."""
-
-    def bigram(characters, order=""):
-        weights = torch.zeros(256, 256) if characters is None else torch.zeros(len(characters), len(characters))
-        ids = list(order) if characters is None else [characters.index(each) for each in order]
-        for id, following in itertools.pairwise(ids):
-            weights[id, following] = 100
-        settings = {"characters": characters, "model": {"name": "bigram"}}
-        state = {"net.token_embedding_table.weight": weights}
-        torch.save({"hyper_parameters": settings, "state_dict": state}, tmp_path / "bigram.ckpt")
-        return tmp_path / "bigram.ckpt"
-
-    return bigram
 
 
 def split(out):
@@ -92,20 +73,21 @@ def test_bytes_that_come_in_parts(size):
         assert text == content.decode(errors=errors)
 
 
-def test_a_model_of_bytes_reads_and_writes_any_bytes(run, bigram, tmp_path):
+def test_a_model_of_bytes_reads_and_writes_any_bytes(run, tmp_path):
     order = [0, 255, 0xC3, 0xA9, 128, 10, 13, 0]
     (tmp_path / "seed.bin").write_bytes(bytes(order[:2]))
     arguments = ("--prompt-file", tmp_path / "seed.bin", "--out", tmp_path / "out.bin", "--temperature", "0")
-    assert run(*arguments, "--max-new-tokens", "12", ckpt=bigram(None, order))[0] == 0
+    assert run(*arguments, "--max-new-tokens", "12", ckpt=bigram(tmp_path / "a.ckpt", None, order))[0] == 0
     assert (tmp_path / "out.bin").read_bytes() == bytes(order[:-1] * 2) + b"\n"
     status, _, err = run("--prompt-file", tmp_path / "seed.bin")
     assert (status, err) == (2, "error: the prompt is not UTF-8 at byte offset 1\n")
 
 
-def test_cr_lf_in_a_prompt_and_in_a_stop_is_a_new_line(run, bigram, tmp_path):
+def test_cr_lf_in_a_prompt_and_in_a_stop_is_a_new_line(run, tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"b\r\n")  # as Notepad writes it
     arguments = ("--prompt-file", tmp_path / "prompt.txt", "--temperature", "0", "--max-new-tokens", "9")
-    assert run(*arguments, "--stop", "b\r\n", ckpt=bigram("\nab", "\nab\n"))[1] == "b\na\n"
+    checkpoint = bigram(tmp_path / "a.ckpt", "\nab", "\nab\n")
+    assert run(*arguments, "--stop", "b\r\n", ckpt=checkpoint)[1] == "b\na\n"
 
 
 @pytest.mark.parametrize(
@@ -129,11 +111,6 @@ def test_until(stop, text, expected):
         (["--stop", "Q"], r"--stop has characters outside the vocabulary: 'Q' \(U\+0051\)"),
         (["--prompt", "7 gréen€"], r"the prompt has characters outside the vocabulary: 'é' \(U\+00E9\), '€'"),
         (["--prompt", r"\n"], r"the prompt has .*: '\\\\' \(U\+005C\); for a new line, type \$'\\n' .* --prompt-file"),
-        (
-            ["--stop", r"\n"],
-            r"--stop has characters .*: '\\\\' \(U\+005C\); for a new line, type \$'\\n' .* --prompt-file",
-        ),
-        (["--top-k", "0"], "top_k must be at least 1"),
         (["--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["--device", "gpu9"], "cannot use the device gpu9"),
         (["--prompt-file", "no/such/file"], "No such file or directory: no/such/file"),
@@ -161,11 +138,8 @@ def test_runs_and_files_by_other_names(tiny_run, run, tmp_path, monkeypatch):
     arguments = ("--max-new-tokens", "5", "--seed", "1")
     assert run(*arguments, "--out=~/text.txt", ckpt="~/outputs/day/run") == (0, "", "")
     newest = Path("outputs", "day", "run", "checkpoints", "best.ckpt")
-    assert run(*arguments, ckpt=None) == (
-        0,
-        Path("text.txt").read_text(encoding="utf-8"),
-        f"The newest run: {newest}\n",
-    )
+    text = Path("text.txt").read_text(encoding="utf-8")
+    assert run(*arguments, ckpt=None) == (0, text, f"The newest run: {newest}\n")
 
 
 def test_an_error_before_the_first_character_leaves_the_file(run, tmp_path, monkeypatch):
@@ -200,10 +174,10 @@ def test_full_and_closed_streams(tiny_run, tmp_path):
         ("\n\ra", "a\r\na", "a\n" * 2),  # CR LF is a line break
     ],
 )
-def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monkeypatch):
+def test_a_terminal_is_not_commanded(characters, order, shown, run, tmp_path, monkeypatch):
     """Control characters are escaped there, and written as they are into files."""
     arguments = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", 2 * len(order) - 3)
-    path = bigram(characters, order)
+    path = bigram(tmp_path / "a.ckpt", characters, order)
     assert run(*arguments, ckpt=path)[1] == 2 * order[:-1] + "\n"
     master, terminal = os.openpty()
     with open(terminal, "w") as stdout, monkeypatch.context() as patch:
@@ -218,9 +192,10 @@ def test_a_terminal_is_not_commanded(characters, order, shown, run, bigram, monk
 
 
 @pytest.mark.processes
-def test_a_fresh_process(run, bigram):
+def test_a_fresh_process(run, tmp_path):
     """Writes what this one does, as UTF-8 in any locale, each character before the next one is there."""
-    arguments = ("--ckpt", str(bigram("".join(sorted("道🫠é\u0301")))), "--prompt", "道", "--seed", "1")
+    checkpoint = bigram(tmp_path / "a.ckpt", "".join(sorted("道🫠é\u0301")))
+    arguments = ("--ckpt", str(checkpoint), "--prompt", "道", "--seed", "1")
     environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = run_fresh("sample.py", *arguments, "--device", "cpu", env=environment)
     assert (done.returncode, done.stdout, done.stderr) == run(*arguments, ckpt=None)

@@ -38,18 +38,9 @@ def found(*paths):
 
 def test_a_folder(tmp_path):
     """Its texts at any depth, sorted; hidden files and those of other kinds are left out."""
-    make(
-        tmp_path,
-        "b.txt",
-        "a.txt",
-        "UPPER.TXT",
-        "sub.txt/c.txt",
-        "sub.txt/[d] é.txt",
-        "sub.txt/deep/e.txt.gz",
-        "notes.md",
-    )
-    make(tmp_path, "a.txt.gz", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "__MACOSX/._a.txt")
     expected = ["UPPER.TXT", "a.txt", "b.txt", "sub.txt/[d] é.txt", "sub.txt/c.txt", "sub.txt/deep/e.txt.gz"]
+    others = ["notes.md", "a.txt.gz", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "__MACOSX/._a.txt"]
+    make(tmp_path, *reversed(expected), *others)
     assert found(tmp_path) == found(f"{tmp_path}/") == expected
     assert find_files(str(tmp_path)).name == f"{tmp_path} (6 files)"
 

@@ -7,20 +7,14 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, STEPS, curves, events, run_fresh, run_script, start, state
+from helpers import ROOT, STEPS, curves, events, run_fresh, run_script, start, state, texts
 
-from chargpt.batches import IGNORED, SequentialBlocks
-from chargpt.checkpoint import load_checkpoint
 from chargpt.history import read_losses
 from chargpt.run.report import verdict
 
 
 def steps(folder, tag):
     return [step for step, _ in curves(folder)[tag]]
-
-
-def texts(folder, tag):
-    return [event.tensor_proto.string_val[0].decode() for event in events(folder).Tensors(f"{tag}/text_summary")]
 
 
 def test_curves(tiny_run):
@@ -37,20 +31,6 @@ def test_curves(tiny_run):
     assert 0 < accuracy < 1
 
 
-def test_validation_loss_is_the_mean_over_the_whole_split(tiny_run, text_file):
-    """Computed again from the checkpoint, one character at a time in float64."""
-    model, tokenizer = load_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
-    text = text_file.read_text(encoding="utf-8")
-    ids = torch.tensor(tokenizer.encode(text[int(0.9 * len(text)) :]))
-    total = 0.0
-    for inputs, targets in [SequentialBlocks(ids.numpy(), 16, 1)[n] for n in range((len(ids) + 14) // 16)]:
-        real = targets != IGNORED
-        logp = model.double()(inputs)[real].log_softmax(-1)
-        total -= logp.gather(-1, targets[real][:, None]).sum().item()
-    logged = curves(tiny_run)["val/loss"][-1][1]
-    assert logged == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-
-
 def test_accumulation_keeps_steps_true(tiny, tiny_run, tmp_path):
     """Two batches per step; every count stays one of optimizer steps. The last step is validated and saved. Another
     seed has other weights."""
@@ -62,22 +42,9 @@ def test_accumulation_keeps_steps_true(tiny, tiny_run, tmp_path):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model=bigram", "trainer.limit_val_batches=0", "trainer.logger=false"],
-        ["trainer.fast_dev_run=true"],
-        ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=true"],
-        ["trainer.limit_train_batches=2", "trainer.min_steps=2"],
-    ],
-    ids=" ".join,
-)
-def test_variants_train(tiny, tmp_path, overrides):
-    if "model=bigram" in overrides:
-        tiny = [each for each in tiny if not each.startswith("model.n_")]
-    start(tmp_path, *tiny, *overrides)
-    saved = not any("fast_dev_run" in each or "enable_checkpointing" in each for each in overrides)
-    assert (tmp_path / "checkpoints" / "last.ckpt").exists() == saved
+def test_without_checkpoints_and_with_a_progress_bar(tiny, tmp_path):
+    start(tmp_path, *tiny, "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=true")
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 # The command line
@@ -88,7 +55,6 @@ def test_a_run_by_hand(tiny, tmp_path):
     text = tmp_path / "two\nlines.txt"
     text.write_text("".join(chr(97 + n % 7) for n in range(2000)))
     done = run_script("train.py", *tiny, *STEPS, f"data.path={text}", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     time, ending = r"\d+ s \(.+, \d+ threads?\)", re.escape(verdict(read_losses(tmp_path / "run"), 12))
     assert ending
@@ -112,19 +78,16 @@ def test_a_run_by_hand(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.n_head=5"], "model.n_embd must be divisible by model.n_head, 5; got 384"),
         (["model.n_layer=["], "cannot read model.n_layer=["),
-        (["model.block_size=100000"], "needs 100,001"),
         (["seed=4294967296"], "seed must be"),
-        (["compile=maybe"], "compile must be auto, true or false"),
         (["callbacks=null"], "Config group override must be a string"),
         (["--resolve"], "The --resolve flag can only be used in conjunction with --cfg"),
     ],
 )
 def test_bad_input_is_one_line(overrides, message, tiny, tmp_path):
     text = [each for each in tiny if each.startswith("data")]
-    done = run_script("train.py", *overrides, *text, f"hydra.run.dir={tmp_path}/run")
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run_script("train.py", *overrides, *text, f"hydra.run.dir={tmp_path}/run", status=2)
+    assert done.stdout == ""
     [line] = [line for line in done.stderr.splitlines() if not line.startswith("Encoding ")]
     assert line.startswith("error: ")
     assert message in line
@@ -134,8 +97,7 @@ def test_bad_input_is_one_line(overrides, message, tiny, tmp_path):
 def test_output_folder_that_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").touch()
     for option in ([f"hydra.run.dir={tmp_path}/file/run"], ["-m", f"hydra.sweep.dir={tmp_path}/file/runs", "seed=1,2"]):
-        done = run_script("train.py", *option, *tiny)
-        assert done.returncode == 2
+        done = run_script("train.py", *option, *tiny, status=2)
         assert re.fullmatch(rf"error: Not a directory: .*{tmp_path}/file/run.*\n", done.stderr)
 
 
@@ -144,8 +106,7 @@ def test_hydra_may_change_the_directory(tiny, text_file, tmp_path):
     (tmp_path / "t.txt").write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
     line = [*tiny, "data.path=t.txt", "hydra.job.chdir=true", "trainer.max_steps=1"]
     for option in (["hydra.run.dir=run", "hydra/job_logging=disabled"], ["-m", "seed=1,2", "hydra.sweep.dir=sweep"]):
-        done = run_script("train.py", *option, *line, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        run_script("train.py", *option, *line, cwd=tmp_path)
 
 
 HIDE = """
@@ -187,9 +148,8 @@ def test_without_pytorchs_private_operators_and_without_a_compiler(tiny, tiny_ru
     for tag in ("train/loss", "val/loss"):
         plain, private = (dict(curves(folder)[tag]) for folder in (tmp_path / "run", tiny_run))
         assert plain == pytest.approx(private, rel=1e-4)
-    done = run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7")
-    assert done.returncode == 0, done.stderr
-    assert "道德經 ő.txt" in texts(tmp_path / "run", "config")[-1]
+    run_script("train.py", f"resume={tmp_path}/run", "trainer.max_steps=7")
+    assert "道德經 ő.txt" in texts(tmp_path / "run", "config")[-1][1]
 
 
 @pytest.mark.processes
@@ -197,8 +157,8 @@ def test_a_link_to_the_script_and_a_full_disk(tmp_path):
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     options = {"capture_output": False, "stderr": subprocess.PIPE, "script_folder": tmp_path}
     with open("/dev/full", "w") as full:
-        done = run_fresh("train.py", "--cfg", "job", "run_dir=x", stdout=full, **options)
-    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+        done = run_fresh("train.py", "--cfg", "job", "run_dir=x", status=2, stdout=full, **options)
+    assert done.stderr == "error: No space left on device\n"
 
 
 @pytest.mark.slow
@@ -207,7 +167,6 @@ def test_the_cpu_experiment_reaches_its_loss(tmp_path):
     """Its whole schedule, in 200 of its 900 steps."""
     short = ["trainer.max_steps=200", "trainer.val_check_interval=200"]
     done = run_script("train.py", "experiment=cpu", *short, f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
     assert "Text: tiny Shakespeare" in done.stderr
     loss = float(re.search(r"Best validation loss ([\d.]+)", done.stderr)[1])
     assert loss <= 1.82

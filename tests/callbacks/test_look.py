@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import STEPS, assert_same, curves, events, resume, signal_at, start, state
+from helpers import STEPS, assert_same_end, curves, events, interrupt, resume, signal_at, start, texts
 
 from chargpt.callbacks import look
-from chargpt.callbacks.look import Surprise, TextSamples, attention_weights, draw_attention, draw_surprise
-from chargpt.errors import Stopped
-from chargpt.files import write_figure
+from chargpt.callbacks.look import Surprise, attention_weights, draw_attention, draw_surprise
 from chargpt.history import read_samples
 from chargpt.model import GPT, GPTConfig
 
@@ -96,18 +94,16 @@ def test_a_context_and_a_vocabulary_of_the_smallest_size_in_half_precision(tiny,
 def test_training_is_bitwise_the_same_without_pictures(tiny, tmp_path):
     options = [*tiny, *STEPS, "model.dropout=0.2"]
     start(tmp_path / "none", *options, *NONE)
-    with pytest.raises(Stopped):
-        start(tmp_path / "looks", *options, *signal_at(6))
+    interrupt(tmp_path / "looks", *options, *signal_at(6))
     resume(tmp_path / "looks", "+callbacks.stop=null")
-    for key in ("state_dict", "optimizer_states", "random_states"):
-        assert_same(state(tmp_path / "none")[key], state(tmp_path / "looks")[key])
+    assert_same_end(tmp_path / "none", tmp_path / "looks")
     assert curves(tmp_path / "none") == curves(tmp_path / "looks")
     tags = ("attention/layer_1", "attention/layer_2", "surprise")
     assert images(tmp_path / "looks") == {tag: [4, 8, 12] for tag in tags}
 
 
 @pytest.mark.parametrize(("heads", "text"), [(1, "a"), (5, "a$"), (16, "ab\n\0道\u200b")])
-def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, text, tmp_path, recwarn):
+def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, text):
     weights = np.tril(np.ones((heads, len(text), len(text)))) / np.arange(1, len(text) + 1)[:, None]
     figure = draw_attention(weights, text)
     assert [panel.get_title() for panel in figure.axes] == [f"head {n + 1}" for n in range(heads)]
@@ -115,12 +111,10 @@ def test_an_attention_map_has_a_panel_per_head_and_labels_at_its_edges(heads, te
         assert np.array_equal(panel.images[0].get_array(), np.sqrt(each))
     labels = [each.get_text() for panel in figure.axes for each in panel.texts]
     assert set(labels) == {{"\n": "↵", "\0": r"\x00", "\u200b": r"\u200b"}.get(each, each) for each in text}
-    write_figure(tmp_path / "picture.png", figure)
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize("many", [2, 32, 33])
-def test_a_picture_of_surprise_has_each_character_on_its_colour(many, tmp_path):
+def test_a_picture_of_surprise_has_each_character_on_its_colour(many):
     text, bits = "$\n" * (many // 2) + "a" * (many % 2), np.linspace(0, 9, many - 1)
     figure = draw_surprise(bits, text, 6.0)
     panel = figure.axes[0]
@@ -128,12 +122,6 @@ def test_a_picture_of_surprise_has_each_character_on_its_colour(many, tmp_path):
     assert cells.mask[0]  # nothing predicts the first character
     assert np.array_equal(cells[1:many], bits)
     assert [each.get_text() for each in panel.texts] == [{"\n": "↵"}.get(each, each) for each in text]
-    write_figure(tmp_path / "picture.png", figure)
-
-
-@pytest.mark.parametrize("kind", [Surprise, TextSamples])
-def test_a_prompt_that_hydra_reads_as_a_number(kind):
-    assert kind(prompt=1984).prompt == "1984"
 
 
 def test_a_prompt_of_unknown_characters_is_replaced_by_the_first_of_the_vocabulary(tiny, tmp_path):
@@ -141,5 +129,4 @@ def test_a_prompt_of_unknown_characters_is_replaced_by_the_first_of_the_vocabula
     start(tmp_path / "run", *tiny, "callbacks.text_samples.prompt='道'")
     samples = read_samples(tmp_path / "run")
     assert [(sample.step, len(sample.text), sample.text[0]) for sample in samples] == [(3, 9, "\n"), (6, 9, "\n")]
-    shown = events(tmp_path / "run").Tensors("sample/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert shown == "\n".join(f"    {line}" for line in samples[0].text.split("\n"))
+    assert texts(tmp_path / "run", "sample")[0][1] == "\n".join(f"    {line}" for line in samples[0].text.split("\n"))

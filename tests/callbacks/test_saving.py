@@ -4,38 +4,16 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from helpers import STEPS, curves, resume, start, state
-from lightning.pytorch import Callback
 
 from chargpt.errors import UserError
 
 
-class Keeps(Callback):
-    """Has a value in its state or in the checkpoint, which from step 5 on is one that cannot be loaded as data."""
-
-    def __init__(self, extra, value=None):
-        self.extra = extra
-        self.value = value or {"best": 9.0, "x": torch.ones(2)}
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step >= 5:
-            self.value = (lambda: 9) if self.extra else np.float64(9)
-
-    def state_dict(self):
-        return {"value": None if self.extra else self.value}
-
-    def on_save_checkpoint(self, trainer, module, checkpoint):
-        checkpoint["extra_state"] = self.value if self.extra else None
-
-
 @pytest.mark.parametrize(("extra", "named"), [(False, "Keeps"), (True, "extra_state")])
-def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_path, monkeypatch):
+def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_path):
     """By name. The checkpoint before it stays, with its state of plain values, and the run resumes from it."""
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    keeps = f"+callbacks.keeps={{_target_: test_saving.Keeps, extra: {extra}}}"
+    keeps = f"+callbacks.keeps={{_target_: faults.Keeps, extra: {extra}}}"
     with pytest.raises(UserError, match=f"could not resume: {named} is not plain numbers"):
         start(tmp_path, *tiny, *STEPS, keeps)
     kept = state(tmp_path)
@@ -46,9 +24,8 @@ def test_a_state_that_could_not_be_loaded_is_refused(extra, named, tiny, tmp_pat
     assert state(tmp_path)["global_step"] == 5
 
 
-def test_a_state_is_tried_before_the_first_step(tiny, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    keeps = "+callbacks.keeps={_target_: test_saving.Keeps, extra: false, value: {_target_: builtins.object}}"
+def test_a_state_is_tried_before_the_first_step(tiny, tmp_path):
+    keeps = "+callbacks.keeps={_target_: faults.Keeps, extra: false, value: {_target_: builtins.object}}"
     with pytest.raises(UserError, match="could not resume: Keeps"):
         start(tmp_path, *tiny, keeps)
     assert not list(tmp_path.glob("checkpoints/*"))

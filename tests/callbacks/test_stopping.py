@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import STEPS, composed, signal_at, start, state
+from helpers import STEPS, composed, interrupt, signal_at, start, state
 
 from chargpt.callbacks import stopping
 from chargpt.callbacks.stopping import SIGNALS, StopOnSignal
@@ -57,22 +57,16 @@ def test_a_signal_lets_the_step_end_and_saves_it(late, tiny, tmp_path, handlers,
 
 
 @pytest.mark.parametrize(
-    ("last", "overrides", "sent"),
-    [
-        (6, [], signal_at(5)),
-        (6, ["trainer.max_steps=60", EARLY], signal_at(6, when="on_validation_batch_start")),
-    ],
+    "line", [signal_at(5), ["trainer.max_steps=60", EARLY, *signal_at(6, when="on_validation_batch_start")]]
 )
-def test_a_signal_in_the_last_step_or_its_validation_counts_too(last, overrides, sent, tiny, tmp_path, handlers):
+def test_a_signal_in_the_last_step_or_its_validation_counts_too(line, tiny, tmp_path, handlers):
     """The run is complete, but ends as stopped: otherwise a sweep would start its next job."""
-    with pytest.raises(Stopped):
-        start(tmp_path, *tiny, *overrides, *sent)
-    assert state(tmp_path)["global_step"] == last
+    interrupt(tmp_path, *tiny, *line)
+    assert state(tmp_path)["global_step"] == 6
 
 
 def test_without_last_checkpoint_a_signal_saves_nothing_and_the_log_shows_it(tiny, tmp_path, handlers, caplog):
-    with pytest.raises(Stopped):
-        start(tmp_path, *tiny, "callbacks.last_checkpoint=null", *signal_at(2))
+    interrupt(tmp_path, *tiny, "callbacks.last_checkpoint=null", *signal_at(2))
     assert "Stopped after step 3; nothing was saved" in caplog.text
 
 
@@ -135,8 +129,7 @@ def test_min_steps_delay_early_stopping_and_nothing_else(min_steps, last, tiny, 
 
 def test_before_min_steps_saves_and_signals_work_after_something_asked_to_stop(tiny, tmp_path, handlers):
     more = ["trainer.max_steps=200", "+trainer.min_steps=100", EARLY]
-    with pytest.raises(Stopped):
-        start(tmp_path, *tiny, *STEPS, *more, *signal_at(30))
+    interrupt(tmp_path, *tiny, *STEPS, *more, *signal_at(30))
     assert state(tmp_path)["global_step"] == 31
     previous = torch.load(tmp_path / "checkpoints" / "previous.ckpt", weights_only=True)
     assert previous["global_step"] == 30
@@ -162,13 +155,8 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(step, when, message, t
     harm = {"_target_": "faults.Poison", "step": step, "when": when}
     with pytest.raises(NonFiniteError, match=message):
         start(tmp_path, *tiny, *STEPS, *(f"+callbacks.harm.{key}={value}" for key, value in harm.items()))
-    assert finite(state(tmp_path), (step - 1) // 3 * 3)
-    if step > 4:
-        best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
-        assert finite(best, (step - 1) // 4 * 4)
+    for name, every in [("last", 3), ("best", 4)] if step > 4 else [("last", 3)]:
+        kept = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert kept["global_step"] == (step - 1) // every * every
+        assert all(value.isfinite().all() for key, value in kept["state_dict"].items() if key.startswith("net."))
     assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
-def finite(checkpoint, step):
-    weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")]
-    return checkpoint["global_step"] == step and all(value.isfinite().all() for value in weights)

@@ -39,9 +39,7 @@ def tab(chromium):
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on(
-        "request", lambda request: wrong.append(request.url) if not request.url.startswith(("file:", "blob:")) else None
-    )
+    page.on("request", lambda each: None if each.url.startswith(("file:", "blob:")) else wrong.append(each.url))
     yield page
     context.close()
     assert not wrong

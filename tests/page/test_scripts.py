@@ -5,8 +5,9 @@ import itertools
 
 import pytest
 import torch
-from helpers import OPTIONS, plain_attention
+from helpers import OPTIONS
 
+from chargpt.callbacks.look import attention_weights
 from chargpt.errors import CONTROL
 from chargpt.generation import Sampling, generate, next_token
 from chargpt.model import GPT, Bigram, BigramConfig, GPTConfig
@@ -63,13 +64,8 @@ def test_logits(scripts, config, kind):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @torch.no_grad()
 def test_attention(scripts, options):
-    """Weights times values is what attention gives, head by head."""
-    model = load(scripts, GPTConfig(**SIZES | options))
-    seen = []
-    for block in model.blocks:
-        block.sa.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    ids = [3, 1, 4, 1, 5]
-    model(torch.tensor([ids]))
+    """What the last of five characters attends to, head by head."""
+    model, ids = load(scripts, GPTConfig(**SIZES | options)), [3, 1, 4, 1, 5]
     rows = scripts.evaluate(
         """(ids) => {
             const cache = model.newCache();
@@ -78,11 +74,8 @@ def test_attention(scripts, options):
         }""",
         ids,
     )
-    for n, block in enumerate(model.blocks):
-        q, k, v = block.sa._split_heads(seen[n], 0)
-        expected = plain_attention(q, k, v)[0, :, 4]  # (n_head, hs)
-        found = torch.tensor(rows[3 * n : 3 * n + 3])  # (n_head, 5)
-        torch.testing.assert_close((found[:, None] @ v[0])[:, 0], expected, rtol=1e-5, atol=1e-5)
+    expected = torch.cat([weights[0, :, 4] for weights in attention_weights(model, torch.tensor([ids]))])
+    torch.testing.assert_close(torch.tensor(rows), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

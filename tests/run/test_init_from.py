@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import QUIET, assert_same, composed, run_script, signal_at, start, state
+from helpers import QUIET, assert_same, assert_same_end, composed, run_script, signal_at, start, state
 
 from chargpt import load_checkpoint
 from chargpt.errors import UserError
@@ -67,21 +67,15 @@ def test_interrupted_and_resumed(tiny_run, other, tmp_path, capsys):
     """Bit for bit, even if the initial weights are gone; dropout may differ; the score can be reproduced."""
     first = shutil.copytree(tiny_run, tmp_path / "first")
     line = [*other, f"init_from={first}", "model.n_layer=2", "model.dropout=0.2"]
-    done = run_script("train.py", *line, f"hydra.run.dir={tmp_path}/whole")
-    assert done.returncode == 0, done.stderr
-    done = run_script("train.py", *line, *signal_at(5), f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 143, done.stderr
+    run_script("train.py", *line, f"hydra.run.dir={tmp_path}/whole")
+    done = run_script("train.py", *line, *signal_at(5), f"hydra.run.dir={tmp_path}/run", status=143)
     assert f"Weights to start from: {first}\n" in done.stderr
     shutil.rmtree(first)
-    done = run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
-    assert done.returncode == 0, done.stderr
+    run_script("train.py", f"resume={tmp_path}/run", "+callbacks.stop=null")
+    assert_same_end(tmp_path / "whole", tmp_path / "run")
     whole, run = state(tmp_path / "whole"), state(tmp_path / "run")
-    for key in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_same(whole[key], run[key], key)
     assert whole["hyper_parameters"] == run["hyper_parameters"]
     assert run["hyper_parameters"]["model"]["dropout"] == 0.2
-    steps = {float(each["step"]) for each in whole["optimizer_states"][0]["state"].values()}
-    assert steps == {12.0}
     assert evaluate(["--ckpt", str(tmp_path / "run"), "--device", "cpu"]) == 0
     best = float(run["state_dict"]["best_val_loss.min_value"])
     assert f"\n{best:.4f} " in capsys.readouterr().out
@@ -91,17 +85,13 @@ def test_what_is_refused(bytes_run, tiny_run, tiny, other, tmp_path):
     options = [each for each in tiny if not each.startswith("model.n_")]
     for overrides, message in (
         ([*tiny, "init_from=none"], "no such checkpoint or run: none"),
-        ([*tiny, "init_from=README.md"], "README.md is damaged, or not"),
         ([*options, "model=bigram", f"init_from={tiny_run}"], r"has weights for model=gpt, not for bigram"),
         ([*tiny, f"init_from={bytes_run}"], r"names a model of bytes: add data\.tokenizer=bytes"),
-        (
-            [*tiny, f"init_from={tiny_run}", "data.tokenizer=bytes"],
-            r"names a model of characters: add data\.token",
-        ),
+        ([*tiny, f"init_from={tiny_run}", "data.tokenizer=bytes"], r"names a model of characters: add data\.token"),
     ):
         with pytest.raises(UserError, match=message):
             built(*overrides, f"run_dir={tmp_path}")
     assert built(*tiny, f"init_from={bytes_run}", "data.tokenizer=bytes", f"run_dir={tmp_path}")
-    done = run_script("train.py", *other, f"init_from={tiny_run}", f"hydra.run.dir={tmp_path}/run", "model.n_layer=3")
-    assert done.returncode == 2
+    line = [*other, f"init_from={tiny_run}", f"hydra.run.dir={tmp_path}/run", "model.n_layer=3"]
+    done = run_script("train.py", *line, status=2)
     assert done.stderr == f"error: init_from={tiny_run} has weights for model.n_layer=2, not for 3\n"

@@ -5,10 +5,9 @@ import math
 
 import pytest
 import torch
-from helpers import ROOT, curves, resume, signal_at, start
+from helpers import ROOT, curves, interrupt, resume, signal_at, start
 
 from chargpt import evaluate
-from chargpt.errors import Stopped
 from chargpt.history import Point, read_losses
 from chargpt.run.report import verdict
 
@@ -44,11 +43,7 @@ OVERFITS = [1.9, 1.65, 1.55, 1.50, 1.52, 1.56, 1.62]
         ([1.9, 1.5, 3.0, 5.0], None, "Overfitting since step 1,000"),  # and no divergence
         (OVERFITS, UP, ""),  # it rose by less than a tenth
         ([1.9, 1.6, 1.5, 1.51, 1.505], None, "Levelled off"),
-        (
-            [1.9, 1.6, 1.502, 1.501, 1.5],
-            None,
-            "Levelled off: validation loss fell only from 1.5020 at step 1,500",
-        ),
+        ([1.9, 1.6, 1.502, 1.501, 1.5], None, "Levelled off: validation loss fell only from 1.5020 at step 1,500"),
         ([1.9, 1.6, 1.5, 1.8, 2.5], UP, "Diverged: validation loss rose from 1.5000 to 2.5000. A lower optimizer.lr"),
         ([5.0, 5.2, 5.8], [5.0, 5.3, 5.6], "Diverged: validation loss rose from 5.0000 to 5.8000"),
         ([4.9, 4.8, 4.7], None, "Validation loss was still falling"),  # a bigram begins there
@@ -84,8 +79,7 @@ def test_the_test_text_is_scored_once_at_the_end_with_the_best_weights(tiny, tmp
     """Of a run that was interrupted, and whose weights become worse after step 3."""
     caplog.set_level("INFO")
     harm = "+callbacks.harm={_target_: faults.Worsen, step: 4}"
-    with pytest.raises(Stopped):
-        start(tmp_path, *tiny, THREE, harm, "trainer.max_steps=9", *signal_at(2))
+    interrupt(tmp_path, *tiny, THREE, harm, "trainer.max_steps=9", *signal_at(2))
     assert "test/loss" not in curves(tmp_path)
     resume(tmp_path, harm, "+callbacks.stop=null")
     [(_, loss)] = curves(tmp_path)["test/loss"]

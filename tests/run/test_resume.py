@@ -18,16 +18,7 @@ from chargpt.kernels.choice import Precision
 from chargpt.run import build
 from chargpt.run.config import read_config
 from chargpt.run.folder import CHECKPOINTS
-from chargpt.run.resume import (
-    OVERRIDES,
-    check_same,
-    command_to_resume,
-    load_state,
-    may_replay,
-    read_overrides,
-    replayed,
-    with_resume,
-)
+from chargpt.run.resume import OVERRIDES, check_same, command_to_resume, load_state, may_replay, replayed, with_resume
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +37,8 @@ def copy(whole, tmp_path):
 
 def add(run, *overrides):
     """Add to a run's stored overrides."""
-    (run / OVERRIDES).write_text(yaml.safe_dump([*read_overrides(run), *overrides]), encoding="utf-8")
+    with (run / OVERRIDES).open("a", encoding="utf-8") as file:
+        yaml.safe_dump(list(overrides), file)
 
 
 # What may change
@@ -92,7 +84,6 @@ def test_early_stopping(tiny, tmp_path):
     line = [*tiny, *QUIET, f"+callbacks.early={{{early}, patience: 1}}", "trainer.max_steps=40"]
     for _ in range(2):
         done = run_script("train.py", *line, "resume=allow", f"hydra.run.dir={tmp_path}/run")
-        assert done.returncode == 0, done.stderr
         assert state(tmp_path / "run")["global_step"] == 8
     assert "stopped early, after 8 steps" in done.stderr
     assert load_state(tmp_path / "run").stopped_early
@@ -187,10 +178,6 @@ def test_names_of_folders(whole, tmp_path):
     place = "'" + str(folder).replace("'", "\\'") + "'"
     for way in (f"resume={folder}", f"+resume={folder}", f"resume={place}"):
         assert with_resume(["x=1", way])[-3:] == [f"resume={place}", f"hydra.run.dir={place}", "x=1"]
-    for name in ("2026_01_31", "12e4567", "1.10"):
-        assert with_resume([f"hydra.run.dir={name}", f"data.path={name}"]) == [
-            f"hydra.run.dir='{name}'", f"data.path='{name}'"
-        ]  # fmt: skip
     home = Path("~").expanduser()
     assert with_resume(["hydra.run.dir='~/x'"]) == with_resume(["hydra.run.dir=~/x"]) == [f"hydra.run.dir='{home}/x'"]
 
@@ -273,12 +260,9 @@ def test_by_hand(tiny_run, tmp_path):
     first = shutil.copytree(tiny_run, tmp_path / "first")
     folder = shutil.copytree(first, tmp_path / "it's 0_a=1,b=2 back\\slash$HOME 道", copy_function=os.link)
     done = run_script("train.py", f"resume={folder}", "trainer.max_steps=8")
-    assert done.returncode == 0, done.stderr
     assert f"Run: {folder}, from step 6" in done.stderr
     assert (state(folder)["global_step"], state(first)["global_step"]) == (8, 6)
-    done = run_script("train.py", f"resume={folder}", "model.n_head=1")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = run_script("train.py", f"resume={folder}", "model.n_head=1", status=2)
+    assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: model.n_head cannot become 1")
-    done = run_script("train.py", f"resume={folder}")
-    assert done.returncode == 0
-    assert "is finished, 8 steps" in done.stderr
+    assert "is finished, 8 steps" in run_script("train.py", f"resume={folder}").stderr

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from helpers import QUIET, assert_same, resume, signal_at, start, state
+from helpers import QUIET, assert_same, interrupt, resume, signal_at, state
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from chargpt.errors import Stopped, UserError
+from chargpt.errors import UserError
 from chargpt.run.state import paths_outside
 
 
@@ -15,8 +15,7 @@ from chargpt.run.state import paths_outside
 def stopped(tiny, tmp_path_factory):
     """A run that was stopped after step 6 of 12."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(Stopped):
-        start(folder, *tiny, *QUIET, "optimizer.schedule=cosine", *signal_at(5))
+    interrupt(folder, *tiny, *QUIET, "optimizer.schedule=cosine", *signal_at(5))
     return folder
 
 
