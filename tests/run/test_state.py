@@ -41,7 +41,6 @@ def moments(kept):
     [
         lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(1000, 1000)),
         lambda kept: moments(kept)[0].update(exp_avg="text"),
-        lambda kept: moments(kept)[0].update(exp_avg=torch.zeros(29, 16, dtype=torch.int64)),
         lambda kept: moments(kept).update({0: {}}),
         lambda kept: kept.update(optimizer_states=[]),
         lambda kept: kept.update(optimizer_states=[{"state": {}, "param_groups": []}]),
