@@ -115,7 +115,7 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
-    """The steps of a text in TensorBoard, and what it was then."""
+    """The steps and texts under a tag in TensorBoard."""
     found = events(folder).Tensors(f"{tag}/text_summary")
     return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
 
